@@ -1,0 +1,1 @@
+"""What a run is made of: state, step, sharding, checkpoints, metrics."""
