@@ -157,6 +157,15 @@ class DropPath(nnx.Dropout):
         return x * (kept / keep).astype(x.dtype) if keep else jnp.zeros_like(x)
 
 
+def resolve_stem(stem: str, image_size: int) -> str:
+    """ "imagenet" or "cifar"; "auto" is the latter for images of up to 32 pixels a side."""
+    if stem == "auto":
+        return "cifar" if image_size <= 32 else "imagenet"
+    if stem not in ("imagenet", "cifar"):
+        raise UserError(f"stem is 'auto', 'imagenet' or 'cifar', not '{stem}'.")
+    return stem
+
+
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
     """The linear ramp 0 .. rate over all blocks, as one list a stage."""
     total = sum(depths)

@@ -1,0 +1,186 @@
+"""ResNet (He et al., 2016, arXiv:1512.03385), v1.5: a bottleneck strides in its 3x3 convolution."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bocb_jax.errors import UserError
+from bocb_jax.models import layers
+from bocb_jax.models.factory import ModelCard, Variant, register_family
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig:
+    """Architecture of a ResNet; the defaults are those of ResNet-50."""
+
+    block: str = "bottleneck"  # or "basic"
+    depths: tuple[int, ...] = (3, 4, 6, 3)
+    widths: tuple[int, ...] = (64, 128, 256, 512)  # of each stage's 3x3 convolutions
+    stem: str = "auto"  # "imagenet": 7x7/2 and max-pool; "cifar": 3x3/1; "auto": by image size
+    dropout: float = 0.0  # before the classifier
+    drop_path: float = 0.0
+
+    def __post_init__(self):
+        if self.block not in ("basic", "bottleneck"):
+            raise UserError(f"block is 'basic' or 'bottleneck', not '{self.block}'.")
+
+
+class BasicBlock(nnx.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    expansion = 1
+
+    def __init__(self, in_features, width, stride, drop_path, *, dtype, rngs):
+        conv = functools.partial(layers.Conv, use_bias=False, dtype=dtype, rngs=rngs)
+        norm = functools.partial(layers.BatchNorm, dtype=dtype, rngs=rngs)
+        self.conv1 = conv(in_features, width, 3, strides=stride)
+        self.bn1 = norm(width)
+        self.conv2 = conv(width, width, 3)
+        self.bn2 = norm(width, scale_init=nnx.initializers.zeros)
+        self.drop_path = layers.DropPath(drop_path)
+        self.downsample = _downsample(conv, norm, in_features, width, stride)
+
+    def __call__(self, x, *, rngs=None):
+        y = jax.nn.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return jax.nn.relu(self.drop_path(y, rngs=rngs) + _shortcut(self.downsample, x))
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut; the last widens fourfold."""
+
+    expansion = 4
+
+    def __init__(self, in_features, width, stride, drop_path, *, dtype, rngs):
+        conv = functools.partial(layers.Conv, use_bias=False, dtype=dtype, rngs=rngs)
+        norm = functools.partial(layers.BatchNorm, dtype=dtype, rngs=rngs)
+        out_features = width * self.expansion
+        self.conv1 = conv(in_features, width, 1)
+        self.bn1 = norm(width)
+        self.conv2 = conv(width, width, 3, strides=stride)
+        self.bn2 = norm(width)
+        self.conv3 = conv(width, out_features, 1)
+        self.bn3 = norm(out_features, scale_init=nnx.initializers.zeros)
+        self.drop_path = layers.DropPath(drop_path)
+        self.downsample = _downsample(conv, norm, in_features, out_features, stride)
+
+    def __call__(self, x, *, rngs=None):
+        y = jax.nn.relu(self.bn1(self.conv1(x)))
+        y = jax.nn.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return jax.nn.relu(self.drop_path(y, rngs=rngs) + _shortcut(self.downsample, x))
+
+
+def _downsample(conv, norm, in_features, out_features, stride):
+    if stride == 1 and in_features == out_features:
+        return None
+    return nnx.List([conv(in_features, out_features, 1, strides=stride), norm(out_features)])
+
+
+def _shortcut(downsample, x):
+    for layer in downsample or ():
+        x = layer(x)
+    return x
+
+
+class ResNet(nnx.Module):
+    """ResNet.
+
+    Args:
+      config: architecture.
+      num_classes: width of the logits.
+      image_size: side of the images, of which a stem "auto" takes heed.
+      dtype: type of the computation.
+      rngs: where the initial weights come from.
+    """
+
+    def __init__(self, config: ResNetConfig, *, num_classes, image_size, dtype=None, rngs):
+        self.config = config
+        block = BasicBlock if config.block == "basic" else Bottleneck
+        self.stem = layers.resolve_stem(config.stem, image_size)
+        width = config.widths[0]
+        kernel, stride = {"cifar": (3, 1), "imagenet": (7, 2)}[self.stem]
+        self.conv1 = layers.Conv(
+            3, width, kernel, strides=stride, use_bias=False, dtype=dtype, rngs=rngs
+        )
+        self.bn1 = layers.BatchNorm(width, dtype=dtype, rngs=rngs)
+        rates = layers.drop_path_rates(config.drop_path, config.depths)
+        for i, (out_width, stage_rates) in enumerate(zip(config.widths, rates, strict=True)):
+            blocks = []
+            for j, rate in enumerate(stage_rates):
+                stride = 2 if i > 0 and j == 0 else 1
+                blocks.append(block(width, out_width, stride, rate, dtype=dtype, rngs=rngs))
+                width = out_width * block.expansion
+            setattr(self, f"layer{i + 1}", nnx.List(blocks))
+        self.dropout = nnx.Dropout(config.dropout)
+        self.fc = nnx.Linear(
+            width,
+            num_classes,
+            kernel_init=layers.torch_uniform,
+            bias_init=layers.symmetric_uniform(width**-0.5),
+            kernel_metadata={"kind": "head"},
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def features(self, x, *, rngs=None) -> list[jax.Array]:
+        """The maps (batch, h, w, c) of the four stages."""
+        x = jax.nn.relu(self.bn1(self.conv1(x)))
+        if self.stem == "imagenet":
+            x = layers.max_pool(x, 3, 2, padding=1)
+        maps = []
+        for i in range(len(self.config.depths)):
+            for block in getattr(self, f"layer{i + 1}"):
+                x = block(x, rngs=rngs)
+            maps.append(x)
+        return maps
+
+    def __call__(self, x, *, rngs=None) -> jax.Array:
+        x = layers.global_average_pool(self.features(x, rngs=rngs)[-1])
+        return self.fc(self.dropout(x, rngs=rngs)).astype(jnp.float32)
+
+
+def _v1(accuracy):
+    return {"top1": accuracy, "top1_source": "torchvision IMAGENET1K_V1"}
+
+
+register_family(
+    ResNet,
+    ResNetConfig,
+    ModelCard(
+        paper="He, Zhang, Ren and Sun, Deep Residual Learning for Image Recognition, CVPR 2016, "
+        "arXiv:1512.03385",
+        category="classical CNN",
+        stage_design="hierarchical",
+        block_design="bottleneck",
+        operator="convolution",
+        residual="addition",
+        recipe="pytorch",
+        input_size=32,
+    ),
+    {
+        "resnet18": Variant(
+            {"block": "basic", "depths": (2, 2, 2, 2)},
+            {"reference": "timm resnet18", "parameters": 11_689_512, **_v1(69.76)},
+        ),
+        "resnet34": Variant(
+            {"block": "basic"},
+            {"reference": "timm resnet34", "parameters": 21_797_672, **_v1(73.31)},
+        ),
+        "resnet50": Variant(
+            card={"reference": "timm resnet50", "parameters": 25_557_032, **_v1(76.13)}
+        ),
+        "resnet101": Variant(
+            {"depths": (3, 4, 23, 3)},
+            {"reference": "timm resnet101", "parameters": 44_549_160, **_v1(77.37)},
+        ),
+        "resnet152": Variant(
+            {"depths": (3, 8, 36, 3)},
+            {"reference": "timm resnet152", "parameters": 60_192_808, **_v1(78.31)},
+        ),
+        "resnet_mini": Variant({"depths": (2, 2, 2, 2), "widths": (8, 16, 32, 64)}),
+    },
+)
