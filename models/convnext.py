@@ -1,0 +1,284 @@
+"""ConvNeXt and ConvNeXt V2: depthwise 7x7 convolution, LayerNorm and an inverted bottleneck."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bocb_jax.errors import UserError
+from bocb_jax.models import layers
+from bocb_jax.models.factory import ModelCard, Variant, register_family
+
+INIT = layers.trunc_normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvNeXtConfig:
+    """Architecture of a ConvNeXt; the defaults are ConvNeXt-T.
+
+    Args:
+      depths: blocks of each stage.
+      widths: channels of each stage.
+      kernel_size: side of the depthwise convolutions.
+      layer_scale: initial value of the learned scale of each branch; None for none (V2).
+      response_norm: global response normalization inside the MLP (V2).
+      conv_mlp: hold the MLP's kernels as 1x1 convolutions, as timm does in the smallest V2 nets.
+      drop_path: stochastic depth of the last block; 0 in the first, linear in between.
+      dropout: before the classifier.
+      stem: "imagenet" (4x4 patches), "cifar" (3x3 convolution, stride 1), or "auto": "cifar" for
+        images up to 32 pixels.
+    """
+
+    depths: tuple[int, ...] = (3, 3, 9, 3)
+    widths: tuple[int, ...] = (96, 192, 384, 768)
+    kernel_size: int = 7
+    layer_scale: float | None = 1e-6
+    response_norm: bool = False
+    conv_mlp: bool = False
+    drop_path: float = 0.0
+    dropout: float = 0.0
+    stem: str = "auto"
+
+
+class GlobalResponseNorm(nnx.Module):
+    """Gives each channel the gain of its norm over the map, relative to the other channels'.
+
+    Woo et al., ConvNeXt V2, 2023, arXiv:2301.00808. Begins as the identity.
+    """
+
+    def __init__(self, num_features: int):
+        self.scale = nnx.Param(jnp.zeros((num_features,), jnp.float32), kind="scale")
+        self.bias = nnx.Param(jnp.zeros((num_features,), jnp.float32), kind="bias")
+
+    def __call__(self, x):
+        energy = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=(1, 2), keepdims=True)
+        # The floor keeps the gradient of a channel that is zero everywhere from being 0 / 0.
+        norm = jnp.sqrt(jnp.maximum(energy, 1e-30))
+        relative = norm / (norm.mean(axis=-1, keepdims=True) + 1e-6)
+        gain = 1 + layers.per_channel(self.scale[...], x) * relative
+        return x * gain.astype(x.dtype) + layers.per_channel(self.bias[...].astype(x.dtype), x)
+
+
+class Mlp(nnx.Module):
+    """The inverted bottleneck, four times as wide inside; V2 normalizes the responses there."""
+
+    def __init__(self, config: ConvNeXtConfig, width: int, *, dtype, rngs):
+        kind = functools.partial(layers.Conv, kernel_size=1) if config.conv_mlp else nnx.Linear
+        dense = functools.partial(kind, kernel_init=INIT, dtype=dtype, rngs=rngs)
+        self.fc1 = dense(width, 4 * width)
+        self.grn = GlobalResponseNorm(4 * width) if config.response_norm else jax.nn.identity
+        self.fc2 = dense(4 * width, width)
+
+    def __call__(self, x):
+        return self.fc2(self.grn(layers.gelu(self.fc1(x))))
+
+
+class Block(nnx.Module):
+    """Depthwise convolution, norm and MLP on one residual branch."""
+
+    def __init__(self, config: ConvNeXtConfig, width: int, drop_path: float, *, dtype, rngs):
+        self.conv_dw = layers.Conv(
+            width,
+            width,
+            config.kernel_size,
+            groups=width,
+            kernel_init=INIT,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(config, width, dtype=dtype, rngs=rngs)
+        if config.layer_scale is None:
+            self.gamma = None
+        else:
+            self.gamma = nnx.Param(jnp.full((width,), config.layer_scale), kind="scale")
+        self.drop_path = layers.DropPath(drop_path)
+
+    def __call__(self, x, *, rngs=None):
+        y = self.mlp(self.norm(self.conv_dw(x)))
+        if self.gamma is not None:
+            y = y * layers.per_channel(self.gamma[...].astype(y.dtype), y)
+        return x + self.drop_path(y, rngs=rngs)
+
+
+class Stage(nnx.Module):
+    """Norm and 2x2 convolution of stride 2 (not in the first stage), then the blocks."""
+
+    def __init__(self, config: ConvNeXtConfig, index: int, rates: list[float], *, dtype, rngs):
+        width = config.widths[index]
+        self.downsample = nnx.List([])
+        if index > 0:
+            before = config.widths[index - 1]
+            self.downsample.append(nnx.LayerNorm(before, dtype=dtype, rngs=rngs))
+            self.downsample.append(_patches(before, width, 2, dtype=dtype, rngs=rngs))
+        self.blocks = nnx.List(
+            [Block(config, width, rate, dtype=dtype, rngs=rngs) for rate in rates]
+        )
+
+    def __call__(self, x, *, rngs=None):
+        for layer in self.downsample:
+            x = layer(x)
+        for block in self.blocks:
+            x = block(x, rngs=rngs)
+        return x
+
+
+class ConvNeXt(nnx.Module):
+    """ConvNeXt (Liu et al., 2022, arXiv:2201.03545) and V2 (Woo et al., 2023, arXiv:2301.00808).
+
+    Args:
+      config: the architecture.
+      num_classes: width of the logits.
+      image_size: side in pixels of the images; it chooses the stem where `config.stem` is "auto".
+      dtype: type of the computation.
+      rngs: where the initial weights come from.
+    """
+
+    def __init__(self, config: ConvNeXtConfig, *, num_classes, image_size, dtype=None, rngs):
+        self.stem = nnx.List(
+            [
+                _stem_convolution(config, image_size, dtype=dtype, rngs=rngs),
+                nnx.LayerNorm(config.widths[0], dtype=dtype, rngs=rngs),
+            ]
+        )
+        rates = layers.drop_path_rates(config.drop_path, config.depths)
+        self.stages = nnx.List(
+            [Stage(config, i, rates[i], dtype=dtype, rngs=rngs) for i in range(len(config.depths))]
+        )
+        width = config.widths[-1]
+        self.head = nnx.Dict(
+            norm=nnx.LayerNorm(width, dtype=dtype, rngs=rngs),
+            drop=nnx.Dropout(config.dropout),
+            fc=nnx.Linear(
+                width,
+                num_classes,
+                kernel_init=INIT,
+                kernel_metadata={"kind": "head"},
+                dtype=dtype,
+                rngs=rngs,
+            ),
+        )
+
+    def __call__(self, x, *, rngs=None):
+        """(batch, height, width, 3) -> logits (batch, classes)."""
+        x = layers.global_average_pool(self.features(x, rngs=rngs)[-1])
+        x = self.head.drop(self.head.norm(x), rngs=rngs)
+        return self.head.fc(x).astype(jnp.float32)
+
+    def features(self, x, *, rngs=None):
+        """The map after each stage: strides 4, 8, 16, 32 (1, 2, 4, 8 with the CIFAR stem)."""
+        for layer in self.stem:
+            x = layer(x)
+        maps = []
+        for stage in self.stages:
+            x = stage(x, rngs=rngs)
+            maps.append(x)
+        return maps
+
+
+def _stem_convolution(config, image_size, *, dtype, rngs):
+    stem = config.stem
+    if stem == "auto":
+        stem = "cifar" if image_size <= 32 else "imagenet"
+    if stem == "imagenet":
+        return _patches(3, config.widths[0], 4, dtype=dtype, rngs=rngs)
+    if stem == "cifar":
+        return layers.Conv(3, config.widths[0], 3, kernel_init=INIT, dtype=dtype, rngs=rngs)
+    raise UserError(f"ConvNeXt has the stems 'auto', 'imagenet' and 'cifar', not '{stem}'.")
+
+
+def _patches(channels_in, channels_out, side, *, dtype, rngs):
+    return layers.Conv(
+        channels_in,
+        channels_out,
+        side,
+        strides=side,
+        padding=0,
+        kernel_init=INIT,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def _size(timm, parameters, top1, **config):
+    return Variant(
+        config, card={"reference": f"timm {timm}", "parameters": parameters, "top1": top1}
+    )
+
+
+_CARD = ModelCard(
+    paper="Liu et al., A ConvNet for the 2020s, CVPR 2022, arXiv:2201.03545",
+    top1_source="ConvNeXt, official README",
+    category="modern DNN",
+    stage_design="patchify, hierarchical",
+    block_design="MetaNeXt",
+    operator="depthwise convolution",
+    residual="pre-norm, layer scale",
+    recipe="convnext",
+    input_size=32,
+)
+_DEEP = (3, 3, 27, 3)
+
+register_family(
+    ConvNeXt,
+    ConvNeXtConfig,
+    _CARD,
+    {
+        "convnext_t": _size("convnext_tiny", 28_589_128, 82.1),
+        "convnext_s": _size("convnext_small", 50_223_688, 83.1, depths=_DEEP),
+        "convnext_b": _size(
+            "convnext_base", 88_591_464, 83.8, depths=_DEEP, widths=(128, 256, 512, 1024)
+        ),
+        "convnext_l": _size(
+            "convnext_large", 197_767_336, 84.3, depths=_DEEP, widths=(192, 384, 768, 1536)
+        ),
+        "convnext_xl": _size(
+            "convnext_xlarge", 350_196_968, None, depths=_DEEP, widths=(256, 512, 1024, 2048)
+        ),
+        "convnext_mini": Variant({"depths": (1, 1, 3, 1), "widths": (16, 32, 64, 128)}),
+    },
+)
+
+_V2 = {"layer_scale": None, "response_norm": True}
+_SMALLEST = dict(depths=(2, 2, 6, 2), conv_mlp=True, **_V2)
+
+register_family(
+    ConvNeXt,
+    ConvNeXtConfig,
+    dataclasses.replace(
+        _CARD,
+        paper="Woo et al., ConvNeXt V2: Co-designing and Scaling ConvNets with Masked "
+        "Autoencoders, CVPR 2023, arXiv:2301.00808",
+        top1_source="ConvNeXt V2, official README: pre-trained as a masked autoencoder",
+    ),
+    {
+        "convnextv2_atto": _size(
+            "convnextv2_atto", 3_708_400, 76.7, widths=(40, 80, 160, 320), **_SMALLEST
+        ),
+        "convnextv2_femto": _size(
+            "convnextv2_femto", 5_233_240, 78.5, widths=(48, 96, 192, 384), **_SMALLEST
+        ),
+        "convnextv2_pico": _size(
+            "convnextv2_pico", 9_066_280, 80.3, widths=(64, 128, 256, 512), **_SMALLEST
+        ),
+        "convnextv2_nano": _size(
+            "convnextv2_nano",
+            15_623_800,
+            81.9,
+            **_SMALLEST | {"depths": (2, 2, 8, 2), "widths": (80, 160, 320, 640)},
+        ),
+        "convnextv2_t": _size("convnextv2_tiny", 28_635_496, 83.0, **_V2),
+        "convnextv2_b": _size(
+            "convnextv2_base", 88_717_800, 84.9, depths=_DEEP, widths=(128, 256, 512, 1024), **_V2
+        ),
+        "convnextv2_l": _size(
+            "convnextv2_large", 197_956_840, 85.8, depths=_DEEP, widths=(192, 384, 768, 1536), **_V2
+        ),
+        "convnextv2_h": _size(
+            "convnextv2_huge", 660_289_640, 86.3, depths=_DEEP, widths=(352, 704, 1408, 2816), **_V2
+        ),
+        "convnextv2_mini": Variant(dict(depths=(1, 1, 3, 1), widths=(16, 32, 64, 128), **_V2)),
+    },
+)

@@ -1,0 +1,211 @@
+"""Vision Transformer, in the sizes and with the initialization of DeiT."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bocb_jax.errors import UserError
+from bocb_jax.models import layers
+from bocb_jax.models.factory import ModelCard, Variant, register_family
+
+LAYER_NORM_EPSILON = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Architecture of a ViT; the defaults are DeiT-S.
+
+    Args:
+      patch_size: side in pixels of a patch; divides the image size.
+      width: channels of a token.
+      depth: number of blocks.
+      heads: attention heads; they divide the width.
+      mlp_ratio: hidden channels of a block's MLP over `width`.
+      qkv_bias: bias of the query, key and value projection.
+      layer_scale: initial value of a learned scale of each branch; None for none.
+      dropout: after the position embedding, and in and after each branch.
+      attention_dropout: of the attention weights.
+      drop_path: stochastic depth of the last block; 0 in the first, linear in between.
+    """
+
+    patch_size: int = 16
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    layer_scale: float | None = None
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    drop_path: float = 0.0
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention over (batch, tokens, width), with one product for q, k and v."""
+
+    def __init__(self, config: ViTConfig, *, dtype, rngs):
+        self.heads = config.heads
+        width = config.width
+        self.qkv = _linear(width, 3 * width, use_bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.attn_drop = nnx.Dropout(config.attention_dropout)
+        self.proj = _linear(width, width, dtype=dtype, rngs=rngs)
+        self.proj_drop = nnx.Dropout(config.dropout)
+
+    def __call__(self, x, *, rngs=None):
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q * (width // self.heads) ** -0.5, k)
+        weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(x.dtype)
+        y = jnp.einsum("bhqk,bkhd->bqhd", self.attn_drop(weights, rngs=rngs), v)
+        return self.proj_drop(self.proj(y.reshape(batch, tokens, width)), rngs=rngs)
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and MLP, each with its own shortcut."""
+
+    def __init__(self, config: ViTConfig, drop_path: float, *, dtype, rngs):
+        width = config.width
+        self.norm1 = _layer_norm(width, dtype=dtype, rngs=rngs)
+        self.attn = Attention(config, dtype=dtype, rngs=rngs)
+        self.ls1 = _layer_scale(config)
+        self.norm2 = _layer_norm(width, dtype=dtype, rngs=rngs)
+        self.mlp = layers.Mlp(
+            width,
+            int(config.mlp_ratio * width),
+            dropout=config.dropout,
+            kernel_init=layers.trunc_normal(0.02),
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.ls2 = _layer_scale(config)
+        self.drop_path = layers.DropPath(drop_path)
+
+    def __call__(self, x, *, rngs=None):
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rngs=rngs)), rngs=rngs)
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x), rngs=rngs)), rngs=rngs)
+
+
+class ViT(nnx.Module):
+    """Vision Transformer with a class token and learned position embeddings.
+
+    Args:
+      config: the architecture.
+      num_classes: width of the logits.
+      image_size: side in pixels of the images that the position embeddings are made for. Others
+        that the patch size divides are taken too: the embeddings are then resized.
+      dtype: type of the computation.
+      rngs: where the initial weights come from.
+    """
+
+    def __init__(self, config: ViTConfig, *, num_classes, image_size, dtype=None, rngs):
+        if image_size % config.patch_size:
+            raise UserError(
+                f"Images of {image_size} pixels cannot be cut into patches of {config.patch_size}: "
+                "choose an image_size that patch_size divides."
+            )
+        width, patch = config.width, config.patch_size
+        self.grid = image_size // patch
+        init = layers.trunc_normal(0.02)
+        self.patch_embed = nnx.Dict(
+            proj=layers.Conv(
+                3,
+                width,
+                patch,
+                strides=patch,
+                padding=0,
+                dtype=dtype,
+                kernel_init=layers.torch_uniform,
+                bias_init=layers.symmetric_uniform((3 * patch**2) ** -0.5),
+                rngs=rngs,
+            )
+        )
+        self.cls_token = nnx.Param(init(rngs.params(), (1, 1, width)), kind="token")
+        self.pos_embed = nnx.Param(
+            init(rngs.params(), (1, 1 + self.grid**2, width)), kind="embedding"
+        )
+        self.pos_drop = nnx.Dropout(config.dropout)
+        [rates] = layers.drop_path_rates(config.drop_path, [config.depth])
+        self.blocks = nnx.List([Block(config, rate, dtype=dtype, rngs=rngs) for rate in rates])
+        self.norm = _layer_norm(width, dtype=dtype, rngs=rngs)
+        self.head = _linear(
+            width, num_classes, dtype=dtype, kernel_metadata={"kind": "head"}, rngs=rngs
+        )
+
+    def __call__(self, x, *, rngs=None):
+        """(batch, height, width, 3) -> logits (batch, classes)."""
+        return self.head(self._tokens(x, rngs)[:, 0]).astype(jnp.float32)
+
+    def features(self, x, *, rngs=None):
+        """The normalized patch tokens as one map (batch, height / patch, width / patch, C)."""
+        tokens = self._tokens(x, rngs)[:, 1:]
+        rows, columns = (side // self.patch_embed.proj.strides[0] for side in x.shape[1:3])
+        return [tokens.reshape(len(x), rows, columns, -1)]
+
+    def _tokens(self, x, rngs):
+        x = self.patch_embed.proj(x)
+        batch, rows, columns, width = x.shape
+        position = self.pos_embed[...]
+        if (rows, columns) != (self.grid, self.grid):
+            position = layers.resize_position_embedding(position, (rows, columns), prefix_tokens=1)
+        token = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (batch, 1, width))
+        x = jnp.concatenate([token, x.reshape(batch, rows * columns, width)], axis=1)
+        x = self.pos_drop(x + position.astype(x.dtype), rngs=rngs)
+        for block in self.blocks:
+            x = block(x, rngs=rngs)
+        return self.norm(x)
+
+
+def _linear(features_in, features_out, **arguments):
+    init = layers.trunc_normal(0.02)
+    return nnx.Linear(features_in, features_out, kernel_init=init, **arguments)
+
+
+def _layer_norm(width, *, dtype, rngs):
+    return nnx.LayerNorm(width, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
+
+
+def _layer_scale(config):
+    if config.layer_scale is None:
+        return jax.nn.identity
+    return layers.LayerScale(config.width, config.layer_scale)
+
+
+def _size(timm, parameters, top1=None, aliases=(), **config):
+    card = {"reference": f"timm {timm}", "parameters": parameters, "top1": top1}
+    return Variant(config, card=card, aliases=aliases)
+
+
+register_family(
+    ViT,
+    ViTConfig,
+    ModelCard(
+        paper="Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, arXiv:2010.11929; "
+        "Touvron et al., Training Data-efficient Image Transformers, ICML 2021, arXiv:2012.12877",
+        top1_source="DeiT, official README",
+        category="modern DNN",
+        stage_design="patchify, isotropic",
+        block_design="MetaFormer",
+        operator="attention",
+        residual="pre-norm",
+        recipe="deit",
+    ),
+    {
+        "vit_ti": _size(
+            "deit_tiny_patch16_224", 5_717_416, 72.2, aliases=("deit_ti",), width=192, heads=3
+        ),
+        "vit_s": _size("deit_small_patch16_224", 22_050_664, 79.9, aliases=("deit_s",)),
+        "vit_b": _size(
+            "deit_base_patch16_224", 86_567_656, 81.8, aliases=("deit_b",), width=768, heads=12
+        ),
+        "vit_l": _size("vit_large_patch16_224", 304_326_632, width=1024, depth=24, heads=16),
+        "vit_h": _size(
+            "vit_huge_patch14_224", 632_045_800, patch_size=14, width=1280, depth=32, heads=16
+        ),
+        "vit_mini": Variant(
+            {"patch_size": 4, "width": 64, "depth": 4, "heads": 4}, card={"input_size": 32}
+        ),
+    },
+)
