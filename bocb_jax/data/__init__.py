@@ -1,1 +1,11 @@
 """Where images come from and how they reach the device."""
+
+from bocb_jax.data.sources import (
+    DATASETS,
+    Dataset,
+    from_arrays,
+    open_dataset,
+    register_dataset,
+)
+
+__all__ = ["DATASETS", "Dataset", "from_arrays", "open_dataset", "register_dataset"]

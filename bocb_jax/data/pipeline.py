@@ -1,0 +1,294 @@
+"""From a split to batches on the devices.
+
+Every batch is a pure function of (seed, step): the order of an epoch comes from (seed, epoch), and
+the batch of a step is cut out of it by arithmetic. So the state of an iterator is the number of the
+next step, a run can resume on another number of processes, and each process reads just the rows of
+the global batch that its own devices hold.
+
+The way of a batch: Grain reads it by number (threads or worker processes for images that must be
+decoded, one gather for arrays), `jax.make_array_from_process_local_data` puts it on the devices,
+and a thread keeps a few batches ahead.
+"""
+
+import functools
+import os
+import sys
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+from bocb_jax.data.sources import Split, permutation
+from bocb_jax.errors import UserError
+
+Batch = dict[str, Any]
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Full batches in one pass; what is left over waits for another shuffle.
+
+    Raises:
+      UserError: there is not even one full batch.
+    """
+    if examples < batch_size:
+        raise UserError(
+            f"The training split has {examples} images, fewer than one batch of {batch_size}; "
+            "use a smaller --batch-size."
+        )
+    return examples // batch_size
+
+
+def train_batches(
+    split: Split,
+    *,
+    batch_size: int,
+    seed: int,
+    image_size: int | None = None,
+    sharding: Any = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 2,
+    workers: int = 0,
+    start_step: int = 0,
+) -> "Batches":
+    """Endless shuffled batches of {"image", "label", "index"}.
+
+    "image" is (B, H, W, 3) uint8, "label" and "index" (the example's place in the split) are (B,)
+    int32. Every epoch is shuffled anew and its incomplete last batch dropped.
+
+    Args:
+      split: the training split.
+      batch_size: of the global batch, over all processes.
+      seed: decides the order of every epoch.
+      image_size: side to which images are brought on the host where their sizes vary.
+      sharding: `NamedSharding` of the batch dimension; None gives NumPy arrays.
+      process_index: without a sharding, which contiguous part of the batch to read.
+      process_count: without a sharding, of how many parts.
+      prefetch: batches kept ready beyond the one in use.
+      workers: processes that decode images; 0 decodes in threads of this one.
+      start_step: number of the first batch.
+
+    Raises:
+      UserError: a batch larger than the split or not divisible by the processes.
+    """
+    steps_per_epoch(len(split), batch_size)
+    rows = _local_rows(batch_size, sharding, process_index, process_count)
+    plan = TrainPlan(len(split), batch_size, seed)
+    return Batches(
+        split, plan, rows, image_size, sharding, prefetch=prefetch, workers=workers, step=start_step
+    )
+
+
+def evaluation_batches(
+    split: Split,
+    *,
+    batch_size: int,
+    image_size: int | None = None,
+    sharding: Any = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 2,
+    workers: int = 0,
+) -> "Batches":
+    """One pass over a split, in order: batches of {"image", "label", "index", "weight"}.
+
+    Every example comes once with weight 1. The last batch is filled up with examples of weight 0,
+    so that shapes never change; `weight` is (B,) float32. An unreadable image that was skipped
+    also has weight 0. Arguments are those of `train_batches`.
+    """
+    rows = _local_rows(batch_size, sharding, process_index, process_count)
+    plan = EvaluationPlan(len(split), batch_size)
+    return Batches(split, plan, rows, image_size, sharding, prefetch=prefetch, workers=workers)
+
+
+class TrainPlan:
+    """Which examples make up the batch of a step, in training."""
+
+    def __init__(self, examples: int, batch_size: int, seed: int):
+        self.state = {"examples": examples, "batch_size": batch_size, "seed": seed}
+        self._per_epoch = steps_per_epoch(examples, batch_size)
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def batch(self, step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Indices of the examples at some rows of the global batch; no weights."""
+        epoch, step = divmod(step, self._per_epoch)
+        order = _epoch_order(self.state["examples"], self.state["seed"], epoch)
+        return order[step * self.state["batch_size"] + rows], None
+
+
+class EvaluationPlan:
+    """Which examples make up a batch, in evaluation."""
+
+    def __init__(self, examples: int, batch_size: int):
+        self.state = {"examples": examples, "batch_size": batch_size}
+
+    def __len__(self) -> int:
+        return -(-self.state["examples"] // self.state["batch_size"])
+
+    def batch(self, step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Indices of the examples at some rows of the global batch, and their weights."""
+        positions = step * self.state["batch_size"] + rows
+        real = positions < self.state["examples"]
+        return np.where(real, positions, 0).astype(np.int32), real.astype(np.float32)
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch_order(examples: int, seed: int, epoch: int) -> np.ndarray:
+    return permutation(examples, seed, epoch + 1)
+
+
+class Batches(Iterator[Batch]):
+    """Iterator over batches; also a context manager that ends its threads.
+
+    `get_state` gives a small dictionary for JSON; `set_state` of an equal iterator continues
+    there. The state counts the batches handed out, not those read ahead.
+    """
+
+    def __init__(self, split, plan, rows, image_size, sharding, *, prefetch, workers, step=0):
+        if getattr(split, "image_shape", None) is None and hasattr(split, "sized"):
+            if image_size is None:
+                raise UserError("The images of this data set differ in size; give an image_size.")
+            split = split.sized(image_size)
+        self._reader = _Reader(split, plan, rows)
+        self._plan = plan
+        self._sharding = sharding
+        self._prefetch = prefetch
+        self._workers = workers
+        self._step = step
+        self._open: list[grain.DatasetIterator] = []  # none or one
+        # When this object is dropped, and before the interpreter takes its modules apart.
+        weakref.finalize(self, _close_all, self._open)
+
+    def __len__(self) -> int:
+        """Batches in all; for training, practically without end."""
+        return len(self._plan)
+
+    def __next__(self) -> Batch:
+        if not self._open:
+            self._open.append(self._start())
+        try:
+            batch = next(self._open[0])
+        except BaseException:
+            self.close()
+            raise
+        self._step += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """The next step, and what must be the same for that step to mean the same batch."""
+        return {"step": self._step, **self._plan.state}
+
+    def set_state(self, state: dict[str, int]):
+        """Continues at a state that `get_state` gave.
+
+        Raises:
+          UserError: the state belongs to another order of batches.
+        """
+        for key, ours in self._plan.state.items():
+            if state.get(key) != ours:
+                raise UserError(
+                    f"The saved data position was made with {key} = {state.get(key)}, this run has "
+                    f"{key} = {ours}; its batches would be others."
+                )
+        self.close()
+        self._step = int(state["step"])
+
+    def close(self):
+        """Ends threads and worker processes; a later `next` starts them again."""
+        _close_all(self._open)
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def _start(self) -> grain.DatasetIterator:
+        reader = self._reader.starting_at(self._step)
+        threads = 0 if reader.vectorized or self._workers else min(16, os.cpu_count() or 1)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        batches = grain.MapDataset.source(reader).to_iter_dataset(options)
+        if self._workers and not reader.vectorized:
+            batches = batches.mp_prefetch(_worker_options(self._workers))
+        if self._sharding is not None:
+            batches = batches.map(functools.partial(_to_devices, self._sharding))
+        batches = grain.experimental.ThreadPrefetchIterDataset(
+            batches, prefetch_buffer_size=self._prefetch
+        )
+        return iter(batches)
+
+
+def _close_all(iterators: list[grain.DatasetIterator]):
+    while iterators:
+        iterators.pop().close()
+
+
+class _Reader:
+    """Batches by number: the random-access source that Grain reads."""
+
+    def __init__(self, split: Split, plan: TrainPlan | EvaluationPlan, rows: np.ndarray):
+        self._split, self._plan, self._rows = split, plan, rows
+        self._first = 0
+        self.vectorized = hasattr(split, "gather")
+
+    def starting_at(self, step: int) -> "_Reader":
+        reader = _Reader(self._split, self._plan, self._rows)
+        reader._first = step
+        return reader
+
+    def __len__(self) -> int:
+        return len(self._plan) - self._first
+
+    def __getitem__(self, number: int) -> Batch:
+        indices, weight = self._plan.batch(self._first + number, self._rows)
+        batch = self._split.gather(indices) if self.vectorized else _stack(self._split, indices)
+        if weight is not None:
+            # A source that skips an unreadable image gives the index of the one it took instead.
+            batch["weight"] = weight * (batch["index"] == indices)
+        return batch
+
+
+def _stack(split: Split, indices: np.ndarray) -> Batch:
+    examples = [split[int(index)] for index in indices]
+    return {
+        "image": np.stack([example["image"] for example in examples]),
+        "label": np.array([example["label"] for example in examples], np.int32),
+        "index": np.array(
+            [x.get("index", i) for x, i in zip(examples, indices, strict=True)], np.int32
+        ),
+    }
+
+
+def _local_rows(batch_size, sharding, process_index, process_count) -> np.ndarray:
+    """Rows of the global batch that this process reads, in increasing order."""
+    if sharding is None:
+        if batch_size % process_count:
+            raise UserError(
+                f"A batch of {batch_size} cannot be divided among {process_count} processes."
+            )
+        local = batch_size // process_count
+        return np.arange(process_index * local, (process_index + 1) * local)
+    # Asked of the sharding, since the devices of a process need not be neighbours in the mesh.
+    slices = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[part] for part in slices]))
+
+
+def _to_devices(sharding, batch: Batch) -> Batch:
+    import jax
+
+    put = functools.partial(jax.make_array_from_process_local_data, sharding)
+    return {key: put(value) for key, value in batch.items()}
+
+
+def _worker_options(workers: int) -> grain.MultiprocessingOptions:
+    from absl import flags
+
+    # Grain reads an absl flag for its workers, and absl refuses before it has parsed a command
+    # line; ours is not absl's.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    return grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
