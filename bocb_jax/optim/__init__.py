@@ -1,0 +1,37 @@
+"""Optimizers: the table, how one is made by name, and how its rates are changed.
+
+>>> from bocb_jax import optim
+>>> optimizer = optim.create_optimizer("lamb", optim.schedules.warmup_cosine(5e-3, 10, 100))
+>>> optim.optimizer_info("lamb").category
+'b'
+"""
+
+from bocb_jax.optim import masks, schedules
+from bocb_jax.optim.hyperparameters import (
+    OptimizerState,
+    current_learning_rate,
+    set_hyperparameters,
+)
+from bocb_jax.optim.table import (
+    OptimizerInfo,
+    create_optimizer,
+    list_optimizers,
+    optimizer_info,
+    register_optimizer,
+)
+
+# Each of these adds its rows to the table.
+from bocb_jax.optim import from_optax, lamb  # isort: skip  # noqa: F401
+
+__all__ = [
+    "OptimizerInfo",
+    "OptimizerState",
+    "create_optimizer",
+    "current_learning_rate",
+    "list_optimizers",
+    "masks",
+    "optimizer_info",
+    "register_optimizer",
+    "schedules",
+    "set_hyperparameters",
+]

@@ -1,0 +1,146 @@
+"""Learning-rate schedules: a peak times a shape.
+
+The peak lives as an array in the optimizer's state and only the shape is part of the compiled
+program, so that another learning rate compiles nothing. Schedules are compared by value.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from bocb_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A constant learning rate after a linear warm-up; the base of the other schedules.
+
+    Args:
+      peak: the largest learning rate.
+      warmup_steps: updates below the peak. The rate of update `count` is
+        `peak * (count + 1) / (warmup_steps + 1)`, so that no update is spent at zero.
+    """
+
+    peak: float | jax.Array
+    warmup_steps: int = 0
+
+    def __post_init__(self):
+        check_positive("learning rate", self.peak)
+        if self.warmup_steps < 0:
+            raise UserError(f"warmup_steps is a count of updates, not {self.warmup_steps}.")
+
+    def shape(self, count: jax.Array) -> jax.Array:
+        """The learning rate of update `count` (from 0) as a fraction of the peak."""
+        done = jnp.asarray(count, float) + 1
+        warm = jnp.minimum(done / (self.warmup_steps + 1), 1)
+        return warm * self.after_warmup(count)
+
+    def after_warmup(self, count: jax.Array) -> jax.Array | float:
+        """The fraction without the warm-up; 1 while the warm-up lasts."""
+        return 1.0
+
+    def __call__(self, count: jax.Array) -> jax.Array:
+        return self.peak * self.shape(count)
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmupCosine(Schedule):
+    """See `warmup_cosine`."""
+
+    total_steps: int = 1
+    end_fraction: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.total_steps <= self.warmup_steps:
+            raise UserError(
+                f"total_steps ({self.total_steps}) must exceed warmup_steps ({self.warmup_steps}): "
+                "train longer or warm up for fewer steps."
+            )
+        if not 0 <= self.end_fraction <= 1:
+            raise UserError(f"end_fraction is a fraction of the peak, not {self.end_fraction}.")
+
+    def after_warmup(self, count):
+        progress = (jnp.asarray(count, float) - self.warmup_steps) / (
+            self.total_steps - self.warmup_steps
+        )
+        cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
+        return self.end_fraction + (1 - self.end_fraction) * cosine
+
+
+@dataclasses.dataclass(frozen=True)
+class StepDecay(Schedule):
+    """See `step_decay`."""
+
+    boundaries: tuple[int, ...] = ()
+    factor: float = 0.1
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "boundaries", tuple(self.boundaries))
+        if list(self.boundaries) != sorted(set(self.boundaries)):
+            raise UserError(f"boundaries must increase: {self.boundaries}.")
+
+    def after_warmup(self, count):
+        passed = jnp.sum(count >= jnp.asarray(self.boundaries, jnp.int32))
+        return jnp.asarray(self.factor, float) ** passed
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled(Schedule):
+    """Any function of the count, such as an Optax schedule; the peak is a factor on it."""
+
+    function: Callable[[jax.Array], jax.Array] = lambda count: 1.0
+
+    def after_warmup(self, count):
+        return self.function(count)
+
+
+def constant(peak: float, warmup_steps: int = 0) -> Schedule:
+    """The same learning rate throughout, after a linear warm-up."""
+    return Schedule(peak, warmup_steps)
+
+
+def warmup_cosine(
+    peak: float, warmup_steps: int, total_steps: int, end_fraction: float = 0.0
+) -> WarmupCosine:
+    """Linear warm-up, then half a cosine (Loshchilov and Hutter, 2017, arXiv 1608.03983).
+
+    Args:
+      peak: learning rate at the end of the warm-up.
+      warmup_steps: updates of the warm-up.
+      total_steps: updates in all; the rate reaches its end one update after the last.
+      end_fraction: the final rate over the peak.
+    """
+    return WarmupCosine(peak, warmup_steps, total_steps, end_fraction)
+
+
+def step_decay(
+    peak: float, boundaries: tuple[int, ...], factor: float = 0.1, warmup_steps: int = 0
+) -> StepDecay:
+    """The rate is multiplied by `factor` at each of the boundaries (counts of updates)."""
+    return StepDecay(peak, warmup_steps, tuple(boundaries), factor)
+
+
+def as_schedule(learning_rate: float | Schedule | Callable[[jax.Array], jax.Array]) -> Schedule:
+    """A number or an Optax schedule as one of ours; one of ours as it is."""
+    if isinstance(learning_rate, Schedule):
+        return learning_rate
+    if callable(learning_rate):
+        return Scaled(1.0, 0, learning_rate)
+    return Schedule(learning_rate)
+
+
+def check_positive(what: str, value: float | jax.Array, *, or_zero: bool = False) -> None:
+    """Refuses a rate that is not a finite positive number; tracers pass unseen."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    bound = "zero or a positive number" if or_zero else "a positive number"
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"The {what} must be {bound}, not {value!r}.") from None
+    if not (0 < number < float("inf") or (or_zero and number == 0)):
+        raise UserError(f"The {what} must be {bound}, not {value}.")
