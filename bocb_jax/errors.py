@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something the user can put right. Doors print the message, without a traceback, and exit 2."""
+    """Something the user can put right; doors print the message alone, and exit 2."""
 
     exit_code = 2
 
@@ -11,7 +11,19 @@ class UnknownName(UserError, LookupError):
     """A name that no registry knows; the message lists near matches."""
 
 
-class Diverged(UserError):
-    """A run whose loss stopped being finite."""
+class Diverged(Exception):
+    """The loss, or the gradient, stopped being finite."""
 
     exit_code = 3
+
+    def __init__(self, message: str, *, step: int):
+        super().__init__(message)
+        self.step = step
+
+
+class Interrupted(Exception):
+    """The run was asked to stop by a signal, and has saved its state."""
+
+    def __init__(self, message: str, *, signal_number: int):
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

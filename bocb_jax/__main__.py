@@ -1,0 +1,37 @@
+"""The `bocb` command: `bocb train`, `bocb models`, `bocb optimizers`, `bocb datasets`."""
+
+import sys
+
+USAGE = """usage: bocb COMMAND [options]
+
+  train              train one backbone with one optimizer
+  models [NAME]      the backbones, or all about one; patterns such as 'conv*' work
+  optimizers [NAME]  the optimizers, or all about one
+
+`bocb COMMAND --help` says more. Also: python -m bocb_jax.train."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command and returns its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    # Each door is imported when it is entered: most of them load JAX.
+    if command == "train":
+        from bocb_jax.train import main as door
+    elif command in ("models", "optimizers"):
+        from bocb_jax.listing import main as listing
+
+        def door(rest):
+            return listing(command, rest)
+
+    elif command in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    else:
+        print(f"There is no command '{command}'.\n\n{USAGE}", file=sys.stderr)
+        return 2
+    return door(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""What a person sees while something long goes on: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False)
+
+
+class Reporter(Protocol):
+    """Follows a run of a known number of steps."""
+
+    def start(self, total: int, done: int) -> None: ...
+
+    def step(self, done: int) -> None: ...
+
+    def metrics(self, line: dict[str, Any]) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def reporter(kind: str) -> Reporter:
+    """Args: kind: "bar", "lines", "none", or "auto" for a bar on a terminal and lines elsewhere."""
+    if kind == "auto":
+        kind = "bar" if console.is_terminal else "lines"
+    return {"bar": _Bar, "lines": _Lines, "none": _Silent}[kind]()
+
+
+class _Bar:
+    """A progress bar with loss, accuracy, images/s and the time left."""
+
+    def __init__(self):
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[shown]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            refresh_per_second=4,
+        )
+        self._validation = ""
+
+    def start(self, total: int, done: int) -> None:
+        self._task = self._progress.add_task("train", total=total, completed=done, shown="")
+        self._progress.start()
+
+    def step(self, done: int) -> None:
+        self._progress.update(self._task, completed=done)
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        if "validation_accuracy" in line:
+            self._validation = f"  validation {line['validation_accuracy']:.1%}"
+        shown = (
+            f"loss {line['loss']:.3f}  accuracy {line['accuracy']:.1%}{self._validation}"
+            f"  {line['images_per_second']:,.0f} images/s"
+        )
+        self._progress.update(self._task, shown=shown)
+
+    def say(self, text: str) -> None:
+        console.print(text, markup=False)
+
+    def stop(self) -> None:
+        self._progress.stop()
+
+
+class _Lines:
+    """One line an evaluation, and not more than one every ten seconds between them."""
+
+    def __init__(self):
+        self._said = 0.0
+
+    def start(self, total: int, done: int) -> None:
+        self._total, self._first, self._begin = total, done, time.monotonic()
+
+    def step(self, done: int) -> None:
+        self._done = done
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if "validation_accuracy" not in line and now - self._said < 10:
+            return
+        self._said = now
+        left = (self._total - line["step"]) * (now - self._begin)
+        left /= max(line["step"] - self._first, 1)
+        text = f"step {line['step']}/{self._total}  epoch {line['epoch']:.1f}"
+        text += f"  loss {line['loss']:.4f}  accuracy {line['accuracy']:.1%}"
+        if "validation_accuracy" in line:
+            text += f"  validation {line['validation_accuracy']:.1%}"
+        text += f"  {line['images_per_second']:,.0f} images/s  {duration(left)} left"
+        self.say(text)
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def stop(self) -> None:
+        pass
+
+
+class _Silent:
+    """Nothing."""
+
+    def start(self, total: int, done: int) -> None: ...
+
+    def step(self, done: int) -> None: ...
+
+    def metrics(self, line: dict[str, Any]) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def duration(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

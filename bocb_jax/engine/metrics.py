@@ -1,0 +1,180 @@
+"""The record of a run: `metrics.jsonl` while it goes on, `result.json` once at its end."""
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from bocb_jax.errors import UserError
+
+
+class Writer(Protocol):
+    """Something that takes a line of metrics."""
+
+    def write(self, line: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """`metrics.jsonl`: one object a line, appended as the run goes on.
+
+    Args:
+      path: the file.
+      after: lines of later steps are cut off, since they are about to be written again by a run
+        that resumes from this step.
+    """
+
+    def __init__(self, path: Path, *, after: int = 0):
+        kept = [line for line in read_jsonl(path) if line["step"] <= after]
+        write_atomically(path, "".join(map(_encode, kept)))
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._file.write(_encode(line))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """TensorBoard events, through tensorboardX."""
+
+    def __init__(self, folder: Path, *, after: int = 0):
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise UserError(
+                "log.tensorboard needs tensorboardX: pip install 'bocb-jax[tensorboard]'."
+            ) from error
+        self._writer = SummaryWriter(str(folder), purge_step=after + 1 if after else None)
+
+    def write(self, line: dict[str, Any]) -> None:
+        for name, value in line.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, line["step"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """Weights & Biases; the run's folder name is its id there, so that a resumed run goes on."""
+
+    def __init__(self, project: str, folder: Path, config: dict[str, Any]):
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError("log.wandb needs wandb: pip install 'bocb-jax[wandb]'.") from error
+        self._run = wandb.init(
+            project=project, id=folder.name, dir=str(folder), config=config, resume="allow"
+        )
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._run.log({k: v for k, v in line.items() if k != "step"}, step=line["step"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def open_writers(config: Any, folder: Path, after: int) -> list[Writer]:
+    """The writers that a `TrainConfig` asks for.
+
+    Args:
+      config: the run's.
+      folder: where they write.
+      after: lines of later steps are about to be written again.
+    """
+    writers: list[Writer] = [JsonLines(folder / "metrics.jsonl", after=after)]
+    if config.log.tensorboard:
+        writers.append(TensorBoard(folder / "tensorboard", after=after))
+    if config.log.wandb:
+        writers.append(WandB(config.log.wandb, folder, config.identity()))
+    return writers
+
+
+class Writers:
+    """Several writers as one."""
+
+    def __init__(self, writers: Iterable[Writer]):
+        self._writers = list(writers)
+
+    def write(self, line: dict[str, Any]) -> None:
+        for writer in self._writers:
+            writer.write(line)
+
+    def close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+
+class Window:
+    """The metrics of the steps since the last line, averaged when the line is due.
+
+    The values of single steps are kept on the host in order, and go into the checkpoint with the
+    state: a run that resumes in the middle of a window writes the same line as one that did not.
+    """
+
+    def __init__(self, rows: Iterable[dict[str, float]] = ()):
+        self.rows = [dict(row) for row in rows]
+
+    def add(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+
+    def flush(self) -> dict[str, float]:
+        """Means of loss and accuracy over the window; the rest as it was at its last step."""
+        averaged = {
+            name: math.fsum(row[name] for row in self.rows) / len(self.rows)
+            for name in ("loss", "accuracy")
+        }
+        line = {**self.rows[-1], **averaged}
+        self.rows = []
+        return line
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file; a last line that was cut off by a crash is passed over."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON object in one piece: a reader sees the whole file or none."""
+    write_atomically(path, json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes beside the file, flushes to the disk and renames over it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def _encode(line: dict[str, Any]) -> str:
+    return json.dumps(_plain(line), allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinities; they are written as null."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

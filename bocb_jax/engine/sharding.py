@@ -1,0 +1,66 @@
+"""Which device holds what: data parallel over the whole mesh, the state split over one axis of it.
+
+Models carry no sharding. A rule that looks at shapes alone places parameters and any optimizer's
+state alike (as big_vision's `fsdp` does), and the compiler does the rest.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from bocb_jax.errors import UserError
+
+SMALLEST_SPLIT = 2**14  # elements; splitting less costs more in messages than it saves in memory
+
+
+def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+    """A ('data', 'fsdp') mesh over all devices, `fsdp` of which share one copy of the state."""
+    count = len(devices) if devices is not None else jax.device_count()
+    if count % fsdp:
+        raise UserError(f"parallel.fsdp is {fsdp}, which does not divide the {count} devices.")
+    shape = (count // fsdp, fsdp)
+    axis_types = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=axis_types, devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same values on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def state_sharding(mesh: Mesh, abstract: Any, smallest: int = SMALLEST_SPLIT) -> Any:
+    """A tree of shardings for a tree of shapes: parameters, statistics, optimizer state, averages.
+
+    The largest axis that the 'fsdp' axis of the mesh divides is split; arrays of fewer than
+    `smallest` elements are replicated.
+    """
+    parts = mesh.shape["fsdp"]
+
+    def rule(leaf) -> NamedSharding:
+        divisible = [axis for axis, size in enumerate(leaf.shape) if size % parts == 0]
+        if parts == 1 or not divisible or np.prod(leaf.shape) < smallest:
+            return replicated(mesh)
+        largest = max(divisible, key=lambda axis: leaf.shape[axis])
+        spec = [None] * len(leaf.shape)
+        spec[largest] = "fsdp"
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(rule, abstract)
+
+
+def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Every device, and every process, must get the same number of examples."""
+    if batch_size % (mesh.size * accumulate):
+        parts = f"{mesh.size} devices" + (f" x {accumulate} parts" if accumulate > 1 else "")
+        nearest = max(1, round(batch_size / (mesh.size * accumulate))) * mesh.size * accumulate
+        raise UserError(
+            f"batch_size is {batch_size}, which cannot be divided evenly among {parts}; "
+            f"{nearest} can."
+        )

@@ -1,0 +1,249 @@
+"""The compiled programs of a run: initialise, train one step, evaluate one batch.
+
+The only file that takes Flax modules apart: everything outside handles plain nested dicts. The
+learning rate, the weight decay and the seed are inputs, so one program serves all their values.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from bocb_jax.engine import losses
+from bocb_jax.engine.sharding import batch_sharding, replicated, state_sharding
+from bocb_jax.engine.state import TrainState
+
+Batch = dict[str, jax.Array]
+PrepareFn = Callable[..., jax.Array]  # (uint8 images, key or None) -> float images
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """What one training step does beside the plain gradient."""
+
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    accumulate: int = 1
+    ema: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Compiled functions, and where their state lives.
+
+    `init(key, learning_rate, weight_decay)` -> state;
+    `train_step(state, batch, key)` -> (state, metrics), with `state` donated;
+    `eval_step(state, batch)` -> sums over the batch;
+    `weights(state)` -> a copy of what answers for the run: "params" and "model_state".
+    """
+
+    init: Callable[..., TrainState]
+    train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    eval_step: Callable[..., dict[str, jax.Array]]
+    weights: Callable[[TrainState], dict[str, Any]]
+    abstract_state: TrainState  # shapes, types and shardings
+    mesh: Mesh
+
+    @property
+    def parameters(self) -> int:
+        """Number of learned numbers."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_state.params))
+
+
+def make_program(
+    build_model: Callable[[nnx.Rngs], nnx.Module],
+    make_optimizer: Callable[[Any], optax.GradientTransformationExtraArgs],
+    set_hyperparameters: Callable[..., Any],
+    learning_rate: Callable[[Any], jax.Array],
+    prepare_train: PrepareFn,
+    prepare_eval: PrepareFn,
+    settings: StepSettings,
+    mesh: Mesh,
+    evaluation_parameters: Callable[[Any, Any], Any] | None = None,
+) -> Program:
+    """Builds the three programs; nothing is compiled before they are called.
+
+    Args:
+      build_model: from `nnx.Rngs` to the backbone.
+      make_optimizer: from the abstract model to the transformation, since decay masks and axis
+        metadata come from the kinds of its layers.
+      set_hyperparameters: (optimizer state, learning_rate=, weight_decay=) -> optimizer state.
+      learning_rate: optimizer state -> the rate that the last update used.
+      prepare_train: (uint8 images, key) -> augmented, normalised float images.
+      prepare_eval: uint8 images -> normalised float images.
+      settings: the rest of the step.
+      mesh: devices.
+      evaluation_parameters: (optimizer state, params) -> the weights to evaluate, for optimizers
+        that train at another point than they answer with.
+    """
+    abstract = nnx.eval_shape(lambda: build_model(nnx.Rngs(0)))
+    train_graph = nnx.graphdef(_view(abstract, training=True))
+    eval_graph = nnx.graphdef(_view(abstract, training=False))
+    optimizer = make_optimizer(abstract)
+    takes_rngs = "rngs" in inspect.signature(type(abstract).__call__).parameters
+
+    def forward(graph, params, model_state, images, key):
+        model = nnx.merge(graph, params, model_state)
+        rngs = {"rngs": nnx.Rngs(dropout=key)} if takes_rngs and key is not None else {}
+        logits = model(images, **rngs)
+        return logits.astype(jnp.float32), nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+
+    def init(key, learning_rate, weight_decay):
+        _, params, model_state = nnx.split(build_model(nnx.Rngs(key)), nnx.Param, ...)
+        params, model_state = nnx.to_pure_dict(params), nnx.to_pure_dict(model_state)
+        opt_state = set_hyperparameters(
+            optimizer.init(params), learning_rate=learning_rate, weight_decay=weight_decay
+        )
+        ema = jax.tree.map(jnp.copy, params) if settings.ema is not None else None
+        return TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state, ema)
+
+    def loss_fn(params, model_state, images, labels, key):
+        logits, model_state = forward(train_graph, params, model_state, images, key)
+        loss = losses.cross_entropy(logits, labels, settings.label_smoothing).mean()
+        return loss, (model_state, losses.correct(logits, labels).mean(), logits)
+
+    def train_step(state: TrainState, batch: Batch, key: jax.Array):
+        key = jax.random.fold_in(key, state.step)
+        augment_key, dropout_key, optimizer_key = (jax.random.fold_in(key, i) for i in range(3))
+        images = prepare_train(batch["image"], augment_key)
+        parts = _split(images, batch["label"], dropout_key, settings.accumulate)
+        value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+        def accumulate(carry, part):
+            model_state, grads, loss, accuracy = carry
+            (part_loss, aux), part_grads = value_and_grad(state.params, model_state, *part)
+            grads = jax.tree.map(jnp.add, grads, part_grads)
+            return (aux[0], grads, loss + part_loss, accuracy + aux[1]), None
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        carry = (state.model_state, zeros, jnp.zeros(()), jnp.zeros(()))
+        if settings.accumulate == 1:
+            carry, _ = accumulate(carry, jax.tree.map(lambda x: x[0], parts))
+        else:
+            # Convolutions inside a loop are very slow on CPUs; there the loop is written out.
+            unroll = settings.accumulate if jax.default_backend() == "cpu" else 1
+            carry, _ = jax.lax.scan(accumulate, carry, parts, unroll=unroll)
+        model_state, grads, loss, accuracy = carry
+        share = 1 / settings.accumulate
+        grads, loss, accuracy = jax.tree.map(lambda x: x * share, (grads, loss, accuracy))
+
+        grad_norm = optax.tree.norm(grads)
+        if settings.clip_norm is not None:
+            scale = jnp.minimum(1.0, settings.clip_norm / (grad_norm + 1e-6))
+            grads = jax.tree.map(lambda g: g * scale, grads)
+
+        # What some optimizers ask for beside the gradient; unused, it costs nothing.
+        first = jax.tree.map(lambda x: x[0], parts)
+
+        def value_and_grad_fn(params):
+            (value, _), gradient = value_and_grad(params, state.model_state, *first)
+            return value, gradient
+
+        def sampled_label_grad_fn(params, key):
+            part_images, _, part_key = first
+            logits = loss_fn(params, state.model_state, *first)[1][2]
+            labels = jax.random.categorical(key, jax.lax.stop_gradient(logits))
+            part = (part_images, labels, part_key)
+            return value_and_grad(params, state.model_state, *part)[1]
+
+        updates, opt_state = optimizer.update(
+            grads,
+            state.opt_state,
+            state.params,
+            value=loss,
+            key=optimizer_key,
+            value_and_grad_fn=value_and_grad_fn,
+            sampled_label_grad_fn=sampled_label_grad_fn,
+        )
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if settings.ema is not None:
+            ema = optax.incremental_update(params, ema, 1 - settings.ema)
+        metrics = {
+            "loss": loss,
+            "accuracy": accuracy,
+            "learning_rate": jnp.asarray(learning_rate(opt_state), jnp.float32),
+            "grad_norm": grad_norm,
+        }
+        return TrainState(state.step + 1, params, model_state, opt_state, ema), metrics
+
+    def eval_step(state: TrainState, batch: Batch):
+        params = evaluated(state)
+        images = prepare_eval(batch["image"])
+        logits, _ = forward(eval_graph, params, state.model_state, images, None)
+        weight = batch["weight"]
+        return {
+            "loss": jnp.sum(weight * losses.cross_entropy(logits, batch["label"])),
+            "correct": jnp.sum(weight * losses.correct(logits, batch["label"])),
+            "count": jnp.sum(weight),
+        }
+
+    def evaluated(state: TrainState):
+        if settings.ema is not None:
+            return state.ema
+        if evaluation_parameters is not None:
+            return evaluation_parameters(state.opt_state, state.params)
+        return state.params
+
+    def weights(state: TrainState):
+        return jax.tree.map(
+            jnp.copy, {"params": evaluated(state), "model_state": state.model_state}
+        )
+
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    shapes = jax.eval_shape(init, key, scalar, scalar)
+    shardings = state_sharding(mesh, shapes)
+    everywhere = replicated(mesh)
+    abstract_state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+    return Program(
+        init=jax.jit(init, out_shardings=shardings),
+        train_step=jax.jit(
+            train_step,
+            donate_argnums=0,
+            in_shardings=(shardings, batch_sharding(mesh), everywhere),
+            out_shardings=(shardings, everywhere),
+        ),
+        eval_step=jax.jit(
+            eval_step,
+            in_shardings=(shardings, batch_sharding(mesh)),
+            out_shardings=everywhere,
+        ),
+        weights=jax.jit(weights),
+        abstract_state=abstract_state,
+        mesh=mesh,
+    )
+
+
+def _view(model: nnx.Module, *, training: bool) -> nnx.Module:
+    """The same model in training or evaluation mode; layers without a mode stay as they are."""
+    return nnx.view(
+        model,
+        deterministic=not training,
+        use_running_average=not training,
+        raise_if_not_found=False,
+    )
+
+
+def _split(images, labels, key, parts: int):
+    """Each array as (parts, batch // parts, ...), with one dropout key a part.
+
+    Part p takes the examples p, p + parts, ...: on a batch that is split over devices, every part
+    is then split over them as well.
+    """
+
+    def split(x):
+        return jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
+
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(parts))
+    return split(images), split(labels), keys

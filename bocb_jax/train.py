@@ -1,0 +1,518 @@
+"""One run: `python -m bocb_jax.train --model vit_s --opt lamb`.
+
+Reads top to bottom: the command line, the settings, the compiled program, the run. The same
+command again goes on where the run stopped, and leaves the same bits as if it had never stopped.
+
+Exit codes: 0 finished, 2 a setting is wrong, 3 diverged, 130 or 143 interrupted and saved.
+"""
+
+import argparse
+import ast
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from bocb_jax import optim
+from bocb_jax.config import TrainConfig, from_toml
+from bocb_jax.console import console, duration, reporter
+from bocb_jax.data.augment import Augmentation, preprocess
+from bocb_jax.data.pipeline import evaluation_batches, steps_per_epoch, train_batches
+from bocb_jax.data.sources import Dataset, open_dataset
+from bocb_jax.engine import folder as run_folder
+from bocb_jax.engine import signals
+from bocb_jax.engine.checkpoint import Checkpoints
+from bocb_jax.engine.metrics import Window, Writers, open_writers, write_json
+from bocb_jax.engine.sharding import batch_sharding, check_batch, make_mesh
+from bocb_jax.engine.step import Program, StepSettings, make_program
+from bocb_jax.errors import Diverged, Interrupted, UserError
+from bocb_jax.models import create_model
+from bocb_jax.models.layers import parameter_kinds
+from bocb_jax.optim import schedules
+from bocb_jax.recipes import recipe_for
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        result = train(parse(sys.argv[1:] if arguments is None else arguments))
+    except (UserError, Interrupted) as stop:
+        console.print(str(stop), markup=False, soft_wrap=True)
+        return stop.exit_code
+    return Diverged.exit_code if result["status"] == "diverged" else 0
+
+
+def parse(arguments: list[str]) -> TrainConfig:
+    """Command-line arguments to a config; `--config FILE.toml` is what the others start from."""
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    before.add_argument("--config")
+    known, arguments = before.parse_known_args(arguments)
+    default = from_toml(known.config) if known.config else TrainConfig()
+    # Settings of one backbone or optimizer have no field: those named on the command line join
+    # the defaults, where tyro finds them with their types.
+    for name in ("model_args", "opt_args"):
+        named = {**getattr(default, name), **_dotted(arguments, name)}
+        default = dataclasses.replace(default, **{name: named})
+    return tyro.cli(TrainConfig, args=arguments, default=default, prog="bocb train")
+
+
+def _dotted(arguments: list[str], name: str) -> dict[str, Any]:
+    """The values of `--name.key value` and `--name.key=value`."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    found = {}
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        flag, _, key = word.replace("-", "_").partition(".")
+        if flag == f"__{name}":
+            with contextlib.suppress(ValueError, SyntaxError):
+                value = ast.literal_eval(value)
+            found[key] = value
+    return found
+
+
+# --- Settings ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the config leaves open, as it came out."""
+
+    epochs: int
+    batch_size: int
+    image_size: int
+    num_classes: int
+    learning_rate: float
+    weight_decay: float
+    warmup_epochs: float
+    label_smoothing: float
+    precision: str
+    augmentation: dict[str, Any]
+
+
+def resolve(config: TrainConfig, dataset: Dataset) -> Settings:
+    """Fills in from the recipe of the data set, the row of the optimizer and the device."""
+    side = dataset.image_shape[0] if dataset.image_shape else None
+    recipe = recipe_for(config.dataset, side)
+    optimizer = optim.optimizer_info(config.opt)
+    epochs = _first(config.epochs, recipe.epochs)
+    precision = config.precision
+    if precision == "auto":
+        precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    asked = {name: getattr(config.data, name) for name in ("shift", "flip", "rotate", "scale")}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    return Settings(
+        epochs=epochs,
+        batch_size=_first(config.batch_size, recipe.batch_size),
+        image_size=_first(config.image_size, recipe.image_size),
+        num_classes=dataset.num_classes,
+        learning_rate=_first(config.lr, optimizer.default_learning_rate),
+        weight_decay=_first(config.weight_decay, optimizer.default_weight_decay),
+        # A warm-up longer than a tenth of the run is not what a short run means.
+        warmup_epochs=_first(config.schedule.warmup_epochs, min(recipe.warmup_epochs, epochs / 10)),
+        label_smoothing=_first(config.step.label_smoothing, recipe.label_smoothing),
+        precision=precision,
+        augmentation={**dataset.augmentation, **asked},
+    )
+
+
+def _first(*values):
+    return next(value for value in values if value is not None)
+
+
+# --- The compiled program ----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramSpec:
+    """All that is compiled in. Learning rate, weight decay and seed are not: they are inputs."""
+
+    model: str
+    model_args: tuple[tuple[str, Any], ...]
+    opt: str
+    opt_args: tuple[tuple[str, Any], ...]
+    num_classes: int
+    image_size: int
+    precision: str
+    schedule: schedules.Schedule  # with a peak of 1
+    step: StepSettings
+    augmentation: tuple[tuple[str, Any], ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fsdp: int
+
+
+def program_spec(config, settings: Settings, dataset, steps_per_epoch: int) -> ProgramSpec:
+    """The part of a run that is compiled in."""
+    total = settings.epochs * steps_per_epoch
+    warmup = round(settings.warmup_epochs * steps_per_epoch)
+    if config.schedule.name == "cosine":
+        schedule = schedules.warmup_cosine(1.0, warmup, total, config.schedule.end_fraction)
+    elif config.schedule.name == "step":
+        boundaries = tuple(round(share * total) for share in config.schedule.boundaries)
+        schedule = schedules.step_decay(1.0, boundaries, config.schedule.factor, warmup)
+    else:
+        schedule = schedules.constant(1.0, warmup)
+    return ProgramSpec(
+        model=config.model,
+        model_args=tuple(sorted(config.model_args.items())),
+        opt=config.opt,
+        opt_args=tuple(sorted(config.opt_args.items())),
+        num_classes=settings.num_classes,
+        image_size=settings.image_size,
+        precision=settings.precision,
+        schedule=schedule,
+        step=StepSettings(
+            settings.label_smoothing, config.step.clip_norm, config.step.accumulate, config.step.ema
+        ),
+        augmentation=tuple(sorted(settings.augmentation.items())),
+        mean=tuple(dataset.mean),
+        std=tuple(dataset.std),
+        fsdp=config.parallel.fsdp,
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def compiled_program(spec: ProgramSpec) -> Program:
+    """The program of a spec; runs that differ in numbers alone share one, and its compilation."""
+
+    def build_model(rngs):
+        return create_model(
+            spec.model,
+            num_classes=spec.num_classes,
+            image_size=spec.image_size,
+            rngs=rngs,
+            dtype=jnp.dtype(spec.precision),
+            **dict(spec.model_args),
+        )
+
+    def make_optimizer(model):
+        return optim.create_optimizer(
+            spec.opt,
+            spec.schedule,
+            parameter_kinds=parameter_kinds(model),
+            **dict(spec.opt_args),
+        )
+
+    prepare = functools.partial(
+        preprocess, image_size=spec.image_size, mean=spec.mean, std=spec.std
+    )
+    policy = Augmentation(**dict(spec.augmentation))
+    return make_program(
+        build_model,
+        make_optimizer,
+        optim.set_hyperparameters,
+        optim.current_learning_rate,
+        prepare_train=lambda images, key: prepare(images, key=key, policy=policy),
+        prepare_eval=prepare,
+        settings=spec.step,
+        mesh=make_mesh(spec.fsdp),
+        evaluation_parameters=optim.optimizer_info(spec.opt).evaluation_parameters,
+    )
+
+
+def use_compile_cache(folder: str | None) -> None:
+    """Keeps compiled programs on disk, so that the next process does not compile them again."""
+    if folder is None:
+        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if folder is None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = str(Path(home) / "bocb_jax" / "compiled")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+# --- The run -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run is, beside its state; saved with every checkpoint."""
+
+    elapsed: float = 0.0  # seconds, over all starts
+    logged: int = 0  # step of the last line of metrics
+    evaluated: int = 0  # step of the last look at the validation split
+    validation_accuracy: float | None = None
+    best_validation_accuracy: float | None = None
+    best_step: int | None = None
+    rows: list[dict[str, float]] = dataclasses.field(default_factory=list)  # since `logged`
+    data: dict[str, Any] | None = None  # position in the data
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Trains one run to its end, or goes on with one that was stopped.
+
+    Returns:
+      What `result.json` holds; its "status" is "finished" or "diverged".
+
+    Raises:
+      UserError: a setting is wrong; nothing was written.
+      Interrupted: SIGTERM or SIGINT came; the state is saved.
+    """
+    started = time.monotonic()
+
+    if config.parallel.distributed:
+        jax.distributed.initialize()
+    use_compile_cache(config.compile_cache)
+
+    dataset = open_dataset(
+        config.dataset,
+        split_seed=config.data.split_seed,
+        data_dir=config.data.dir,
+        on_corrupt=config.data.on_corrupt,
+    )
+    settings = resolve(config, dataset)
+    epoch_steps = steps_per_epoch(len(dataset.splits["train"]), settings.batch_size)
+    program = compiled_program(program_spec(config, settings, dataset, epoch_steps))
+    check_batch(settings.batch_size, program.mesh, config.step.accumulate)
+
+    folder = config.folder()
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            record = {"config": config.identity(), "resolved": dataclasses.asdict(settings)}
+            stack.enter_context(run_folder.claim(folder, record, resume=config.resume))
+        earlier = run_folder.read_json(folder / "result.json")
+        if earlier and earlier["status"] in ("finished", "diverged"):
+            console.print(f"This run has ended already:\n{_closing(earlier, folder)}", markup=False)
+            return earlier
+        caught = stack.enter_context(signals.catching())
+        run = Run(config, settings, dataset, epoch_steps, program, folder, caught, started, stack)
+        return run.train()
+
+
+class Run:
+    """The loop and what it keeps track of.
+
+    The loop's body looks at nothing but the number of steps taken and `Progress`, both of which a
+    checkpoint holds: wherever a run is stopped, the next start does what this one would have done.
+    """
+
+    def __init__(
+        self, config, settings, dataset, epoch_steps, program, folder, signals, started, stack
+    ):
+        self.config, self.settings, self.dataset, self.program = config, settings, dataset, program
+        self.folder, self.signals, self.started = folder, signals, started
+        self.writes = jax.process_index() == 0
+        self.epoch_steps = epoch_steps
+        self.total_steps = settings.epochs * epoch_steps
+        self.key = jax.random.key(config.seed)
+
+        checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
+        self.checkpoints = stack.enter_context(contextlib.closing(checkpoints))
+        restored = checkpoints.restore(program.abstract_state)
+        if restored:
+            self.step, self.state = restored.step, restored.state
+            self.progress = Progress(**restored.progress)
+            checkpoints.discard_after(self.step)
+        else:
+            self.step = 0
+            self.state = program.init(self.key, settings.learning_rate, settings.weight_decay)
+            self.progress = Progress()
+        self.window = Window(self.progress.rows)
+
+        self.reading = {
+            "batch_size": settings.batch_size,
+            "image_size": settings.image_size,
+            "sharding": batch_sharding(program.mesh),
+            "workers": config.data.workers,
+        }
+        split = dataset.splits["train"]
+        self.batches = stack.enter_context(train_batches(split, seed=config.seed, **self.reading))
+        if restored:
+            self.batches.set_state(self.progress.data)
+
+        writers = open_writers(config, folder, self.progress.logged) if self.writes else []
+        self.writers = stack.enter_context(contextlib.closing(Writers(writers)))
+        self.report = reporter(config.log.progress if self.writes else "none")
+        stack.callback(self.report.stop)
+
+        self.waiting = []  # metrics of dispatched steps, not yet fetched
+        self.best_weights = None  # on the devices, until the next save
+        self.saved_step, self.saved_at = self.step, time.monotonic()
+        self.begun = time.monotonic() - self.progress.elapsed
+        self.mark_step, self.mark_time = self.step, time.monotonic()
+        self.seconds_to_first_step = None
+
+    def train(self) -> dict[str, Any]:
+        """Runs to the end and writes `result.json`."""
+        self.report.say(self._opening())
+        self.report.start(self.total_steps, self.step)
+        try:
+            outcome = self._loop()
+        except Diverged as diverged:
+            self.step = diverged.step
+            outcome = {"status": "diverged", "diverged_at_step": diverged.step}
+        except (Interrupted, UserError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            self._write_result({"status": "failed", "error": f"{type(error).__name__}: {error}"})
+            raise
+        outcome = self._write_result(outcome)
+        self.report.stop()
+        self.report.say(_closing(outcome, self.folder))
+        return outcome
+
+    def _loop(self) -> dict[str, Any]:
+        config, progress = self.config, self.progress
+        evaluate_every = config.log.evaluate_every_epochs * self.epoch_steps
+        while True:
+            self._stop_if_asked()
+            last = self.step == self.total_steps
+            if self.step > progress.evaluated and (last or self.step % evaluate_every == 0):
+                self._validate()
+            if last:
+                break
+            if self._save_is_due():
+                self._save()
+            self.state, metrics = self.program.train_step(self.state, next(self.batches), self.key)
+            if self.seconds_to_first_step is None:
+                self._first_step(metrics)
+            if self.step > progress.logged and self.step % config.log.every_steps == 0:
+                self._fetch()  # the metrics of the steps before, while the devices do this one
+                self._write_line({})
+            self.waiting.append(metrics)
+            self.step += 1
+            self.report.step(self.step)
+        self._save()
+        test = self._evaluate("test")
+        self.checkpoints.wait()
+        return {
+            "status": "finished",
+            "validation_accuracy": progress.validation_accuracy,
+            "best_validation_accuracy": progress.best_validation_accuracy,
+            "best_step": progress.best_step,
+            **test,
+        }
+
+    def _fetch(self) -> None:
+        """Takes over the metrics of the steps dispatched; stops at the first not finite."""
+        waiting, self.waiting = jax.device_get(self.waiting), []
+        for number, row in enumerate(waiting, start=self.step - len(waiting) + 1):
+            row = {name: float(value) for name, value in row.items()}
+            self.window.add({"step": number, **row})
+            if not (abs(row["loss"]) < float("inf") and row["grad_norm"] < float("inf")):
+                self._write_line({})
+                raise Diverged(f"The loss was no longer finite at step {number}.", step=number)
+
+    def _write_line(self, validation: dict[str, float]) -> None:
+        line = self.window.flush()
+        step = self.progress.logged = line["step"]
+        now = time.monotonic()
+        images = (step - self.mark_step) * self.settings.batch_size
+        line |= {"epoch": step / self.epoch_steps, **validation}
+        line["images_per_second"] = images / max(now - self.mark_time, 1e-9)
+        self.mark_step, self.mark_time = step, now
+        self.writers.write(line)
+        self.report.metrics(line)
+
+    def _validate(self) -> None:
+        self._fetch()
+        now = time.monotonic()
+        scores = self._evaluate("validation")
+        self.mark_time += time.monotonic() - now  # images/s is that of training
+        self._write_line(scores)
+        progress = self.progress
+        progress.evaluated = self.step
+        progress.validation_accuracy = scores["validation_accuracy"]
+        best = progress.best_validation_accuracy
+        if best is None or progress.validation_accuracy > best:
+            progress.best_validation_accuracy = progress.validation_accuracy
+            progress.best_step = self.step
+            self.best_weights = self.program.weights(self.state)
+
+    def _evaluate(self, split: str) -> dict[str, float]:
+        """Mean loss and accuracy over every example of a split."""
+        sums = []
+        with evaluation_batches(self.dataset.splits[split], **self.reading) as batches:
+            for batch in batches:
+                sums.append(self.program.eval_step(self.state, batch))
+                self._stop_if_asked()
+        sums = jax.device_get(sums)
+        total = {name: sum(float(part[name]) for part in sums) for name in sums[0]}
+        return {
+            f"{split}_loss": total["loss"] / total["count"],
+            f"{split}_accuracy": total["correct"] / total["count"],
+        }
+
+    def _save_is_due(self) -> bool:
+        every = self.config.checkpoint.every_steps
+        if self.step == self.saved_step:
+            return False
+        if every is not None:
+            return self.step % every == 0
+        if jax.process_count() > 1:  # the clocks of several processes do not agree
+            return self.step % self.epoch_steps == 0
+        return time.monotonic() - self.saved_at >= self.config.checkpoint.every_seconds
+
+    def _save(self) -> None:
+        self._fetch()
+        progress = self.progress
+        if self.best_weights is not None:
+            accuracy = {"validation_accuracy": progress.best_validation_accuracy}
+            self.checkpoints.save_best(progress.best_step, self.best_weights, accuracy)
+            self.best_weights = None
+        progress.elapsed = time.monotonic() - self.begun
+        progress.rows = self.window.rows
+        progress.data = self.batches.get_state()
+        self.checkpoints.save(self.step, self.state, dataclasses.asdict(progress))
+        self.saved_step, self.saved_at = self.step, time.monotonic()
+
+    def _stop_if_asked(self) -> None:
+        if self.signals.received(self.step):
+            self._save()
+            self.checkpoints.wait()
+            raise Interrupted(
+                f"Stopped at step {self.step} and saved; the same command goes on.",
+                signal_number=self.signals.number,
+            )
+
+    def _first_step(self, metrics) -> None:
+        jax.block_until_ready(metrics)
+        self.seconds_to_first_step = time.monotonic() - self.started
+        self.mark_step, self.mark_time = self.step + 1, time.monotonic()
+
+    def _write_result(self, outcome: dict[str, Any]) -> dict[str, Any]:
+        outcome = {
+            **outcome,
+            "steps": self.step,
+            "parameters": self.program.parameters,
+            "wall_seconds": time.monotonic() - self.begun,
+            "seconds_to_first_step": self.seconds_to_first_step,
+        }
+        if self.writes:
+            write_json(self.folder / "result.json", outcome)
+        return outcome
+
+    def _opening(self) -> str:
+        settings, mesh = self.settings, self.program.mesh
+        resumed = f", from step {self.step}" if self.step else ""
+        return (
+            f"{self.config.model} ({self.program.parameters:,} parameters) with {self.config.opt} "
+            f"(lr {settings.learning_rate:g}, weight decay {settings.weight_decay:g}) on "
+            f"{self.config.dataset}: {settings.epochs} epochs of {self.epoch_steps} steps of "
+            f"{settings.batch_size} images of {settings.image_size} px, {settings.precision}, "
+            f"{mesh.size} {mesh.devices.flat[0].platform} device(s){resumed}\n{self.folder}"
+        )
+
+
+def _closing(outcome: dict[str, Any], folder: Path) -> str:
+    took = duration(outcome["wall_seconds"])
+    if outcome["status"] == "diverged":
+        step = outcome["diverged_at_step"]
+        return f"Diverged: the loss was no longer finite at step {step}, after {took}. {folder}"
+    return (
+        f"Test accuracy {outcome['test_accuracy']:.2%} "
+        f"(validation {outcome['validation_accuracy']:.2%}), {took}. {folder / 'result.json'}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
