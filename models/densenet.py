@@ -1,0 +1,185 @@
+"""DenseNet (Huang et al., CVPR 2017, arXiv:1608.06993), named as timm and torchvision name it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bocb_jax.models import layers
+from bocb_jax.models.factory import ModelCard, Variant, register_family
+
+he_normal = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseNetConfig:
+    """Settings of DenseNet; the defaults are DenseNet-121's."""
+
+    depths: tuple[int, ...] = (6, 12, 24, 16)  # dense layers per block
+    growth: int = 32  # channels that each dense layer adds; the stem gives twice as many
+    bottleneck: int = 4  # width of the 1x1 convolution, in growths
+    dropout: float = 0.0  # on what each dense layer adds
+    stem: str = (
+        "auto"  # "imagenet": 7x7/2, norm, pool | "cifar": a bare 3x3 | "auto": by image size
+    )
+
+
+class DenseLayer(nnx.Module):
+    """Norm, ReLU, 1x1, norm, ReLU, 3x3: `growth` new channels from all that came before."""
+
+    def __init__(self, in_features, config: DenseNetConfig, *, dtype, rngs):
+        width = config.bottleneck * config.growth
+        kwargs = {"use_bias": False, "dtype": dtype, "kernel_init": he_normal, "rngs": rngs}
+        self.norm1 = layers.BatchNorm(in_features, dtype=dtype, rngs=rngs)
+        self.conv1 = layers.Conv(in_features, width, 1, **kwargs)
+        self.norm2 = layers.BatchNorm(width, dtype=dtype, rngs=rngs)
+        self.conv2 = layers.Conv(width, config.growth, 3, **kwargs)
+        self.dropout = nnx.Dropout(config.dropout)
+
+    def __call__(self, x, *, rngs=None):
+        x = self.conv1(nnx.relu(self.norm1(x)))
+        x = self.conv2(nnx.relu(self.norm2(x)))
+        return self.dropout(x, rngs=rngs)
+
+
+class Transition(nnx.Module):
+    """Half the channels by a 1x1, half the side by averaging."""
+
+    def __init__(self, in_features, *, dtype, rngs):
+        self.norm = layers.BatchNorm(in_features, dtype=dtype, rngs=rngs)
+        self.conv = layers.Conv(
+            in_features,
+            in_features // 2,
+            1,
+            use_bias=False,
+            dtype=dtype,
+            kernel_init=he_normal,
+            rngs=rngs,
+        )
+
+    def __call__(self, x):
+        return layers.avg_pool(self.conv(nnx.relu(self.norm(x))), 2)
+
+
+class DenseNet(nnx.Module):
+    """DenseNet.
+
+    Args:
+      config: settings.
+      num_classes: width of the logits.
+      image_size: side of the images in pixels; chooses the stem.
+      dtype: type of the computation.
+      rngs: where the initial weights come from.
+    """
+
+    def __init__(self, config: DenseNetConfig, *, num_classes, image_size, dtype=None, rngs):
+        width = 2 * config.growth
+        self.stem = layers.resolve_stem(config.stem, image_size)
+        kernel_size, strides = (3, 1) if self.stem == "cifar" else (7, 2)
+        self.conv0 = layers.Conv(
+            3,
+            width,
+            kernel_size,
+            strides=strides,
+            use_bias=False,
+            dtype=dtype,
+            kernel_init=he_normal,
+            rngs=rngs,
+        )
+        if self.stem == "imagenet":
+            self.norm0 = layers.BatchNorm(width, dtype=dtype, rngs=rngs)
+        self.depths = config.depths
+        for stage, depth in enumerate(config.depths, start=1):
+            if stage > 1:
+                setattr(self, f"transition{stage - 1}", Transition(width, dtype=dtype, rngs=rngs))
+                width //= 2
+            block = {}
+            for i in range(1, depth + 1):
+                block[f"denselayer{i}"] = DenseLayer(width, config, dtype=dtype, rngs=rngs)
+                width += config.growth
+            setattr(self, f"denseblock{stage}", nnx.Dict(block))
+        self.norm5 = layers.BatchNorm(width, dtype=dtype, rngs=rngs)
+        self.classifier = nnx.Linear(
+            width,
+            num_classes,
+            dtype=dtype,
+            kernel_init=layers.torch_uniform,
+            kernel_metadata={"kind": "head"},
+            rngs=rngs,
+        )
+
+    def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
+        """What each dense block gives; the last one normalized and rectified."""
+        x = self.conv0(x)
+        if self.stem == "imagenet":
+            x = layers.max_pool(nnx.relu(self.norm0(x)), 3, 2, padding=1)
+        maps = []
+        for stage, depth in enumerate(self.depths, start=1):
+            if stage > 1:
+                x = getattr(self, f"transition{stage - 1}")(x)
+            block = getattr(self, f"denseblock{stage}")
+            for i in range(1, depth + 1):
+                x = jnp.concatenate([x, block[f"denselayer{i}"](x, rngs=rngs)], axis=-1)
+            maps.append(x)
+        maps[-1] = nnx.relu(self.norm5(x))
+        return maps
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        x = layers.global_average_pool(self.features(x, rngs=rngs)[-1])
+        return self.classifier(x).astype(jnp.float32)
+
+
+register_family(
+    DenseNet,
+    DenseNetConfig,
+    ModelCard(
+        paper="Huang et al., Densely Connected Convolutional Networks, CVPR 2017, arXiv:1608.06993",
+        category="classical CNN",
+        stage_design="hierarchical",
+        block_design="bottleneck",
+        operator="convolution",
+        residual="concatenation",
+        recipe="pytorch",
+        input_size=32,
+    ),
+    {
+        "densenet121": Variant(
+            card={
+                "reference": "timm densenet121",
+                "parameters": 7_978_856,
+                "top1": 74.43,
+                "top1_source": "torchvision V1",
+            },
+        ),
+        "densenet161": Variant(
+            config={"depths": (6, 12, 36, 24), "growth": 48},
+            card={
+                "reference": "timm densenet161",
+                "parameters": 28_681_000,
+                "top1": 77.14,
+                "top1_source": "torchvision V1",
+            },
+        ),
+        "densenet169": Variant(
+            config={"depths": (6, 12, 32, 32)},
+            card={
+                "reference": "timm densenet169",
+                "parameters": 14_149_480,
+                "top1": 75.60,
+                "top1_source": "torchvision V1",
+            },
+        ),
+        "densenet201": Variant(
+            config={"depths": (6, 12, 48, 32)},
+            card={
+                "reference": "timm densenet201",
+                "parameters": 20_013_928,
+                "top1": 76.90,
+                "top1_source": "torchvision V1",
+            },
+        ),
+        "densenet_mini": Variant(config={"depths": (2, 3, 4, 3), "growth": 8}),
+    },
+    torch_names=[(r"^(?!classifier\.)", "features.")],
+)
