@@ -1,0 +1,212 @@
+"""MobileNetV2 (Sandler et al., CVPR 2018, arXiv:1801.04381), named as timm names it."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bocb_jax.models import layers
+from bocb_jax.models.factory import ModelCard, Variant, register_family
+
+# He's variance by fan_out / groups: for a depthwise kernel that is its fan_in.
+depthwise_init = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+@dataclasses.dataclass(frozen=True)
+class MobileNetV2Config:
+    """Settings of MobileNetV2; the defaults are those of width 1.0 for 224 pixels."""
+
+    # (expansion, channels, blocks, strides) of each stage
+    stages: tuple[tuple[int, int, int, int], ...] = (
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    )
+    taps: tuple[int, ...] = (1, 2, 4, 6)  # stages whose maps `features` gives
+    width: float = 1.0  # multiplies every width
+    depth: float = 1.0  # multiplies the number of blocks, but in the first and the last stage
+    stem: int = 32  # channels of the stem, before `width`
+    stem_strides: int = 2
+    head: int = 1280  # channels before the classifier; `width` > 1 multiplies them
+    scale_ends: bool = True  # whether `width` multiplies the stem and the head too
+    dropout: float = 0.0  # before the classifier
+
+
+def round_width(channels: float) -> int:
+    """The multiple of 8 next to `channels`, at most a tenth below them."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+class DepthwiseSeparable(nnx.Module):
+    """Depthwise 3x3, then a linear 1x1: the inverted bottleneck without expansion."""
+
+    def __init__(self, in_features, out_features, *, strides, dtype, rngs):
+        kwargs = {"dtype": dtype, "rngs": rngs}
+        self.conv_dw = layers.Conv(
+            in_features,
+            in_features,
+            3,
+            strides=strides,
+            groups=in_features,
+            use_bias=False,
+            kernel_init=depthwise_init,
+            **kwargs,
+        )
+        self.bn1 = layers.BatchNorm(in_features, **kwargs)
+        self.conv_pw = layers.Conv(in_features, out_features, 1, use_bias=False, **kwargs)
+        self.bn2 = layers.BatchNorm(out_features, **kwargs)
+        self.shortcut = strides == 1 and in_features == out_features
+
+    def __call__(self, x):
+        y = nnx.relu6(self.bn1(self.conv_dw(x)))
+        y = self.bn2(self.conv_pw(y))
+        return x + y if self.shortcut else y
+
+
+class InvertedResidual(nnx.Module):
+    """1x1 out to `expansion` times the width, depthwise 3x3, and a linear 1x1 back."""
+
+    def __init__(self, in_features, out_features, *, expansion, strides, dtype, rngs):
+        hidden = expansion * in_features
+        kwargs = {"dtype": dtype, "rngs": rngs}
+        self.conv_pw = layers.Conv(in_features, hidden, 1, use_bias=False, **kwargs)
+        self.bn1 = layers.BatchNorm(hidden, **kwargs)
+        self.conv_dw = layers.Conv(
+            hidden,
+            hidden,
+            3,
+            strides=strides,
+            groups=hidden,
+            use_bias=False,
+            kernel_init=depthwise_init,
+            **kwargs,
+        )
+        self.bn2 = layers.BatchNorm(hidden, **kwargs)
+        self.conv_pwl = layers.Conv(hidden, out_features, 1, use_bias=False, **kwargs)
+        self.bn3 = layers.BatchNorm(out_features, **kwargs)
+        self.shortcut = strides == 1 and in_features == out_features
+
+    def __call__(self, x):
+        y = nnx.relu6(self.bn1(self.conv_pw(x)))
+        y = nnx.relu6(self.bn2(self.conv_dw(y)))
+        y = self.bn3(self.conv_pwl(y))
+        return x + y if self.shortcut else y
+
+
+class MobileNetV2(nnx.Module):
+    """MobileNetV2.
+
+    Args:
+      config: settings.
+      num_classes: width of the logits.
+      image_size: side of the images in pixels; any size will do.
+      dtype: type of the computation.
+      rngs: where the initial weights come from.
+    """
+
+    def __init__(self, config: MobileNetV2Config, *, num_classes, image_size, dtype=None, rngs):
+        del image_size
+        kwargs = {"dtype": dtype, "rngs": rngs}
+        ends = config.width if config.scale_ends else 1.0
+        width = round_width(config.stem * ends)
+        self.conv_stem = layers.Conv(
+            3, width, 3, strides=config.stem_strides, use_bias=False, **kwargs
+        )
+        self.bn1 = layers.BatchNorm(width, **kwargs)
+        self.taps = config.taps
+        self.blocks = nnx.List()
+        for i, (expansion, channels, depth, strides) in enumerate(config.stages):
+            if 0 < i < len(config.stages) - 1:
+                depth = math.ceil(depth * config.depth)
+            stage = nnx.List()
+            out = round_width(channels * config.width)
+            for j in range(depth):
+                step = strides if j == 0 else 1
+                stage.append(
+                    DepthwiseSeparable(width, out, strides=step, **kwargs)
+                    if expansion == 1
+                    else InvertedResidual(width, out, expansion=expansion, strides=step, **kwargs)
+                )
+                width = out
+            self.blocks.append(stage)
+        head = max(config.head, round_width(config.head * ends))
+        self.conv_head = layers.Conv(width, head, 1, use_bias=False, **kwargs)
+        self.bn2 = layers.BatchNorm(head, **kwargs)
+        self.dropout = nnx.Dropout(config.dropout)
+        self.classifier = nnx.Linear(
+            head,
+            num_classes,
+            kernel_init=layers.symmetric_uniform(num_classes**-0.5),
+            kernel_metadata={"kind": "head"},
+            **kwargs,
+        )
+
+    def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
+        """The last map at each of the strides 4, 8, 16 and 32."""
+        del rngs
+        x = nnx.relu6(self.bn1(self.conv_stem(x)))
+        maps = []
+        for stage in self.blocks:
+            for block in stage:
+                x = block(x)
+            maps.append(x)
+        return [maps[i] for i in self.taps]
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        x = nnx.relu6(self.bn2(self.conv_head(self.features(x)[-1])))
+        x = self.dropout(layers.global_average_pool(x), rngs=rngs)
+        return self.classifier(x).astype(jnp.float32)
+
+
+def _variant(reference, parameters, top1=None, source="", *, aliases=(), **config):
+    card = {"reference": f"timm {reference}", "parameters": parameters}
+    card |= {"top1": top1, "top1_source": source}
+    return Variant(config=config, card=card, aliases=aliases)
+
+
+register_family(
+    MobileNetV2,
+    MobileNetV2Config,
+    ModelCard(
+        paper="Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018, "
+        "arXiv:1801.04381",
+        category="classical CNN",
+        stage_design="hierarchical",
+        block_design="inverted bottleneck",
+        operator="depthwise-separable convolution",
+        residual="addition",
+        recipe="pytorch",
+    ),
+    {
+        "mobilenetv2_035": _variant("mobilenetv2_035", 1_677_128, width=0.35),
+        "mobilenetv2_050": _variant("mobilenetv2_050", 1_968_680, width=0.5),
+        "mobilenetv2_075": _variant("mobilenetv2_075", 2_636_424, width=0.75),
+        "mobilenetv2": _variant(
+            "mobilenetv2_100", 3_504_872, 71.88, "torchvision V1", aliases=("mobilenetv2_100",)
+        ),
+        "mobilenetv2_110d": _variant(
+            "mobilenetv2_110d", 4_516_520, width=1.1, depth=1.2, scale_ends=False
+        ),
+        "mobilenetv2_120d": _variant(
+            "mobilenetv2_120d", 5_831_144, width=1.2, depth=1.4, scale_ends=False
+        ),
+        "mobilenetv2_140": _variant("mobilenetv2_140", 6_108_776, width=1.4),
+        "mobilenetv2_mini": Variant(
+            config={
+                "stages": ((1, 16, 1, 1), (6, 24, 2, 2), (6, 40, 2, 2), (6, 64, 2, 2)),
+                "taps": (0, 1, 2, 3),
+                "stem": 16,
+                "stem_strides": 1,
+                "head": 192,
+            },
+            card={"input_size": 32},
+        ),
+    },
+)
