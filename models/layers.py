@@ -232,6 +232,11 @@ class BatchNorm(nnx.Module):
         shift = self.bias[...] - mean * gain
         return (x32 * per_channel(gain, x) + per_channel(shift, x)).astype(dtype)
 
+    def affine(self) -> tuple[jax.Array, jax.Array]:
+        """The gain and the shift per channel of evaluation, for folding into a convolution."""
+        gain = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
+        return gain, self.bias[...] - self.mean[...] * gain
+
     def _remember(self, mean, unbiased_var):
         keep = 1 - self.momentum
         mean, unbiased_var = jax.lax.stop_gradient((mean, unbiased_var))
