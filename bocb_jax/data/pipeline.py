@@ -20,6 +20,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from bocb_jax.data.encoded import CachedSplit
 from bocb_jax.data.sources import Split, permutation
 from bocb_jax.errors import UserError
 
@@ -149,10 +150,10 @@ class Batches(Iterator[Batch]):
     """
 
     def __init__(self, split, plan, rows, image_size, sharding, *, prefetch, workers, step=0):
-        if getattr(split, "image_shape", None) is None and hasattr(split, "sized"):
-            if image_size is None:
-                raise UserError("The images of this data set differ in size; give an image_size.")
+        if hasattr(split, "sized"):
             split = split.sized(image_size)
+        if workers and isinstance(split, CachedSplit):
+            split = split.split  # every worker would fill a cache of its own
         self._reader = _Reader(split, plan, rows)
         self._plan = plan
         self._sharding = sharding
@@ -209,10 +210,11 @@ class Batches(Iterator[Batch]):
 
     def _start(self) -> grain.DatasetIterator:
         reader = self._reader.starting_at(self._step)
-        threads = 0 if reader.vectorized or self._workers else min(16, os.cpu_count() or 1)
+        # Arrays are read by the thread that keeps batches ahead; decoding is worth more threads.
+        threads = 0 if self._workers or not reader.decodes else min(16, os.cpu_count() or 1)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         batches = grain.MapDataset.source(reader).to_iter_dataset(options)
-        if self._workers and not reader.vectorized:
+        if self._workers and reader.decodes:
             batches = batches.mp_prefetch(_worker_options(self._workers))
         if self._sharding is not None:
             batches = batches.map(functools.partial(_to_devices, self._sharding))
@@ -233,7 +235,7 @@ class _Reader:
     def __init__(self, split: Split, plan: TrainPlan | EvaluationPlan, rows: np.ndarray):
         self._split, self._plan, self._rows = split, plan, rows
         self._first = 0
-        self.vectorized = hasattr(split, "gather")
+        self.decodes = isinstance(split, CachedSplit) or not hasattr(split, "gather")
 
     def starting_at(self, step: int) -> "_Reader":
         reader = _Reader(self._split, self._plan, self._rows)
@@ -245,7 +247,8 @@ class _Reader:
 
     def __getitem__(self, number: int) -> Batch:
         indices, weight = self._plan.batch(self._first + number, self._rows)
-        batch = self._split.gather(indices) if self.vectorized else _stack(self._split, indices)
+        whole = hasattr(self._split, "gather")
+        batch = self._split.gather(indices) if whole else _stack(self._split, indices)
         if weight is not None:
             # A source that skips an unreadable image gives the index of the one it took instead.
             batch["weight"] = weight * (batch["index"] == indices)

@@ -2,8 +2,8 @@
 
 A split is anything with `len(split)` and `split[i] -> {"image": uint8 (H, W, 3), "label": int32}`.
 Two optional members make it faster or more general: `gather(indices)` reads a whole batch at once,
-and `sized(image_size)` gives the same split with every image brought to one square size (needed
-where the images of a split differ in size, that is where `image_shape` is None).
+and `sized(image_size)` gives the same split with all images of one shape (needed where
+`image_shape` is None, that is where sizes vary).
 """
 
 import dataclasses
@@ -159,24 +159,6 @@ class ArraySplit:
         return {"image": images, "label": self.labels[indices], "index": indices}
 
 
-@dataclasses.dataclass(frozen=True)
-class Subset:
-    """Some examples of another split, in the given order."""
-
-    split: Split
-    indices: np.ndarray
-
-    @property
-    def image_shape(self) -> tuple[int, int, int] | None:
-        return self.split.image_shape
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.split[int(self.indices[index])]
-
-
 def from_arrays(
     name: str,
     images: np.ndarray,
@@ -286,6 +268,11 @@ def split_indices(labels: np.ndarray, parts: Sequence[float], seed: int) -> list
         for low, high in itertools.pairwise(edges)
     ]
     return [np.flatnonzero(quantile >= edges[-1]), *held]
+
+
+def held_out_fraction(examples: int) -> float:
+    """How much of a training split to hold out: a tenth, but no more than 10,000 images."""
+    return min(0.1, 10_000 / examples)
 
 
 @register_dataset("digits")

@@ -1,0 +1,202 @@
+"""Images that lie encoded in files or records: decoding, sizes, unreadable ones, and a cache.
+
+Everything decodes to RGB uint8: grey is repeated, an alpha channel dropped, 16 bits scaled to 8,
+the first frame of an animation taken. The orientation tag of cameras is not followed, as in the
+field's common loaders, so that results compare.
+"""
+
+import io
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from bocb_jax.data.sources import Example
+from bocb_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# Decoded splits up to this many bytes are kept in memory after the first reading.
+CACHE_BYTES = 512 * 2**20
+# As many unreadable images in a row are no accident.
+MOST_SKIPPED = 1000
+
+
+class CorruptImage(UserError):
+    """An image that cannot be decoded; the message names it."""
+
+
+class Records(Protocol):
+    """Encoded images by index. Must be picklable, for worker processes."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        """The encoded image and its label."""
+
+    def name(self, index: int) -> str:
+        """What to call the image in messages: its path, or its place."""
+
+
+class Subset:
+    """Some of other records, in the given order."""
+
+    def __init__(self, records: Records, indices: Sequence[int]):
+        self._records = records
+        self._indices = np.asarray(indices, np.int32)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        return self._records[int(self._indices[index])]
+
+    def name(self, index: int) -> str:
+        return self._records.name(int(self._indices[index]))
+
+
+class EncodedSplit:
+    """A split whose images are decoded when they are read.
+
+    Args:
+      records: where the encoded images come from.
+      image_shape: (H, W, 3) that all images have, or None where sizes vary.
+      on_corrupt: "fail" raises at an unreadable image; "skip" gives the next readable one instead,
+        under its own index.
+      size: bring every image to size x size.
+    """
+
+    def __init__(self, records: Records, image_shape=None, on_corrupt="fail", size=None):
+        self.image_shape = image_shape
+        self._records = records
+        self._on_corrupt = on_corrupt
+        self._size = size
+        self._sized: dict[int | None, EncodedSplit | CachedSplit] = {}
+        self._skipped: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        for found in range(index, index + min(len(self), MOST_SKIPPED)):
+            found %= len(self)
+            try:
+                image, label = self._read(found)
+            except CorruptImage as error:
+                if self._on_corrupt == "fail":
+                    raise
+                self._note_skipped(found, error)
+            else:
+                return {"image": image, "label": np.int32(label), "index": np.int32(found)}
+        raise UserError(
+            f"None of the {min(len(self), MOST_SKIPPED):,} images from {self._records.name(index)} "
+            "on can be read."
+        )
+
+    def sized(self, image_size: int | None) -> "EncodedSplit | CachedSplit":
+        """This split with images of one size, kept in memory where that is cheap.
+
+        Images that are all of one size already stay so, whatever `image_size`: enlarging them is
+        cheaper on the device.
+
+        Raises:
+          UserError: sizes vary and `image_size` is None.
+        """
+        shape, size = self.image_shape, None
+        if shape is None:
+            if image_size is None:
+                raise UserError("The images of this data set differ in size; give an image_size.")
+            shape, size = (image_size, image_size, 3), image_size
+        if size not in self._sized:
+            split = EncodedSplit(self._records, shape, self._on_corrupt, size)
+            small = len(self) * np.prod(shape) <= CACHE_BYTES
+            self._sized[size] = CachedSplit(split) if small else split
+        return self._sized[size]
+
+    def _read(self, index: int) -> tuple[np.ndarray, int]:
+        try:
+            encoded, label = self._records[index]
+            return decode(encoded, self._size), label
+        except Exception as error:  # Pillow raises of many kinds for broken files
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise CorruptImage(
+                f"The image {self._records.name(index)} cannot be read ({reason}). Remove or "
+                "replace it, or pass --on-corrupt skip."
+            ) from error
+
+    def _note_skipped(self, index: int, error: CorruptImage):
+        if index not in self._skipped:
+            self._skipped.add(index)
+            logger.warning("Image %d skipped: %s", len(self._skipped), error)
+
+
+class CachedSplit:
+    """A split of equal images that is decoded once and then read from memory.
+
+    Threads may fill it at the same time: they write equal values.
+    """
+
+    def __init__(self, split: EncodedSplit):
+        self.image_shape = split.image_shape
+        self.split = split
+        # Memory is taken page by page, as the images are written.
+        self._images = np.empty((len(split), *split.image_shape), np.uint8)
+        self._labels = np.empty(len(split), np.int32)
+        self._index = np.empty(len(split), np.int32)
+        self._ready = np.zeros(len(split), bool)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.split[index]
+
+    def gather(self, indices: np.ndarray) -> Example:
+        """The examples at `indices` as one batch."""
+        for missing in indices[~self._ready[indices]]:
+            example = self.split[int(missing)]
+            self._images[missing] = example["image"]
+            self._labels[missing] = example["label"]
+            self._index[missing] = example["index"]
+            self._ready[missing] = True
+        return {
+            "image": self._images[indices],
+            "label": self._labels[indices],
+            "index": self._index[indices],
+        }
+
+
+def decode(encoded: bytes, size: int | None = None) -> np.ndarray:
+    """Decodes an image file to (H, W, 3) uint8, or to (size, size, 3).
+
+    Args:
+      encoded: the bytes of a file in any format that Pillow knows.
+      size: the shorter side is brought to `size` (bicubic) and the central square kept.
+    """
+    from PIL import Image
+
+    with Image.open(io.BytesIO(encoded)) as image:
+        if size is not None:
+            # JPEG can decode at 1/2, 1/4 or 1/8; twice the target leaves the filter its work.
+            image.draft(None, (2 * size, 2 * size))
+        image = _to_rgb(image)
+    if size is not None and image.size != (size, size):
+        short = min(image.size)
+        width, height = (max(size, round(side * size / short)) for side in image.size)
+        left, top = (width - size) // 2, (height - size) // 2
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        image = image.crop((left, top, left + size, top + size))
+    return np.array(image, np.uint8)
+
+
+def _to_rgb(image):
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # 16 bits of grey, whatever the byte order
+        grey = np.asarray(image).astype(np.uint32) // 257
+        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("P", "PA"):
+        # Straight to RGB, Pillow warns of transparency.
+        image = image.convert("RGBA")
+    return image.convert("RGB")
