@@ -128,6 +128,7 @@ def register_family(
       torch_names: (regular expression, replacement) pairs that turn a dotted path of ours, such as
         "blocks.0.attn.qkv.weight", into the reference's where the two differ.
     """
+    module.torch_names = tuple(torch_names)
     for name, variant in variants.items():
         base = config(**variant.config)
         entry = ModelEntry(
@@ -151,7 +152,9 @@ def _variant_builder(name, module, base, bocb):
                 f"{name} has no setting {', '.join(unknown)}. It has: {', '.join(fields)}, variant."
             )
         config = dataclasses.replace(base, **({**bocb} if variant == "bocb" else {}) | overrides)
-        return module(config, num_classes=num_classes, image_size=image_size, dtype=dtype, rngs=rngs)
+        return module(
+            config, num_classes=num_classes, image_size=image_size, dtype=dtype, rngs=rngs
+        )
 
     return build
 

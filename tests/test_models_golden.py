@@ -1,0 +1,140 @@
+"""Every backbone equals its reference: logits, running statistics, parameter counts, weights.
+
+The figures in `golden/backbones_*` were computed by the references in PyTorch. Weights and images
+are not stored: both sides make them from a tensor's name and a seed.
+"""
+
+import json
+import pathlib
+import zlib
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import bocb_jax
+from bocb_jax import interop
+from bocb_jax.models import layers
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+FILES = sorted(GOLDEN.glob("backbones_*/*.npz"))
+# Covered in the default run by a sibling of the same family, or by the 32-pixel stem.
+SLOW = {
+    "224/attentionformer_s12",
+    "224/convformer_s12",
+    "224/convnext_t",
+    "224/convnextv2_t",
+    "224/densenet121",
+    "224/identityformer_s12",
+    "224/moganet_s",
+    "224/resnet101",
+    "224/resnet50",
+    "224/vgg13_bn",
+}
+
+
+def case_id(path):
+    return f"{path.parent.name.removeprefix('backbones_')}/{path.stem}"
+
+
+def case(path):
+    marks = [pytest.mark.slow] if case_id(path) in SLOW else []
+    return pytest.param(path, id=case_id(path), marks=marks)
+
+
+def normal(name, shape, seed):
+    generator = np.random.Generator(np.random.PCG64(zlib.crc32(f"{seed}:{name}".encode())))
+    return generator.standard_normal(shape).astype(np.float32)
+
+
+def fill(name, shape, seed):
+    """One tensor of the state dict, by the rule that the reference's was made by."""
+    z = normal(name, shape, seed)
+    last = name.rsplit(".", 1)[-1]
+    if last == "running_var":
+        z = 1 + 0.2 * np.abs(z)
+    elif last == "running_mean":
+        z = 0.1 * z
+    elif z.ndim >= 2 and last == "weight":
+        z = z / np.sqrt(np.prod(shape[1:]))
+    elif last in ("weight", "scale", "gamma", "sigma"):
+        z = 1 + 0.1 * z
+    else:
+        z = 0.1 * z
+    return z.astype(np.float32)
+
+
+def run(model, images, *, training):
+    """Logits and, after a training-mode pass without dropout, the new running statistics."""
+    model = nnx.view(
+        model,
+        raise_if_not_found=False,
+        deterministic=True,
+        use_running_average=not training,
+    )
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def apply(state, images):
+        model = nnx.merge(graph, state, copy=True)
+        logits = model(images)
+        return logits, nnx.state(model, nnx.BatchStat)
+
+    logits, statistics = apply(state, images)
+    nnx.update(model, statistics)
+    return np.asarray(logits), model
+
+
+@pytest.mark.parametrize("path", [case(path) for path in FILES])
+def test_equals_the_reference(path):
+    if path.stem not in bocb_jax.list_models():
+        pytest.skip(f"{path.stem} is not written yet")
+    golden = np.load(path)
+    size, seed = int(golden["image_size"]), int(golden["seed"])
+    shapes = dict(
+        zip(golden["names"].tolist(), map(json.loads, golden["shapes"].tolist()), strict=True)
+    )
+    weights = {name: fill(name, shape, seed) for name, shape in shapes.items()}
+    model = bocb_jax.create_model(path.stem, num_classes=100, image_size=size, rngs=nnx.Rngs(0))
+    interop.load_torch_weights(model, weights)
+
+    returned = interop.to_torch_state_dict(model)
+    assert returned.keys() == weights.keys()
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(returned[name], weight, err_msg=name)
+    learned = [name for name in shapes if ".running_" not in name]
+    assert layers.parameter_count(model) == sum(weights[name].size for name in learned)
+
+    images = normal("input", (4, 3, size, size), seed).transpose(0, 2, 3, 1)
+    logits, _ = run(model, images, training=False)
+    tolerance = 1e-4 * golden["logits"].std()
+    np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=tolerance)
+
+    if "train_logits" in golden:
+        logits, trained = run(model, images, training=True)
+        tolerance = 1e-3 * golden["train_logits"].std()
+        np.testing.assert_allclose(logits, golden["train_logits"], rtol=0, atol=tolerance)
+        statistics = interop.to_torch_state_dict(trained)
+        names = golden["stat_names"].tolist()
+        assert sorted(names) == sorted(set(shapes) - set(learned))
+        sums = [statistics[name].astype(np.float64).sum() for name in names]
+        np.testing.assert_allclose(sums, golden["stat_sums"], rtol=1e-4, atol=1e-3)
+
+
+def abstract_model(name, num_classes):
+    size = 32 if name.endswith("_mini") else 224
+    return nnx.eval_shape(
+        lambda: bocb_jax.create_model(
+            name, num_classes=num_classes, image_size=size, rngs=nnx.Rngs(0)
+        )
+    )
+
+
+@pytest.mark.parametrize("name", bocb_jax.list_models())
+def test_parameter_count_is_the_published_one(name):
+    card = bocb_jax.model_card(name)
+    if name.endswith("_mini"):
+        assert layers.parameter_count(abstract_model(name, 10)) <= 500_000
+    else:
+        assert layers.parameter_count(abstract_model(name, 1000)) == card.parameters
