@@ -107,6 +107,7 @@ class ViT(nnx.Module):
                 "choose an image_size that patch_size divides."
             )
         width, patch = config.width, config.patch_size
+        self.patch_size = patch
         self.grid = image_size // patch
         init = layers.trunc_normal(0.02)
         self.patch_embed = nnx.Dict(
@@ -141,10 +142,15 @@ class ViT(nnx.Module):
     def features(self, x, *, rngs=None):
         """The normalized patch tokens as one map (batch, height / patch, width / patch, C)."""
         tokens = self._tokens(x, rngs)[:, 1:]
-        rows, columns = (side // self.patch_embed.proj.strides[0] for side in x.shape[1:3])
+        rows, columns = (side // self.patch_size for side in x.shape[1:3])
         return [tokens.reshape(len(x), rows, columns, -1)]
 
     def _tokens(self, x, rngs):
+        if x.shape[1] % self.patch_size or x.shape[2] % self.patch_size:
+            raise UserError(
+                f"Images of {x.shape[1]}x{x.shape[2]} pixels cannot be cut into patches of "
+                f"{self.patch_size}."
+            )
         x = self.patch_embed.proj(x)
         batch, rows, columns, width = x.shape
         position = self.pos_embed[...]
