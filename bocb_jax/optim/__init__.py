@@ -21,7 +21,21 @@ from bocb_jax.optim.table import (
 )
 
 # Each of these adds its rows to the table.
-from bocb_jax.optim import from_optax, lamb  # isort: skip  # noqa: F401
+from bocb_jax.optim import (  # isort: skip  # noqa: F401
+    adabelief,
+    adabound,
+    adafactor,
+    adagrad,
+    adan,
+    from_optax,
+    lamb,
+    lars,
+    nadam,
+    novograd,
+    projection,
+    radam,
+    sophia,
+)
 
 __all__ = [
     "OptimizerInfo",

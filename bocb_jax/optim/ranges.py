@@ -75,6 +75,9 @@ def check_settings(name: str, settings: Mapping[str, Setting], given: Mapping[st
         setting = settings[key]
         if setting.type is bool and not isinstance(value, bool):
             raise UserError(f"{name}: {key} is true or false, not {value!r}.")
+        choices = typing.get_args(setting.type)
+        if typing.get_origin(setting.type) is typing.Literal and value not in choices:
+            raise UserError(f"{name}: {key} is one of {', '.join(choices)}, not {value!r}.")
         if setting.interval is None or (value is None and setting.default is None):
             continue
         whole = setting.type is int

@@ -1,0 +1,87 @@
+"""AdaBound: Adam whose rates are squeezed towards that of SGD."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bocb_jax.errors import UserError
+from bocb_jax.optim.packaging import Packaging
+from bocb_jax.optim.ranges import Beta, NonNegative, Positive
+from bocb_jax.optim.table import add_row
+
+
+def scale_by_adabound(
+    b1: float, b2: float, eps: float, relative_final_lr: jax.Array, gamma: float
+) -> optax.GradientTransformation:
+    """The mathematics of `adabound`, in units of the learning rate.
+
+    Args:
+      b1: decay of the mean of the gradient.
+      b2: decay of the mean of its square.
+      eps: added to the root.
+      relative_final_lr: final rate over base rate, shape ().
+      gamma: how fast the bounds close.
+    """
+
+    def init(params):
+        zeros = optax.tree.zeros_like(params)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+    def update(grads, state, params=None):
+        count = optax.safe_increment(state.count)
+        mu = optax.tree.update_moment(grads, state.mu, b1, 1)
+        nu = optax.tree.update_moment(grads, state.nu, b2, 2)
+        lower = relative_final_lr * (1 - 1 / (gamma * count + 1))
+        upper = relative_final_lr * (1 + 1 / (gamma * count))
+        size = jnp.sqrt(1 - b2**count) / (1 - b1**count)
+        updates = jax.tree.map(
+            lambda m, v: jnp.clip(size / (jnp.sqrt(v) + eps), lower, upper) * m, mu, nu
+        )
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+@add_row(
+    category="c",
+    paper="Luo et al., 2019, arXiv 1902.09843",
+    decays=("l2", "decoupled"),
+    default_learning_rate=5e-4,
+    default_weight_decay=1e-4,
+    paper_learning_rate=(1e-4, 5e-4, 5e-3),
+    paper_weight_decay=(1e-4,),
+    reference="pytorch_optimizer.AdaBound",
+    numeric_class="eps-level",
+    state_per_parameter=2,
+)
+def adabound(
+    pack: Packaging,
+    *,
+    b1: Beta = 0.9,
+    b2: Beta = 0.999,
+    eps: NonNegative = 1e-8,
+    final_lr: Positive = 0.1,
+    gamma: Positive = 1e-3,
+    base_learning_rate: Positive | None = None,
+):
+    """AdaBound.
+
+    rate = clip(lr * sqrt(1 - b2^t) / (1 - b1^t) / (sqrt(v) + eps), low, high);  p <- p - rate * m
+    low, high = final_lr * lr / base * (1 - 1 / (gamma t + 1), 1 + 1 / (gamma t))
+
+    Args:
+      pack: learning rate, weight decay and masks.
+      b1: decay of the mean of the gradient.
+      b2: decay of the mean of its square.
+      eps: added to the root.
+      final_lr: rate that the bounds close upon, while the schedule is at its peak.
+      gamma: how fast they close.
+      base_learning_rate: rate that the schedule is relative to; None for its peak.
+    """
+    base = base_learning_rate or pack.peak_learning_rate
+    if base is None:
+        raise UserError(
+            "adabound relates its bounds to the peak of the schedule, which an Optax schedule does "
+            "not tell: pass base_learning_rate, or one of bocb_jax.optim.schedules."
+        )
+    return pack.chain(scale_by_adabound(b1, b2, eps, final_lr / base, gamma))

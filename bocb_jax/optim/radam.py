@@ -1,0 +1,76 @@
+"""RAdam: Adam that waits until its second moment can be trusted."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bocb_jax.optim.packaging import Packaging
+from bocb_jax.optim.ranges import Beta, NonNegative
+from bocb_jax.optim.table import add_row
+
+
+def rectification(count: jax.Array, b2: float, threshold: float = 5.0):
+    """The factor sqrt((1 - b2^t) ...) of Liu et al., equation 5, and whether it exists.
+
+    Args:
+      count: updates done, this one included.
+      b2: decay of the mean of squares.
+      threshold: shortest length of the approximated average that has a variance.
+
+    Returns:
+      (r, tractable): r is 1 where the length is at most 4 or so and the root has no meaning.
+    """
+    longest = 2 / (1 - b2) - 1
+    length = longest - 2 * count * b2**count / (1 - b2**count)
+    safe = jnp.maximum(length, 4.5)
+    ratio = (safe - 4) * (safe - 2) * longest / ((longest - 4) * (longest - 2) * safe)
+    return jnp.sqrt(ratio), length > threshold
+
+
+def scale_by_radam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """The mathematics of `radam`."""
+
+    def init(params):
+        zeros = optax.tree.zeros_like(params)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+    def update(grads, state, params=None):
+        count = optax.safe_increment(state.count)
+        mu = optax.tree.update_moment(grads, state.mu, b1, 1)
+        nu = optax.tree.update_moment(grads, state.nu, b2, 2)
+        rectifier, tractable = rectification(count, b2)
+
+        def direction(m, v):
+            adaptive = rectifier * jnp.sqrt(1 - b2**count) / (jnp.sqrt(v) + eps)
+            return m / (1 - b1**count) * jnp.where(tractable, adaptive, 1.0)
+
+        return jax.tree.map(direction, mu, nu), optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+@add_row(
+    category="b",
+    paper="Liu et al., 2020, arXiv 1908.03265",
+    decays=("l2", "decoupled"),
+    default_learning_rate=1e-3,
+    paper_learning_rate=(1e-3,),
+    paper_weight_decay=(0.0, 1e-8),
+    reference="torch.optim.RAdam",
+    numeric_class="exact",
+    state_per_parameter=2,
+    notes="Decay is L2 as in PyTorch, which BOCB ran; the authors' own code decouples it.",
+)
+def radam(pack: Packaging, *, b1: Beta = 0.9, b2: Beta = 0.999, eps: NonNegative = 1e-8):
+    """Rectified Adam.
+
+    While the mean of squares rests on too few steps, p <- p - lr * m̂; from then on
+    p <- p - lr * r * sqrt(1 - b2^t) * m̂ / (sqrt(v) + eps), r growing to 1.
+
+    Args:
+      pack: learning rate, weight decay and masks.
+      b1: decay of the mean of the gradient.
+      b2: decay of the mean of its square.
+      eps: added to the root.
+    """
+    return pack.chain(scale_by_radam(b1, b2, eps))
