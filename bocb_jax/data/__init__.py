@@ -1,5 +1,6 @@
 """Where images come from and how they reach the device."""
 
+from bocb_jax.data import named  # noqa: F401  (registers its data sets)
 from bocb_jax.data.sources import (
     DATASETS,
     Dataset,

@@ -105,73 +105,73 @@ def augment(images: jax.Array, *, key: jax.Array, policy: Augmentation) -> jax.A
     Returns:
       Images of the same shape.
     """
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(images.shape[0]))
-    affine, shift, flip = jax.vmap(lambda k: jax.random.split(k, 3), out_axes=1)(keys)
+    batch, side = images.shape[:2]
+    # One draw per image for everything: what a policy leaves out does not disturb the rest.
+    draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (5,)))
+    angle, size, down, right, mirrored = draw(jnp.arange(batch)).T
     if policy.rotate or policy.scale:
-        images = random_affine(images, affine, rotate=policy.rotate, scale=policy.scale)
+        images = affine(
+            images,
+            angles=policy.rotate * (2 * angle - 1),
+            sizes=1 + policy.scale * (2 * size - 1),
+        )
     if policy.shift:
-        images = random_shift(images, shift, pixels=round(policy.shift * images.shape[1]))
+        most = round(policy.shift * side)
+        down, right = (jnp.floor(x * (2 * most + 1)).astype(int) - most for x in (down, right))
+        images = shift(images, down=down, right=right)
     if policy.flip:
-        images = random_flip(images, flip)
+        images = flip(images, mirrored < 0.5)
     return images
 
 
-def random_shift(images: jax.Array, keys: jax.Array, *, pixels: int) -> jax.Array:
-    """Shifts each image by up to `pixels` each way; what comes in is black.
+def shift(images: jax.Array, *, down: jax.Array, right: jax.Array) -> jax.Array:
+    """Shifts each image by whole pixels; what comes in is black.
 
-    This is the random crop of an image padded with zeros.
+    This is the crop of an image padded with zeros.
 
     Args:
       images: (B, H, W, C).
-      keys: (B,) keys, one per image.
-      pixels: largest shift.
+      down: (B,) integers.
+      right: (B,) integers.
     """
     height, width = images.shape[1:3]
 
-    def shift(image, key):
-        down, right = jax.random.randint(key, (2,), -pixels, pixels + 1)
-        # Rows and columns that lie outside are given an index past the end (a negative one
-        # would wrap round), which `fill` turns to black.
+    def move(image, down, right):
         rows, columns = jnp.arange(height) - down, jnp.arange(width) - right
+        # A negative index would wrap round; one past the end is filled.
         rows = jnp.where(rows < 0, height, rows)
         columns = jnp.where(columns < 0, width, columns)
         return image.at[rows[:, None], columns[None, :]].get(mode="fill", fill_value=0)
 
-    return jax.vmap(shift)(images, keys)
+    return jax.vmap(move)(images, down, right)
 
 
-def random_flip(images: jax.Array, keys: jax.Array) -> jax.Array:
-    """Mirrors each image left and right with probability one half.
+def flip(images: jax.Array, mirrored: jax.Array) -> jax.Array:
+    """Mirrors some images left and right.
 
     Args:
       images: (B, H, W, C).
-      keys: (B,) keys, one per image.
+      mirrored: (B,) booleans.
     """
-    flipped = jax.vmap(jax.random.bernoulli)(keys)
-    return jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
+    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 
-def random_affine(images: jax.Array, keys: jax.Array, *, rotate: float, scale: float) -> jax.Array:
+def affine(images: jax.Array, *, angles: jax.Array, sizes: jax.Array) -> jax.Array:
     """Turns and scales each image about its centre, bilinearly; what comes in is black.
 
     Args:
       images: (B, H, W, C).
-      keys: (B,) keys, one per image.
-      rotate: largest rotation each way, in degrees.
-      scale: largest change of size each way, as a fraction.
+      angles: (B,) degrees, counter-clockwise.
+      sizes: (B,) 2 shows everything twice as large.
     """
     height, width = images.shape[1:3]
-    y, x = jnp.meshgrid(
-        jnp.arange(height) - (height - 1) / 2, jnp.arange(width) - (width - 1) / 2, indexing="ij"
-    )
+    middle_y, middle_x = (height - 1) / 2, (width - 1) / 2
+    y, x = jnp.meshgrid(jnp.arange(height) - middle_y, jnp.arange(width) - middle_x, indexing="ij")
 
-    def warp(image, key):
-        turn, size = jax.random.uniform(key, (2,), minval=-1.0, maxval=1.0)
-        angle, size = jnp.deg2rad(rotate) * turn, 1 + scale * size
-        cos, sin = jnp.cos(angle) / size, jnp.sin(angle) / size
-        rows = cos * y - sin * x + (height - 1) / 2
-        columns = sin * y + cos * x + (width - 1) / 2
-        sample = lambda channel: map_coordinates(channel, [rows, columns], order=1)  # noqa: E731
-        return jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
+    def warp(image, angle, size):
+        cos, sin = jnp.cos(jnp.deg2rad(angle)) / size, jnp.sin(jnp.deg2rad(angle)) / size
+        # Where each pixel of the result comes from.
+        place = [cos * y + sin * x + middle_y, cos * x - sin * y + middle_x]
+        return jax.vmap(lambda channel: map_coordinates(channel, place, order=1), -1, -1)(image)
 
-    return jax.vmap(warp)(images, keys)
+    return jax.vmap(warp)(images, angles, sizes)

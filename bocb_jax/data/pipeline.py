@@ -215,7 +215,7 @@ class Batches(Iterator[Batch]):
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         batches = grain.MapDataset.source(reader).to_iter_dataset(options)
         if self._workers and reader.decodes:
-            batches = batches.mp_prefetch(_worker_options(self._workers))
+            batches = batches.mp_prefetch(_worker_options(self._workers)).map(_copy)
         if self._sharding is not None:
             batches = batches.map(functools.partial(_to_devices, self._sharding))
         batches = grain.experimental.ThreadPrefetchIterDataset(
@@ -278,6 +278,11 @@ def _local_rows(batch_size, sharding, process_index, process_count) -> np.ndarra
     # Asked of the sharding, since the devices of a process need not be neighbours in the mesh.
     slices = sharding.addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[part] for part in slices]))
+
+
+def _copy(batch: Batch) -> Batch:
+    # Out of the memory shared with the worker, which must not outlive the iterator.
+    return {key: np.array(value) for key, value in batch.items()}
 
 
 def _to_devices(sharding, batch: Batch) -> Batch:

@@ -1,0 +1,164 @@
+"""The data sets of the paper by their short names: cifar10, cifar100, imagenet2012."""
+
+import dataclasses
+import hashlib
+import os
+import tarfile
+import urllib.request
+from typing import Any
+
+import numpy as np
+
+from bocb_jax.data.sources import (
+    Dataset,
+    OpenOptions,
+    from_arrays,
+    held_out_fraction,
+    register_dataset,
+)
+from bocb_jax.data.tfds import default_data_dir, is_prepared, open_tfds
+from bocb_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cifar:
+    """The binary version of a CIFAR data set (A. Krizhevsky, 2009)."""
+
+    name: str
+    url: str
+    sha256: str
+    folder: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    label_bytes: int  # per image; the last one is the label, before it comes the coarse one
+    class_names: str
+    description: dict[str, Any]
+
+
+_CIFAR10 = _Cifar(
+    name="cifar10",
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    folder="cifar-10-batches-bin",
+    train=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+    test=("test_batch.bin",),
+    label_bytes=1,
+    class_names="batches.meta.txt",
+    description={"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)},
+)
+_CIFAR100 = _Cifar(
+    name="cifar100",
+    url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+    sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+    folder="cifar-100-binary",
+    train=("train.bin",),
+    test=("test.bin",),
+    label_bytes=2,
+    class_names="fine_label_names.txt",
+    description={"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762)},
+)
+
+
+@register_dataset("cifar10")
+def open_cifar10(options: OpenOptions) -> Dataset:
+    """60,000 photographs of 10 classes, 32x32 (A. Krizhevsky, 2009)."""
+    return _open_cifar(_CIFAR10, options)
+
+
+@register_dataset("cifar100")
+def open_cifar100(options: OpenOptions) -> Dataset:
+    """60,000 photographs of 100 classes, 32x32 (A. Krizhevsky, 2009)."""
+    return _open_cifar(_CIFAR100, options)
+
+
+@register_dataset("imagenet2012")
+def open_imagenet2012(options: OpenOptions) -> Dataset:
+    """1.28 million photographs of 1,000 classes (Russakovsky et al., 2015, arXiv 1409.0575).
+
+    The official validation split is the test split here, as everywhere in the field; the labels
+    of the official test split are not public.
+    """
+    return dataclasses.replace(
+        open_tfds("imagenet2012", options, test="validation"), name="imagenet2012"
+    )
+
+
+def _open_cifar(cifar: _Cifar, options: OpenOptions) -> Dataset:
+    # TensorFlow Datasets cannot prepare these without TensorFlow; the original files can be read.
+    data_dir = options.data_dir or default_data_dir()
+    if is_prepared(cifar.name, data_dir):
+        dataset = open_tfds(cifar.name, options, **cifar.description)
+        return dataclasses.replace(dataset, name=cifar.name)
+    folder = os.path.join(data_dir, cifar.folder)
+    if not os.path.isdir(folder):
+        _extract(_archive(cifar, data_dir, options.download), folder)
+    try:
+        train, test = (_read(cifar, folder, names) for names in (cifar.train, cifar.test))
+        with open(os.path.join(folder, cifar.class_names)) as file:
+            class_names = tuple(file.read().split())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"The folder '{folder}' does not hold {cifar.name} whole ({error}); remove it, and it "
+            "is made again."
+        ) from error
+    return from_arrays(
+        cifar.name,
+        *train,
+        test=test,
+        held_out=held_out_fraction(len(train[1])),
+        split_seed=options.split_seed,
+        class_names=class_names,
+        **cifar.description,
+    )
+
+
+def _read(cifar: _Cifar, folder: str, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    records = [np.fromfile(os.path.join(folder, name), np.uint8) for name in names]
+    records = np.concatenate(records).reshape(-1, cifar.label_bytes + 3 * 32 * 32)
+    images = records[:, cifar.label_bytes :].reshape(-1, 3, 32, 32)
+    return images.transpose(0, 2, 3, 1), records[:, cifar.label_bytes - 1].astype(np.int32)
+
+
+def _archive(cifar: _Cifar, data_dir: str, download: bool) -> str:
+    archive = os.path.join(data_dir, os.path.basename(cifar.url))
+    if os.path.exists(archive):
+        return archive
+    not_there = f"The dataset '{cifar.name}' is not in {data_dir}"
+    remedy = f"Put {cifar.url} there, or give the folder that has it as --data-dir."
+    if not download:
+        raise UserError(f"{not_there}, and downloading is switched off. {remedy}")
+    partial = f"{archive}.{os.getpid()}.part"
+    try:
+        os.makedirs(data_dir, exist_ok=True)
+        digest = hashlib.sha256()
+        with urllib.request.urlopen(cifar.url, timeout=20) as source, open(partial, "wb") as sink:
+            while block := source.read(2**20):
+                digest.update(block)
+                sink.write(block)
+        if digest.hexdigest() != cifar.sha256:
+            raise OSError("what came has another checksum")
+        os.replace(partial, archive)
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(f"{not_there} and cannot be downloaded: {reason}. {remedy}") from error
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)
+    return archive
+
+
+def _extract(archive: str, folder: str):
+    # Under another name until all is there, so that a folder of the right name is whole.
+    partial = f"{folder}.{os.getpid()}.part"
+    os.makedirs(partial, exist_ok=True)
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                if member.isfile():
+                    with open(os.path.join(partial, os.path.basename(member.name)), "wb") as file:
+                        file.write(tar.extractfile(member).read())
+        os.replace(partial, folder)
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise UserError(
+            f"The archive '{archive}' cannot be unpacked ({error}); remove it and fetch it again."
+        ) from error

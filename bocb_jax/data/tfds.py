@@ -1,0 +1,228 @@
+"""Data sets prepared by TensorFlow Datasets, read from ArrayRecord files without TensorFlow."""
+
+import contextlib
+import difflib
+import io
+import os
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from bocb_jax.data.encoded import EncodedSplit, Subset
+from bocb_jax.data.sources import Dataset, OpenOptions, held_out_fraction, permutation
+from bocb_jax.errors import UnknownName, UserError
+
+
+def default_data_dir() -> str:
+    """Where TensorFlow Datasets looks: $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
+    return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+
+
+def is_prepared(name: str, data_dir: str | None) -> bool:
+    """Whether some version of a data set lies ready in `data_dir`."""
+    top = os.path.join(data_dir or default_data_dir(), name)
+    return any("dataset_info.json" in files for _, _, files in os.walk(top))
+
+
+def open_tfds(
+    name: str, options: OpenOptions, *, test: str | None = None, **description: Any
+) -> Dataset:
+    """The data set of that name in TensorFlow Datasets.
+
+    The official validation split is used as such where there is a test split too; otherwise it
+    serves for testing. A split that is missing is held out of "train" at random.
+
+    Args:
+      name: as TensorFlow Datasets has it: "cifar10", "oxford_flowers102:2.1.1", "name/config".
+      options: all count.
+      test: the official split to test on, where that is not the obvious one.
+      **description: further fields of `Dataset` (mean, std, augmentation).
+
+    Raises:
+      UnknownName: no such data set, there or in the catalogue.
+      UserError: not there and not to be had, or not one of labelled images.
+    """
+    data_dir = options.data_dir or default_data_dir()
+    with _quiet():
+        builder = _prepared_builder(name, data_dir, options.download)
+        image_key, label_key = _keys(name, builder.info)
+        official = [key for key, info in builder.info.splits.items() if info.num_examples]
+    image, label = builder.info.features[image_key], builder.info.features[label_key]
+
+    records = {
+        key: TfdsRecords(name, data_dir, key, builder.info.splits[key].num_examples, image_key,
+                         label_key)
+        for key in official
+    }  # fmt: skip
+    if "train" not in records:
+        raise UserError(f"The dataset 'tfds:{name}' has no split 'train'; it has {official}.")
+    test = test or next((key for key in ("test", "validation") if key in official), None)
+    splits: dict[str, Any] = {"train": records["train"]}
+    if test is not None:
+        splits["test"] = records[test]
+    if "validation" in official and test != "validation":
+        splits["validation"] = records["validation"]
+    missing = [key for key in ("validation", "test") if key not in splits]
+    order = permutation(len(splits["train"]), options.split_seed, 0)
+    size = int(held_out_fraction(len(order)) * len(order))
+    for key in missing:
+        splits[key] = Subset(records["train"], np.sort(order[:size]))
+        order = order[size:]
+    if missing:
+        splits["train"] = Subset(records["train"], np.sort(order))
+
+    shape = image.shape if all(image.shape[:2]) else None
+    shape = shape and (*shape[:2], 3)
+    return Dataset(
+        name=f"tfds:{name}",
+        num_classes=label.num_classes,
+        splits={
+            key: EncodedSplit(splits[key], shape, options.on_corrupt)
+            for key in ("train", "validation", "test")
+        },
+        image_shape=shape,
+        class_names=tuple(label.names),
+        **description,
+    )
+
+
+class TfdsRecords:
+    """One official split: the records of an `EncodedSplit`. Workers open the files anew."""
+
+    def __init__(self, dataset, data_dir, split, size, image_key, label_key):
+        self._place = dataset, data_dir, split
+        self._size = size
+        self._keys = image_key, label_key
+        self._source = None
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        if self._source is None:
+            self._source = self._open()
+        example = self._source[index]
+        image_key, label_key = self._keys
+        return example[image_key], example[label_key]
+
+    def name(self, index: int) -> str:
+        dataset, data_dir, split = self._place
+        return f"number {index} of split '{split}' of '{dataset}' in {data_dir}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_source": None}
+
+    def _open(self):
+        import tensorflow_datasets as tfds
+
+        dataset, data_dir, split = self._place
+        with _quiet():
+            builder = tfds.builder(dataset, data_dir=data_dir)
+            # Images are decoded by this package, as from any other source.
+            return builder.as_data_source(
+                split=split, decoders={self._keys[0]: tfds.decode.SkipDecoding()}
+            )
+
+
+def _prepared_builder(name: str, data_dir: str, download: bool):
+    import tensorflow_datasets as tfds
+
+    not_there = f"The dataset 'tfds:{name}' is not in {data_dir}"
+    remedy = (
+        f"Prepare it where there is a network and TensorFlow (`tfds build {name} "
+        "--file_format=array_record`) and give its folder as --data-dir; plain image folders open "
+        "as folder:PATH."
+    )
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+        known = tfds.list_builders(with_community_datasets=False)
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+        hint = (
+            f"Did you mean {' or '.join('tfds:' + x for x in near)}?"
+            if near
+            else "The names are those of https://www.tensorflow.org/datasets/catalog."
+        )
+        raise UnknownName(f"{not_there}, nor is there one of that name to fetch. {hint}") from None
+    except Exception as error:
+        raise UserError(f"The dataset 'tfds:{name}' cannot be opened: {_line(error)}.") from error
+    if not builder.is_prepared():
+        _keys(name, builder.info)  # before anything is fetched in vain
+        if not download:
+            raise UserError(f"{not_there}, and downloading is switched off. {remedy}")
+        builder = _prepare(tfds, name, data_dir, f"{not_there} and cannot be prepared", remedy)
+    try:
+        builder.as_data_source(split="train")
+    except NotImplementedError:
+        raise UserError(
+            f"The dataset 'tfds:{name}' in {data_dir} is stored in a format without random "
+            f"access. {remedy}"
+        ) from None
+    except Exception as error:
+        raise UserError(f"The dataset 'tfds:{name}' cannot be opened: {_line(error)}.") from error
+    return builder
+
+
+def _prepare(tfds, name: str, data_dir: str, failed: str, remedy: str):
+    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        _check_network(builder.url_infos or {}, failed, remedy)
+    try:
+        # Where TensorFlow lacks, a banner is printed; the error says it too.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+    except ModuleNotFoundError as error:
+        raise UserError(f"{failed} without {error.name or 'TensorFlow'}. {remedy}") from error
+    except Exception as error:
+        raise UserError(f"{failed}: {_line(error)}. {remedy}") from error
+    return builder
+
+
+def _check_network(urls: Iterable[str], failed: str, remedy: str):
+    # The downloader would try for minutes. Behind a proxy there is no telling in advance.
+    if urllib.request.getproxies():
+        return
+    for host in sorted({urllib.parse.urlsplit(url).hostname or "" for url in urls}):
+        try:
+            socket.create_connection((host, 443), timeout=10).close()
+        except OSError as error:
+            raise UserError(f"{failed}: {host} cannot be reached. {remedy}") from error
+
+
+def _keys(name: str, info) -> tuple[str, str]:
+    import tensorflow_datasets as tfds
+
+    def first(kind) -> str | None:
+        keys = [key for key, feature in info.features.items() if type(feature) is kind]
+        preferred = [key for key in info.supervised_keys or () if key in keys]
+        return next(iter(preferred + keys), None)
+
+    image, label = first(tfds.features.Image), first(tfds.features.ClassLabel)
+    if image is None or label is None or info.features[image].np_dtype not in (np.uint8, np.uint16):
+        raise UserError(
+            f"The dataset 'tfds:{name}' is not one of images with a class each; its features are "
+            f"{', '.join(info.features)}."
+        )
+    return image, label
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:300] + " ..."
+
+
+@contextlib.contextmanager
+def _quiet():
+    """TensorFlow Datasets logs much that is no concern of the user."""
+    from absl import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
