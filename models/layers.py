@@ -299,6 +299,34 @@ class Mlp(nnx.Module):
         return self.drop(self.fc2(x), rngs=rngs)
 
 
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    bias: jax.Array | None = None,
+    dropout: Callable[[jax.Array], jax.Array] = jax.nn.identity,
+) -> jax.Array:
+    """Softmax attention; the weights are float32 whatever the type of the computation.
+
+    Args:
+      q: queries (..., tokens, heads, channels), scaled here by `channels ** -0.5`.
+      k: keys, of the same shape.
+      v: values, of the same shape.
+      bias: added to the scores (..., heads, tokens, tokens).
+      dropout: applied to the weights.
+
+    Returns:
+      (..., tokens, heads * channels).
+    """
+    q, k, v = (jnp.swapaxes(x, -3, -2) for x in (q, k, v))
+    scores = (q * q.shape[-1] ** -0.5) @ jnp.swapaxes(k, -2, -1)
+    scores = scores.astype(jnp.float32)
+    weights = dropout(jax.nn.softmax(scores if bias is None else scores + bias))
+    y = jnp.swapaxes(weights.astype(v.dtype) @ v, -3, -2)
+    return y.reshape(*y.shape[:-2], -1)
+
+
 def max_pool(x, window, strides=None, padding=0):
     """Maximum over windows of (batch, h, w, c); `strides` defaults to the window, as in PyTorch."""
     lowest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min

@@ -1,6 +1,7 @@
 """Vision Transformer, in the sizes and with the initialization of DeiT."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -54,13 +55,12 @@ class Attention(nnx.Module):
         self.proj_drop = nnx.Dropout(config.dropout)
 
     def __call__(self, x, *, rngs=None):
-        batch, tokens, width = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q * (width // self.heads) ** -0.5, k)
-        weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(x.dtype)
-        y = jnp.einsum("bhqk,bkhd->bqhd", self.attn_drop(weights, rngs=rngs), v)
-        return self.proj_drop(self.proj(y.reshape(batch, tokens, width)), rngs=rngs)
+        qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1)
+        y = layers.attention(
+            *(qkv[:, :, i] for i in range(3)),
+            dropout=functools.partial(self.attn_drop, rngs=rngs),
+        )
+        return self.proj_drop(self.proj(y), rngs=rngs)
 
 
 class Block(nnx.Module):
