@@ -90,10 +90,13 @@ class ParallelConfig:
     """How the run is spread over devices."""
 
     fsdp: int = 1  # devices that share one copy of the state; the rest is data parallel
+    devices: int | None = None  # use only the first so many; None: all
     distributed: bool = False  # start jax.distributed, once per process of a pod or cluster
 
     def __post_init__(self):
         _check(self.fsdp >= 1, "parallel.fsdp", self.fsdp, "at least 1")
+        devices = self.devices
+        _check(devices is None or devices >= 1, "parallel.devices", devices, "at least 1")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,7 +46,9 @@ class Registry(Generic[T]):
         """Adds an entry. A name that is taken is an error: nothing is replaced silently."""
         for new in (name, *aliases):
             if new in self._entries or new in self._aliases:
-                raise UserError(f"The {self.kind} name '{new}' is registered already; choose another.")
+                raise UserError(
+                    f"The {self.kind} name '{new}' is registered already; choose another."
+                )
         self._entries[name] = entry
         self._aliases.update(dict.fromkeys(aliases, name))
         return entry
@@ -93,7 +95,9 @@ class Registry(Generic[T]):
     def _unknown(self, name: str) -> str:
         known = [*self.names(), *self._aliases]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(self.names())}."
+        hint = (
+            f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(self.names())}."
+        )
         return f"There is no {self.kind} '{name}'. {hint}"
 
 

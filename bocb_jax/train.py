@@ -44,6 +44,8 @@ from bocb_jax.recipes import recipe_for
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    # Orbax tells of a damaged file through absl at length; we say it in a line.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         result = train(parse(sys.argv[1:] if arguments is None else arguments))
     except (UserError, Interrupted) as stop:
@@ -148,6 +150,7 @@ class ProgramSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fsdp: int
+    devices: int | None
 
 
 def program_spec(config, settings: Settings, dataset, steps_per_epoch: int) -> ProgramSpec:
@@ -177,6 +180,7 @@ def program_spec(config, settings: Settings, dataset, steps_per_epoch: int) -> P
         mean=tuple(dataset.mean),
         std=tuple(dataset.std),
         fsdp=config.parallel.fsdp,
+        devices=config.parallel.devices,
     )
 
 
@@ -214,7 +218,7 @@ def compiled_program(spec: ProgramSpec) -> Program:
         prepare_train=lambda images, key: prepare(images, key=key, policy=policy),
         prepare_eval=prepare,
         settings=spec.step,
-        mesh=make_mesh(spec.fsdp),
+        mesh=make_mesh(spec.fsdp, spec.devices),
         evaluation_parameters=optim.optimizer_info(spec.opt).evaluation_parameters,
     )
 

@@ -46,6 +46,7 @@ class Checkpoints:
         self._keep = keep
         self._last = self._open("last", keep)
         self._best = self._open("best", 1)
+        self._saving = {}  # name -> what Orbax has under way there
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
         """Starts to save the state; returns once it is copied off the device.
@@ -68,12 +69,11 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything is on the disk."""
-        for name, checkpointer in (("last", self._last), ("best", self._best)):
-            with _telling(self._folder / name):
-                checkpointer.wait()
+        for name in list(self._saving):
+            self._finish(name)
 
     def close(self) -> None:
-        """Waits, and lets go of the threads."""
+        """Lets go of the threads; what is under way is finished, but a failure is not told."""
         self._last.close()
         self._best.close()
 
@@ -122,10 +122,18 @@ class Checkpoints:
         )
 
     def _start(self, checkpointer, name, step, tree, progress):
-        with _telling(self._folder / name / str(step)):
-            checkpointer.save_checkpointables_async(
-                step, {_STATE: tree}, custom_metadata={"step": step, **progress}
+        self._finish(name)
+        with _telling(self._folder / name):
+            # Forced, since Orbax's own policy skips a save while another is under way.
+            self._saving[name] = checkpointer.save_checkpointables_async(
+                step, {_STATE: tree}, custom_metadata={"step": step, **progress}, force=True
             )
+
+    def _finish(self, name):
+        saving = self._saving.pop(name, None)
+        if saving is not None:
+            with _telling(self._folder / name):
+                saving.result()
 
     def _load(self, checkpointer, step: int, abstract: Any) -> Restored:
         tree = checkpointer.load_checkpointables(step, {_STATE: abstract})[_STATE]

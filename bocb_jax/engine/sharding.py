@@ -15,14 +15,23 @@ from bocb_jax.errors import UserError
 SMALLEST_SPLIT = 2**14  # elements; splitting less costs more in messages than it saves in memory
 
 
-def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
-    """A ('data', 'fsdp') mesh over all devices, `fsdp` of which share one copy of the state."""
-    count = len(devices) if devices is not None else jax.device_count()
+def make_mesh(fsdp: int = 1, devices: int | None = None) -> Mesh:
+    """A ('data', 'fsdp') mesh.
+
+    Args:
+      fsdp: how many devices share one copy of the state.
+      devices: how many devices to use, the first ones; None for all.
+    """
+    available = jax.devices()
+    count = len(available) if devices is None else devices
+    if count > len(available):
+        raise UserError(f"parallel.devices is {count}, but there are {len(available)} devices.")
     if count % fsdp:
         raise UserError(f"parallel.fsdp is {fsdp}, which does not divide the {count} devices.")
-    shape = (count // fsdp, fsdp)
     axis_types = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=axis_types, devices=devices)
+    return jax.make_mesh(
+        (count // fsdp, fsdp), ("data", "fsdp"), axis_types=axis_types, devices=available[:count]
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

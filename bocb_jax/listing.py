@@ -1,0 +1,109 @@
+"""`bocb models` and `bocb optimizers`: what there is, as tables, and the card of one."""
+
+import argparse
+import dataclasses
+
+from rich.console import Console
+from rich.table import Table
+
+from bocb_jax.errors import UserError
+
+
+def main(command: str, arguments: list[str]) -> int:
+    """Prints a table, or a card when a single name is given."""
+    parser = argparse.ArgumentParser(prog=f"bocb {command}")
+    parser.add_argument(
+        "name", nargs="?", default="*", help="a name, or a pattern such as 'conv*'; default: all"
+    )
+    name = parser.parse_args(arguments).name
+    console = Console(highlight=False)
+    try:
+        if any(sign in name for sign in "*?["):
+            console.print(_TABLES[command](name))
+        else:
+            console.print(_card(name, _CARDS[command](name)))
+    except UserError as error:
+        Console(stderr=True, highlight=False).print(str(error), markup=False, soft_wrap=True)
+        return error.exit_code
+    return 0
+
+
+def _models(pattern: str) -> Table:
+    from bocb_jax.models import list_models, model_card
+
+    table = _table("Backbones", "name", "parameters", "top-1", "category", "recipe", "reference")
+    for name in list_models(pattern):
+        card = model_card(name)
+        table.add_row(
+            name,
+            f"{card.parameters:,}" if card.parameters else "",
+            f"{card.top1:.1f}" if card.top1 else "",
+            card.category,
+            f"{card.recipe} {card.input_size}" if card.recipe else "",
+            card.reference,
+        )
+    table.caption = (
+        "parameters at 1000 classes; top-1 in percent as published on ImageNet-1k; "
+        "recipe and input size: the paper's on CIFAR-100"
+    )
+    return table
+
+
+def _optimizers(pattern: str) -> Table:
+    from bocb_jax.optim import list_optimizers, optimizer_info
+
+    table = _table(
+        "Optimizers", "name", "category", "lr", "weight decay", "decay", "numbers", "paper"
+    )
+    for name in list_optimizers(pattern):
+        info = optimizer_info(name)
+        table.add_row(
+            name,
+            info.category,
+            f"{info.default_learning_rate:g}",
+            f"{info.default_weight_decay:g}",
+            info.decays[0] if info.decays else "none",
+            info.numeric_class,
+            info.paper,
+        )
+    table.caption = (
+        "a fixed rate + momentum, b adaptive rate + momentum, c estimated rate + momentum, "
+        "d adaptive rate, no momentum; numbers: against the reference implementation"
+    )
+    return table
+
+
+def _model_card(name: str) -> list[tuple[str, str]]:
+    from bocb_jax.models import model_card
+
+    card = dataclasses.asdict(model_card(name))
+    return [
+        (field.replace("_", " "), str(value))
+        for field, value in card.items()
+        if value not in ("", None)
+    ]
+
+
+def _optimizer_card(name: str) -> list[tuple[str, str]]:
+    from bocb_jax.optim.card import describe
+
+    return describe(name)
+
+
+_TABLES = {"models": _models, "optimizers": _optimizers}
+_CARDS = {"models": _model_card, "optimizers": _optimizer_card}
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    for column in columns:
+        right = column in ("parameters", "top-1", "lr", "weight decay")
+        table.add_column(column, justify="right" if right else "left", no_wrap=column == "name")
+    return table
+
+
+def _card(name: str, rows: list[tuple[str, str]]) -> Table:
+    table = Table(title=name, title_justify="left", show_header=False)
+    for label, value in rows:
+        table.add_row(label, value)
+    return table

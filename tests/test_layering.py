@@ -1,0 +1,124 @@
+"""Who may import whom: the rules of the house, read from the source."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STDLIB = set(sys.stdlib_module_names)
+
+# folder or file -> what it may import beside the standard library. "ours:x" is bocb_jax.x.
+RULES = {
+    "bocb_jax/registry.py": {"ours:errors"},
+    "bocb_jax/config.py": {"ours:errors"},
+    "bocb_jax/recipes.py": set(),
+    "bocb_jax/errors.py": set(),
+    "bocb_jax/console.py": {"rich"},
+    "bocb_jax/interop.py": {
+        "jax", "flax", "numpy", "safetensors", "ours:errors", "ours:models",
+    },
+    "bocb_jax/data": {
+        "numpy", "grain", "ours:errors", "ours:registry", "ours:data",
+        "tensorflow_datasets", "sklearn", "PIL", "absl", "etils", "array_record",
+    },
+    "bocb_jax/data/augment.py": {"jax", "numpy"},
+    "bocb_jax/data/mixing.py": {"jax", "numpy"},
+    "bocb_jax/data/pipeline.py": {"jax", "grain", "numpy", "absl", "ours:data", "ours:errors"},
+    "bocb_jax/optim": {
+        "jax", "optax", "numpy", "matplotlib", "ours:registry", "ours:errors", "ours:optim",
+    },
+    "bocb_jax/engine": {
+        "jax", "numpy", "optax", "ours:engine", "ours:errors", "ours:config",
+        "tensorboardX", "wandb",
+    },
+    "bocb_jax/engine/step.py": {"jax", "flax", "optax", "ours:engine"},
+    "bocb_jax/engine/checkpoint.py": {"jax", "orbax", "ours:errors"},
+    "models": {
+        "jax", "flax", "numpy", "einops",
+        "ours:errors", "ours:registry", "ours:models.layers", "ours:models.factory",
+    },
+    "models/__init__.py": {"ours:models.factory"},
+}  # fmt: skip
+DOORS = {"train", "sweep", "analyze", "transfer", "preflight", "bench", "listing", "__main__"}
+
+
+def is_ours(module: str, name: str) -> bool:
+    folder = ROOT / module.replace(".", "/").replace("bocb_jax/models", "models")
+    return (folder / f"{name}.py").exists() or (folder / name).is_dir()
+
+
+def imports(path: Path):
+    """Top names of foreign modules, and dotted names inside ours as "ours:x.y"."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            # `from bocb_jax.models import layers` imports a module, not a name in one.
+            names = {
+                f"{node.module}.{alias.name}" if is_ours(node.module, alias.name) else node.module
+                for alias in node.names
+            }
+        else:
+            continue
+        for name in names:
+            top, _, rest = name.partition(".")
+            if top == "bocb_jax":
+                yield f"ours:{rest}"
+            elif top not in STDLIB:
+                yield top
+
+
+def rule_for(path: str):
+    matching = [rule for rule in RULES if path == rule or path.startswith(rule + "/")]
+    return max(matching, key=len, default=None)
+
+
+FILES = sorted(
+    str(path.relative_to(ROOT))
+    for top in ("bocb_jax", "models")
+    for path in ROOT.glob(f"{top}/**/*.py")
+)
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_imports_what_its_room_may(path):
+    found = set(imports(ROOT / path))
+    ours = {name.removeprefix("ours:") for name in found if name.startswith("ours:")}
+    is_door = Path(path).stem in DOORS and Path(path).parent.name == "bocb_jax"
+    if not is_door:
+        entered = {name for name in ours if name.split(".")[0] in DOORS}
+        assert not entered, f"{path} imports a door: {entered}"
+    rule = rule_for(path)
+    if rule is None:
+        assert is_door or path == "bocb_jax/__init__.py", f"{path} has no rule; add one"
+        return
+
+    def allowed(name):
+        return any(
+            name == item or (item.startswith("ours:") and name.startswith(item + "."))
+            for item in RULES[rule]
+        )
+
+    assert not {name for name in found if not allowed(name)}
+
+
+def test_only_step_takes_models_apart():
+    for path in FILES:
+        if path not in ("bocb_jax/engine/step.py", "bocb_jax/interop.py", "models/layers.py"):
+            source = re.sub(r'""".*?"""', "", (ROOT / path).read_text(), flags=re.DOTALL)
+            assert not re.search(r"nnx\.(split|merge)\b", source), path
+
+
+def test_no_drawer():
+    assert not list(ROOT.glob("**/utils.py"))
+
+
+def test_importing_the_package_starts_no_backend():
+    import subprocess
+
+    code = "import sys, bocb_jax, bocb_jax.config; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
