@@ -1,0 +1,286 @@
+"""MogaNet (Li et al., ICLR 2024, arXiv:2211.03295), named as the authors' repository names it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bocb_jax.models import layers
+from bocb_jax.models.factory import ModelCard, Variant, register_family
+
+# He's variance by fan_out / groups: for a depthwise kernel that is its fan_in.
+depthwise_init = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+@dataclasses.dataclass(frozen=True)
+class MogaNetConfig:
+    """Settings of MogaNet; the defaults are MogaNet-S's."""
+
+    depths: tuple[int, ...] = (2, 3, 12, 2)
+    widths: tuple[int, ...] = (64, 128, 320, 512)  # multiples of 8
+    mlp_ratios: tuple[int, ...] = (8, 8, 4, 4)
+    drop_path: float = 0.1
+    dropout: float = 0.0  # inside the channel block
+    layer_scale: float = 1e-5  # initial gain of the branches and of the decompositions
+    gate_activations: int = 1  # the authors of BOCB apply SiLU twice to gate and value
+    stem: str = "auto"  # "imagenet": two 3x3/2 | "cifar": two 3x3/1 | "auto": by image size
+
+
+def _scale(features: int, value: float) -> nnx.Param:
+    return nnx.Param(jnp.full((1, features, 1, 1), value, jnp.float32), kind="scale")
+
+
+def _times(x, scale):
+    """x (batch, h, w, c) times a learned gain (1, c, 1, 1)."""
+    return x * scale[...].astype(x.dtype).reshape(1, 1, 1, -1)
+
+
+class MultiOrderConv(nnx.Module):
+    """Depthwise context of three reaches: 5x5 on all channels, wider on 3/8 and on 4/8 of them."""
+
+    def __init__(self, features, *, dtype, rngs):
+        self.splits = (features - features // 2 - features * 3 // 8, features // 2)
+        _, wide = self.splits
+        middle = features * 3 // 8
+
+        def depthwise(features, kernel_size, dilation):
+            return layers.Conv(
+                features,
+                features,
+                kernel_size,
+                dilation=dilation,
+                groups=features,
+                kernel_init=depthwise_init,
+                dtype=dtype,
+                rngs=rngs,
+            )
+
+        self.DW_conv0 = depthwise(features, 5, 1)
+        self.DW_conv1 = depthwise(middle, 5, 2)
+        self.DW_conv2 = depthwise(wide, 7, 3)
+        self.PW_conv = layers.Conv(features, features, 1, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+        narrow, wide = self.splits
+        x = self.DW_conv0(x)
+        parts = [
+            x[..., :narrow],
+            self.DW_conv1(x[..., narrow:-wide]),
+            self.DW_conv2(x[..., -wide:]),
+        ]
+        return self.PW_conv(jnp.concatenate(parts, axis=-1))
+
+
+class GatedAggregation(nnx.Module):
+    """Spatial block: what differs from the mean is stressed, then gated by its own context."""
+
+    def __init__(self, features, config: MogaNetConfig, *, dtype, rngs):
+        kwargs = {"dtype": dtype, "rngs": rngs}
+        self.proj_1 = layers.Conv(features, features, 1, **kwargs)
+        self.gate = layers.Conv(features, features, 1, **kwargs)
+        self.value = MultiOrderConv(features, **kwargs)
+        self.proj_2 = layers.Conv(features, features, 1, **kwargs)
+        self.sigma = _scale(features, config.layer_scale)
+        self.gate_activations = config.gate_activations
+
+    def __call__(self, x):
+        y = self.proj_1(x)
+        y = nnx.silu(y + _times(y - y.mean((1, 2), keepdims=True), self.sigma))
+        gate, value = self.gate(y), self.value(y)
+        for _ in range(self.gate_activations):
+            gate, value = nnx.silu(gate), nnx.silu(value)
+        return x + self.proj_2(gate * value)
+
+
+class ChannelAggregation(nnx.Module):
+    """Channel block: an MLP with a depthwise 3x3 that stresses what differs from one shared map."""
+
+    def __init__(self, features, hidden, config: MogaNetConfig, *, dtype, rngs):
+        kwargs = {"dtype": dtype, "rngs": rngs}
+        self.fc1 = layers.Conv(features, hidden, 1, **kwargs)
+        self.dwconv = layers.Conv(
+            hidden, hidden, 3, groups=hidden, kernel_init=depthwise_init, **kwargs
+        )
+        self.decompose = layers.Conv(hidden, 1, 1, **kwargs)
+        self.sigma = _scale(hidden, config.layer_scale)
+        self.fc2 = layers.Conv(hidden, features, 1, **kwargs)
+        self.drop = nnx.Dropout(config.dropout)
+
+    def __call__(self, x, *, rngs=None):
+        x = self.drop(layers.gelu(self.dwconv(self.fc1(x))), rngs=rngs)
+        x = x + _times(x - layers.gelu(self.decompose(x)), self.sigma)
+        return self.drop(self.fc2(x), rngs=rngs)
+
+
+class MogaBlock(nnx.Module):
+    """Spatial and channel block, each normalized before, scaled after and dropped at random."""
+
+    def __init__(self, features, mlp_ratio, config: MogaNetConfig, drop_path, *, dtype, rngs):
+        kwargs = {"dtype": dtype, "rngs": rngs}
+        self.norm1 = layers.BatchNorm(features, **kwargs)
+        self.attn = GatedAggregation(features, config, **kwargs)
+        self.norm2 = layers.BatchNorm(features, **kwargs)
+        self.mlp = ChannelAggregation(features, mlp_ratio * features, config, **kwargs)
+        self.layer_scale_1 = _scale(features, config.layer_scale)
+        self.layer_scale_2 = _scale(features, config.layer_scale)
+        self.drop_path = layers.DropPath(drop_path)
+
+    def __call__(self, x, *, rngs=None):
+        y = _times(self.attn(self.norm1(x)), self.layer_scale_1)
+        x = x + self.drop_path(y, rngs=rngs)
+        y = _times(self.mlp(self.norm2(x), rngs=rngs), self.layer_scale_2)
+        return x + self.drop_path(y, rngs=rngs)
+
+
+class Stem(nnx.Module):
+    """Two 3x3 convolutions with batch norm, GELU between."""
+
+    def __init__(self, features, strides, *, dtype, rngs):
+        kwargs = {"dtype": dtype, "rngs": rngs}
+        self.conv1 = layers.Conv(3, features // 2, 3, strides=strides, **kwargs)
+        self.norm1 = layers.BatchNorm(features // 2, **kwargs)
+        self.conv2 = layers.Conv(features // 2, features, 3, strides=strides, **kwargs)
+        self.norm2 = layers.BatchNorm(features, **kwargs)
+
+    def __call__(self, x):
+        x = layers.gelu(self.norm1(self.conv1(x)))
+        return self.norm2(self.conv2(x))
+
+
+class Downsample(nnx.Module):
+    """A 3x3 convolution of stride 2 with batch norm."""
+
+    def __init__(self, in_features, features, *, dtype, rngs):
+        self.projection = layers.Conv(in_features, features, 3, strides=2, dtype=dtype, rngs=rngs)
+        self.norm = layers.BatchNorm(features, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(self.projection(x))
+
+
+class MogaNet(nnx.Module):
+    """MogaNet.
+
+    Args:
+      config: settings.
+      num_classes: width of the logits.
+      image_size: side of the images in pixels; chooses the stem.
+      dtype: type of the computation.
+      rngs: where the initial weights come from.
+    """
+
+    def __init__(self, config: MogaNetConfig, *, num_classes, image_size, dtype=None, rngs):
+        kwargs = {"dtype": dtype, "rngs": rngs}
+        strides = 1 if layers.resolve_stem(config.stem, image_size) == "cifar" else 2
+        rates = layers.drop_path_rates(config.drop_path, config.depths)
+        self.num_stages = len(config.depths)
+        for i, (features, ratio) in enumerate(zip(config.widths, config.mlp_ratios, strict=True)):
+            embed = (
+                Downsample(config.widths[i - 1], features, **kwargs)
+                if i
+                else Stem(features, strides, **kwargs)
+            )
+            blocks = [MogaBlock(features, ratio, config, rate, **kwargs) for rate in rates[i]]
+            setattr(self, f"patch_embed{i + 1}", embed)
+            setattr(self, f"blocks{i + 1}", nnx.List(blocks))
+            setattr(self, f"norm{i + 1}", layers.BatchNorm(features, **kwargs))
+        self.head = nnx.Linear(
+            config.widths[-1],
+            num_classes,
+            kernel_init=layers.trunc_normal(0.02),
+            kernel_metadata={"kind": "head"},
+            **kwargs,
+        )
+
+    def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
+        """What each stage gives, normalized."""
+        maps = []
+        for i in range(1, self.num_stages + 1):
+            x = getattr(self, f"patch_embed{i}")(x)
+            for block in getattr(self, f"blocks{i}"):
+                x = block(x, rngs=rngs)
+            x = getattr(self, f"norm{i}")(x)
+            maps.append(x)
+        return maps
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        x = layers.global_average_pool(self.features(x, rngs=rngs)[-1])
+        return self.head(x).astype(jnp.float32)
+
+
+BOCB = {"gate_activations": 2}
+
+
+def _variant(name, parameters, top1, **config):
+    return Variant(
+        config=config,
+        card={
+            "reference": f"Westlake-AI/MogaNet moganet_{name}",
+            "parameters": parameters,
+            "top1": top1,
+            "top1_source": "authors",
+        },
+        bocb=BOCB,
+    )
+
+
+register_family(
+    MogaNet,
+    MogaNetConfig,
+    ModelCard(
+        paper="Li et al., MogaNet: Multi-order Gated Aggregation Network, ICLR 2024, "
+        "arXiv:2211.03295",
+        category="modern DNN",
+        stage_design="hierarchical",
+        block_design="MetaFormer",
+        operator="depthwise convolution and gating",
+        residual="pre-norm with layer scale",
+        recipe="convnext",
+        input_size=32,
+    ),
+    {
+        "moganet_xt": _variant(
+            "xtiny", 2_956_066, 76.5, depths=(3, 3, 10, 2), widths=(32, 64, 96, 192), drop_path=0.05
+        ),
+        "moganet_t": _variant(
+            "tiny", 5_197_332, 79.0, depths=(3, 3, 12, 2), widths=(32, 64, 128, 256)
+        ),
+        "moganet_s": _variant("small", 25_335_675, 83.4),
+        "moganet_b": _variant(
+            "base",
+            43_720_475,
+            84.3,
+            depths=(4, 6, 22, 3),
+            widths=(64, 160, 320, 512),
+            drop_path=0.2,
+        ),
+        "moganet_l": _variant(
+            "large",
+            82_480_978,
+            84.7,
+            depths=(4, 6, 44, 4),
+            widths=(64, 160, 320, 640),
+            drop_path=0.3,
+        ),
+        "moganet_xl": _variant(
+            "xlarge",
+            180_991_924,
+            85.1,
+            depths=(6, 6, 44, 4),
+            widths=(96, 192, 480, 960),
+            drop_path=0.4,
+        ),
+        "moganet_mini": Variant(
+            config={"depths": (1, 1, 3, 1), "widths": (16, 32, 64, 96), "mlp_ratios": (4, 4, 3, 3)},
+            bocb=BOCB,
+        ),
+    },
+    torch_names=[
+        (r"^patch_embed1\.conv1\.", "patch_embed1.projection.0."),
+        (r"^patch_embed1\.norm1\.", "patch_embed1.projection.1."),
+        (r"^patch_embed1\.conv2\.", "patch_embed1.projection.3."),
+        (r"^patch_embed1\.norm2\.", "patch_embed1.projection.4."),
+        (r"\.sigma$", ".sigma.scale"),
+    ],
+)
