@@ -7,7 +7,6 @@ and `sized(image_size)` gives the same split with all images of one shape (neede
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -243,31 +242,36 @@ def permutation(size: int, *key: int) -> np.ndarray:
 
 
 def split_indices(labels: np.ndarray, parts: Sequence[float], seed: int) -> list[np.ndarray]:
-    """Splits examples at random, class by class, so that every part has the same mix of classes.
+    """Splits examples at random so that every part has the same mix of classes.
 
     Args:
-      labels: (N,) integers.
-      parts: the fraction of each class that goes to each held-out part.
+      labels: (N,) integers from 0.
+      parts: fraction of the examples that goes to each held-out part.
       seed: decides which examples go where.
 
     Returns:
       Sorted indices: first of what remains, then of each part.
+
+    Raises:
+      UserError: fewer examples than parts.
     """
-    # Shuffled, then sorted by class: an example's place among its class is its quantile, and one
-    # cut by quantile is right for all classes at once.
-    order = permutation(len(labels), seed, 0)
-    order = order[np.argsort(labels[order], kind="stable")]
+    if len(labels) <= len(parts):
+        raise UserError(
+            f"{len(labels)} training images are too few to hold {len(parts)} parts out."
+        )
+    # An example's place among its class, in random order, is its quantile. Dealt out by quantile,
+    # all classes go to the parts in step.
+    shuffled = permutation(len(labels), seed, 0)
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     counts = np.bincount(labels)
     first = np.cumsum(counts) - counts
-    of_class = labels[order]
+    of_class = labels[by_class]
     quantile = np.empty(len(labels))
-    quantile[order] = (np.arange(len(labels)) - first[of_class] + 0.5) / counts[of_class]
-    edges = np.cumsum([0.0, *parts])
-    held = [
-        np.flatnonzero((quantile >= low) & (quantile < high))
-        for low, high in itertools.pairwise(edges)
-    ]
-    return [np.flatnonzero(quantile >= edges[-1]), *held]
+    quantile[by_class] = (np.arange(len(labels)) - first[of_class] + 0.5) / counts[of_class]
+    dealt = shuffled[np.argsort(quantile[shuffled], kind="stable")]
+    sizes = [max(1, round(part * len(labels))) for part in parts]
+    *held, rest = np.split(dealt, np.cumsum(sizes))
+    return [np.sort(part) for part in (rest, *held)]
 
 
 def held_out_fraction(examples: int) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bocb_jax.data.encoded import EncodedSplit, Subset
-from bocb_jax.data.sources import Dataset, OpenOptions, held_out_fraction, permutation
+from bocb_jax.data.sources import Dataset, OpenOptions, held_out_fraction, split_indices
 from bocb_jax.errors import UnknownName, UserError
 
 
@@ -67,13 +67,13 @@ def open_tfds(
     if "validation" in official and test != "validation":
         splits["validation"] = records["validation"]
     missing = [key for key in ("validation", "test") if key not in splits]
-    order = permutation(len(splits["train"]), options.split_seed, 0)
-    size = int(held_out_fraction(len(order)) * len(order))
-    for key in missing:
-        splits[key] = Subset(records["train"], np.sort(order[:size]))
-        order = order[size:]
-    if missing:
-        splits["train"] = Subset(records["train"], np.sort(order))
+    # Labels lie inside the records: reading them all would take long, so chance does the mixing.
+    count = len(records["train"])
+    parts = split_indices(
+        np.zeros(count, int), [held_out_fraction(count)] * len(missing), options.split_seed
+    )
+    for key, part in zip(["train", *missing], parts, strict=True):
+        splits[key] = Subset(records["train"], part)
 
     shape = image.shape if all(image.shape[:2]) else None
     shape = shape and (*shape[:2], 3)
