@@ -1,0 +1,305 @@
+"""Swin Transformer: attention in windows that shift by half a window from block to block."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from bocb_jax.models import layers
+from bocb_jax.models.factory import ModelCard, Variant, register_family
+
+INIT = layers.trunc_normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class SwinConfig:
+    """Architecture of a Swin Transformer; the defaults are Swin-T.
+
+    Args:
+      patch_size: side in pixels of a patch.
+      width: channels of the first stage; each next stage has twice as many.
+      depths: blocks of each stage.
+      heads: attention heads of each stage.
+      window: side of a window, on maps that are larger; a smaller map is one window.
+      mlp_ratio: hidden channels of a block's MLP over its width.
+      qkv_bias: bias of the query, key and value projection.
+      dropout: after the patches, and in and after each branch.
+      attention_dropout: of the attention weights.
+      drop_path: stochastic depth of the last block; 0 in the first, linear in between.
+    """
+
+    patch_size: int = 4
+    width: int = 96
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    heads: tuple[int, ...] = (3, 6, 12, 24)
+    window: int = 7
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    drop_path: float = 0.0
+
+
+def relative_position_index(window: int) -> np.ndarray:
+    """Row of the bias table for each pair of positions in a window: (window**2, window**2)."""
+    rows, columns = np.divmod(np.arange(window**2), window)
+    down = rows[:, None] - rows[None, :] + window - 1
+    right = columns[:, None] - columns[None, :] + window - 1
+    return down * (2 * window - 1) + right
+
+
+def shift_mask(height: int, width: int, window: int, shift: int) -> np.ndarray:
+    """Score offsets (windows, window**2, window**2) that part what the shift brought together.
+
+    A cyclic shift puts opposite borders of the map into one window: pairs of positions that were
+    no neighbors get -100, as in the reference.
+    """
+
+    def region(size):
+        index = np.arange(size)
+        return (index >= size - window).astype(int) + (index >= size - shift)
+
+    regions = 3 * region(height)[:, None] + region(width)[None, :]
+    regions = regions.reshape(height // window, window, width // window, window)
+    regions = regions.transpose(0, 2, 1, 3).reshape(-1, window**2)
+    return np.where(regions[:, :, None] == regions[:, None, :], 0.0, -100.0).astype(np.float32)
+
+
+class WindowAttention(nnx.Module):
+    """Self-attention inside windows, with a learned bias per relative position and head."""
+
+    def __init__(self, config: SwinConfig, width: int, heads: int, window: int, *, dtype, rngs):
+        dense = functools.partial(nnx.Linear, kernel_init=INIT, dtype=dtype, rngs=rngs)
+        self.heads = heads
+        self.window = window
+        self.relative_position_bias_table = nnx.Param(
+            INIT(rngs.params(), ((2 * window - 1) ** 2, heads)), kind="embedding"
+        )
+        self.qkv = dense(width, 3 * width, use_bias=config.qkv_bias)
+        self.attn_drop = nnx.Dropout(config.attention_dropout)
+        self.proj = dense(width, width)
+        self.proj_drop = nnx.Dropout(config.dropout)
+
+    def __call__(self, x, mask=None, *, rngs=None):
+        """(batch, windows, window**2, width) -> the same; `mask` is added to the scores."""
+        qkv = self.qkv(x).reshape(*x.shape[:3], 3, self.heads, -1)
+        bias = self.relative_position_bias_table[...][relative_position_index(self.window)]
+        bias = bias.transpose(2, 0, 1)[None, None]
+        if mask is not None:
+            bias = bias + mask[None, :, None]
+        y = layers.attention(
+            *(qkv[:, :, :, i] for i in range(3)),
+            bias=bias,
+            dropout=functools.partial(self.attn_drop, rngs=rngs),
+        )
+        return self.proj_drop(self.proj(y), rngs=rngs)
+
+
+class Block(nnx.Module):
+    """Window attention, shifted in every other block, and MLP, each with its own shortcut."""
+
+    def __init__(self, config, width, heads, window, shift, drop_path, *, dtype, rngs):
+        self.window = window
+        self.shift = shift
+        self.norm1 = _layer_norm(width, dtype=dtype, rngs=rngs)
+        self.attn = WindowAttention(config, width, heads, window, dtype=dtype, rngs=rngs)
+        self.norm2 = _layer_norm(width, dtype=dtype, rngs=rngs)
+        self.mlp = layers.Mlp(
+            width,
+            int(config.mlp_ratio * width),
+            dropout=config.dropout,
+            kernel_init=INIT,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.drop_path = layers.DropPath(drop_path)
+
+    def __call__(self, x, *, rngs=None):
+        x = x + self.drop_path(self._attend(self.norm1(x), rngs), rngs=rngs)
+        return x + self.drop_path(self.mlp(self.norm2(x), rngs=rngs), rngs=rngs)
+
+    def _attend(self, x, rngs):
+        batch, height, width, channels = x.shape
+        window, shift = self.window, self.shift
+        x = jnp.roll(x, (-shift, -shift), (1, 2)) if shift else x
+        x = jnp.pad(x, ((0, 0), (0, -height % window), (0, -width % window), (0, 0)))
+        rows, columns = x.shape[1] // window, x.shape[2] // window
+        mask = shift_mask(rows * window, columns * window, window, shift) if shift else None
+        x = x.reshape(batch, rows, window, columns, window, channels).swapaxes(2, 3)
+        x = x.reshape(batch, rows * columns, window**2, channels)
+        x = self.attn(x, mask, rngs=rngs)
+        x = x.reshape(batch, rows, columns, window, window, channels).swapaxes(2, 3)
+        x = x.reshape(batch, rows * window, columns * window, channels)[:, :height, :width]
+        return jnp.roll(x, (shift, shift), (1, 2)) if shift else x
+
+
+class PatchMerging(nnx.Module):
+    """Joins each 2x2 patches into one of twice the width."""
+
+    def __init__(self, width: int, *, dtype, rngs):
+        self.norm = _layer_norm(4 * width, dtype=dtype, rngs=rngs)
+        self.reduction = nnx.Linear(
+            4 * width, 2 * width, use_bias=False, kernel_init=INIT, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, x):
+        x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
+        batch, height, width, channels = x.shape
+        x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+        # Four neighbors in the reference's order: column by column.
+        x = x.transpose(0, 1, 3, 4, 2, 5).reshape(batch, height // 2, width // 2, 4 * channels)
+        return self.reduction(self.norm(x))
+
+
+class Stage(nnx.Module):
+    """Patch merging (not in the first stage), then the blocks."""
+
+    def __init__(self, config: SwinConfig, index: int, side: int, rates, *, dtype, rngs):
+        width = config.width * 2**index
+        self.downsample = (
+            PatchMerging(width // 2, dtype=dtype, rngs=rngs) if index else jax.nn.identity
+        )
+        # A map that one window covers is one window, and has nothing to shift.
+        window = min(config.window, side)
+        shift = config.window // 2 if side > config.window else 0
+        self.blocks = nnx.List(
+            [
+                Block(
+                    config,
+                    width,
+                    config.heads[index],
+                    window,
+                    shift if i % 2 else 0,
+                    rate,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+                for i, rate in enumerate(rates)
+            ]
+        )
+
+    def __call__(self, x, *, rngs=None):
+        x = self.downsample(x)
+        for block in self.blocks:
+            x = block(x, rngs=rngs)
+        return x
+
+
+class Swin(nnx.Module):
+    """Swin Transformer (Liu et al., 2021, arXiv:2103.14030).
+
+    Args:
+      config: the architecture.
+      num_classes: width of the logits.
+      image_size: side in pixels of the images that the windows are chosen for; other sizes are
+        taken too, with these windows.
+      dtype: type of the computation.
+      rngs: where the initial weights come from.
+    """
+
+    def __init__(self, config: SwinConfig, *, num_classes, image_size, dtype=None, rngs):
+        patch = config.patch_size
+        bound = (3 * patch**2) ** -0.5
+        self.patch_embed = nnx.Dict(
+            proj=layers.Conv(
+                3,
+                config.width,
+                patch,
+                strides=patch,
+                padding=0,
+                kernel_init=layers.torch_uniform,
+                bias_init=layers.symmetric_uniform(bound),
+                dtype=dtype,
+                rngs=rngs,
+            ),
+            norm=_layer_norm(config.width, dtype=dtype, rngs=rngs),
+        )
+        self.patch_size = patch
+        self.pos_drop = nnx.Dropout(config.dropout)
+        rates = layers.drop_path_rates(config.drop_path, config.depths)
+        side, stages = -(-image_size // patch), []
+        for i in range(len(config.depths)):
+            stages.append(Stage(config, i, side, rates[i], dtype=dtype, rngs=rngs))
+            side = -(-side // 2)
+        self.layers = nnx.List(stages)
+        width = config.width * 2 ** (len(stages) - 1)
+        self.norm = _layer_norm(width, dtype=dtype, rngs=rngs)
+        self.head = nnx.Dict(
+            fc=nnx.Linear(
+                width,
+                num_classes,
+                kernel_init=INIT,
+                kernel_metadata={"kind": "head"},
+                dtype=dtype,
+                rngs=rngs,
+            )
+        )
+
+    def __call__(self, x, *, rngs=None):
+        """(batch, height, width, 3) -> logits (batch, classes)."""
+        x = self.norm(self.features(x, rngs=rngs)[-1])
+        return self.head.fc(layers.global_average_pool(x)).astype(jnp.float32)
+
+    def features(self, x, *, rngs=None):
+        """The map after each stage: strides 4, 8, 16, 32 where patches have 4 pixels."""
+        patch = self.patch_size
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % patch), (0, -x.shape[2] % patch), (0, 0)))
+        x = self.patch_embed.norm(self.patch_embed.proj(x))
+        x = self.pos_drop(x, rngs=rngs)
+        maps = []
+        for stage in self.layers:
+            x = stage(x, rngs=rngs)
+            maps.append(x)
+        return maps
+
+
+def _layer_norm(width, *, dtype, rngs):
+    return nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+
+
+def _size(timm, parameters, top1=None, **config):
+    card = {"reference": f"timm {timm}", "parameters": parameters, "top1": top1}
+    return Variant(config, card=card)
+
+
+register_family(
+    Swin,
+    SwinConfig,
+    ModelCard(
+        paper="Liu et al., Swin Transformer: Hierarchical Vision Transformer using Shifted "
+        "Windows, ICCV 2021, arXiv:2103.14030",
+        top1_source="Swin Transformer, official README",
+        category="modern DNN",
+        stage_design="patchify, hierarchical",
+        block_design="MetaFormer",
+        operator="local attention",
+        residual="pre-norm",
+        recipe="convnext",
+    ),
+    {
+        "swin_t": _size("swin_tiny_patch4_window7_224", 28_288_354, 81.2),
+        "swin_s": _size("swin_small_patch4_window7_224", 49_606_258, 83.2, depths=(2, 2, 18, 2)),
+        "swin_b": _size(
+            "swin_base_patch4_window7_224",
+            87_768_224,
+            83.5,
+            width=128,
+            depths=(2, 2, 18, 2),
+            heads=(4, 8, 16, 32),
+        ),
+        "swin_l": _size(
+            "swin_large_patch4_window7_224",
+            196_532_476,
+            width=192,
+            depths=(2, 2, 18, 2),
+            heads=(6, 12, 24, 48),
+        ),
+        "swin_mini": Variant(
+            {"patch_size": 2, "width": 24, "depths": (2, 2, 2), "heads": (2, 4, 8), "window": 4},
+            card={"input_size": 32},
+        ),
+    },
+)
