@@ -1,0 +1,376 @@
+"""MetaFormer baselines: one frame, five ways to mix tokens."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bocb_jax.errors import UserError
+from bocb_jax.models import layers
+from bocb_jax.models.factory import ModelCard, Variant, register_family
+
+INIT = layers.trunc_normal(0.02)
+NORM_EPSILON = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaFormerConfig:
+    """Architecture of a MetaFormer; the defaults are those of ConvFormer-S12.
+
+    Args:
+      depths: blocks of each stage.
+      widths: channels of each stage.
+      mixers: token mixer of each stage: "identity", "pool", "conv" or "attention".
+      block_norm: what the norms of the blocks normalize: "channel", or "map" (height, width and
+        channels together).
+      head: classifier, "mlp" (hidden width four times the last stage's) or "linear".
+      head_channels: channels of an attention head.
+      mlp_ratio: hidden channels of a block's MLP over its width.
+      scaled_shortcuts: from this stage on, shortcuts have a learned gain per channel.
+      stem: kernel size, stride and padding of the first convolution.
+      dropout: inside the MLP head.
+      drop_path: stochastic depth of the last block; 0 in the first, linear in between.
+    """
+
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    widths: tuple[int, ...] = (64, 128, 320, 512)
+    mixers: tuple[str, ...] = ("conv", "conv", "conv", "conv")
+    block_norm: str = "channel"
+    head: str = "mlp"
+    head_channels: int = 32
+    mlp_ratio: float = 4.0
+    scaled_shortcuts: int = 2
+    stem: tuple[int, int, int] = (7, 4, 2)
+    dropout: float = 0.0
+    drop_path: float = 0.0
+
+
+class StarReLU(nnx.Module):
+    """`scale * relu(x) ** 2 + bias`, with two learned scalars."""
+
+    def __init__(self):
+        self.scale = nnx.Param(jnp.ones((1,), jnp.float32), kind="scale")
+        self.bias = nnx.Param(jnp.zeros((1,), jnp.float32), kind="bias")
+
+    def __call__(self, x):
+        scale, bias = (
+            layers.per_channel(v[...].astype(x.dtype), x) for v in (self.scale, self.bias)
+        )
+        return scale * jnp.square(jax.nn.relu(x)) + bias
+
+
+class Scale(nnx.Module):
+    """A learned gain per channel of a shortcut; begins at one."""
+
+    def __init__(self, width: int):
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32), kind="scale")
+
+    def __call__(self, x):
+        return x * layers.per_channel(self.scale[...].astype(x.dtype), x)
+
+
+class Pooling(nnx.Module):
+    """Mean over 3x3 neighbors, less the pixel itself, as its shortcut adds it again."""
+
+    def __call__(self, x):
+        return layers.avg_pool(x, 3, 1, 1, count_include_pad=False) - x
+
+
+class SepConv(nnx.Module):
+    """Inverted separable convolution as in MobileNetV2, without norms."""
+
+    def __init__(self, width: int, *, dtype, rngs):
+        dense = functools.partial(_dense, dtype=dtype, rngs=rngs)
+        self.pwconv1 = dense(width, 2 * width)
+        self.act1 = StarReLU()
+        self.dwconv = layers.Conv(
+            2 * width,
+            2 * width,
+            7,
+            groups=2 * width,
+            use_bias=False,
+            kernel_init=INIT,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.pwconv2 = dense(2 * width, width)
+
+    def __call__(self, x):
+        return self.pwconv2(self.dwconv(self.act1(self.pwconv1(x))))
+
+
+class Attention(nnx.Module):
+    """Self-attention over all pixels of the map."""
+
+    def __init__(self, width: int, head_channels: int, *, dtype, rngs):
+        self.heads = max(width // head_channels, 1)
+        inner = self.heads * head_channels
+        self.qkv = _dense(width, 3 * inner, dtype=dtype, rngs=rngs)
+        self.proj = _dense(inner, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+        batch, height, width, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, height * width, 3, self.heads, -1)
+        y = layers.attention(*(qkv[:, :, i] for i in range(3)))
+        return self.proj(y).reshape(x.shape)
+
+
+class Block(nnx.Module):
+    """Token mixer and MLP, each pre-normed, with its own shortcut and perhaps a gain on it."""
+
+    def __init__(self, config: MetaFormerConfig, stage: int, drop_path: float, *, dtype, rngs):
+        width = config.widths[stage]
+        scaled = stage >= config.scaled_shortcuts
+        self.norm1 = _block_norm(config, width, dtype=dtype, rngs=rngs)
+        self.token_mixer = _mixer(config, stage, dtype=dtype, rngs=rngs)
+        self.res_scale1 = Scale(width) if scaled else jax.nn.identity
+        self.norm2 = _block_norm(config, width, dtype=dtype, rngs=rngs)
+        self.mlp = layers.Mlp(
+            width,
+            int(config.mlp_ratio * width),
+            activation=StarReLU(),
+            use_bias=False,
+            kernel_init=INIT,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.res_scale2 = Scale(width) if scaled else jax.nn.identity
+        self.drop_path = layers.DropPath(drop_path)
+
+    def __call__(self, x, *, rngs=None):
+        y = self.drop_path(self.token_mixer(self.norm1(x)), rngs=rngs)
+        x = self.res_scale1(x) + y
+        y = self.drop_path(self.mlp(self.norm2(x)), rngs=rngs)
+        return self.res_scale2(x) + y
+
+
+class Downsampling(nnx.Module):
+    """The stem: convolution, then norm; before every other stage: norm, then 3x3 of stride 2."""
+
+    def __init__(self, config: MetaFormerConfig, stage: int, *, dtype, rngs):
+        width = config.widths[stage]
+        before = config.widths[stage - 1] if stage else 3
+        side, stride, padding = (3, 2, 1) if stage else config.stem
+        norm = functools.partial(
+            nnx.LayerNorm, epsilon=NORM_EPSILON, use_bias=False, dtype=dtype, rngs=rngs
+        )
+        self.pre_norm = norm(before) if stage else jax.nn.identity
+        self.conv = layers.Conv(
+            before,
+            width,
+            side,
+            strides=stride,
+            padding=padding,
+            kernel_init=INIT,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.post_norm = jax.nn.identity if stage else norm(width)
+
+    def __call__(self, x):
+        return self.post_norm(self.conv(self.pre_norm(x)))
+
+
+class MlpHead(nnx.Module):
+    """Classifier with one hidden layer, squared ReLU and LayerNorm."""
+
+    def __init__(self, width: int, num_classes: int, dropout: float, *, dtype, rngs):
+        dense = functools.partial(nnx.Linear, kernel_init=INIT, dtype=dtype, rngs=rngs)
+        self.fc1 = dense(width, 4 * width)
+        self.norm = nnx.LayerNorm(4 * width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.drop = nnx.Dropout(dropout)
+        self.fc2 = dense(4 * width, num_classes, kernel_metadata={"kind": "head"})
+
+    def __call__(self, x, *, rngs=None):
+        x = self.norm(jnp.square(jax.nn.relu(self.fc1(x))))
+        return self.fc2(self.drop(x, rngs=rngs))
+
+
+class LinearHead(nnx.Linear):
+    """Classifier without hidden layer."""
+
+    def __call__(self, x, *, rngs=None):
+        del rngs
+        return super().__call__(x)
+
+
+class MetaFormer(nnx.Module):
+    """MetaFormer (Yu et al., 2022, arXiv:2210.13452).
+
+    Args:
+      config: the architecture.
+      num_classes: width of the logits.
+      image_size: side in pixels of the images; any size does.
+      dtype: type of the computation.
+      rngs: where the initial weights come from.
+    """
+
+    def __init__(self, config: MetaFormerConfig, *, num_classes, image_size, dtype=None, rngs):
+        del image_size
+        stages = range(len(config.depths))
+        self.downsample_layers = nnx.List(
+            [Downsampling(config, stage, dtype=dtype, rngs=rngs) for stage in stages]
+        )
+        rates = layers.drop_path_rates(config.drop_path, config.depths)
+        self.stages = nnx.List(
+            [
+                nnx.List([Block(config, i, rate, dtype=dtype, rngs=rngs) for rate in rates[i]])
+                for i in stages
+            ]
+        )
+        width = config.widths[-1]
+        self.norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
+        self.head = _head(config, num_classes, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, *, rngs=None):
+        """(batch, height, width, 3) -> logits (batch, classes)."""
+        x = self.norm(layers.global_average_pool(self.features(x, rngs=rngs)[-1]))
+        return self.head(x, rngs=rngs).astype(jnp.float32)
+
+    def features(self, x, *, rngs=None):
+        """The map after each stage: strides 4, 8, 16, 32 with the default stem."""
+        maps = []
+        for downsample, blocks in zip(self.downsample_layers, self.stages, strict=True):
+            x = downsample(x)
+            for block in blocks:
+                x = block(x, rngs=rngs)
+            maps.append(x)
+        return maps
+
+
+def _dense(features_in, features_out, *, dtype, rngs):
+    return nnx.Linear(
+        features_in, features_out, use_bias=False, kernel_init=INIT, dtype=dtype, rngs=rngs
+    )
+
+
+def _block_norm(config, width, *, dtype, rngs):
+    axes = {"channel": -1, "map": (-3, -2, -1)}
+    if config.block_norm not in axes:
+        raise UserError(f"block_norm is 'channel' or 'map', not '{config.block_norm}'.")
+    return nnx.LayerNorm(
+        width,
+        epsilon=NORM_EPSILON,
+        use_bias=False,
+        reduction_axes=axes[config.block_norm],
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def _mixer(config, stage, *, dtype, rngs):
+    width = config.widths[stage]
+    match config.mixers[stage]:
+        case "identity":
+            return jax.nn.identity
+        case "pool":
+            return Pooling()
+        case "conv":
+            return SepConv(width, dtype=dtype, rngs=rngs)
+        case "attention":
+            return Attention(width, config.head_channels, dtype=dtype, rngs=rngs)
+        case unknown:
+            raise UserError(
+                f"A token mixer is 'identity', 'pool', 'conv' or 'attention', not '{unknown}'."
+            )
+
+
+def _head(config, num_classes, *, dtype, rngs):
+    width = config.widths[-1]
+    match config.head:
+        case "mlp":
+            return MlpHead(width, num_classes, config.dropout, dtype=dtype, rngs=rngs)
+        case "linear":
+            return LinearHead(
+                width,
+                num_classes,
+                kernel_init=INIT,
+                kernel_metadata={"kind": "head"},
+                dtype=dtype,
+                rngs=rngs,
+            )
+    raise UserError(f"head is 'mlp' or 'linear', not '{config.head}'.")
+
+
+def _size(reference, parameters, top1, operator, mixers, **config):
+    names = mixers if isinstance(mixers, tuple) else (mixers,) * 4
+    card = {
+        "reference": reference and f"sail-sg/metaformer {reference}",
+        "parameters": parameters,
+        "top1": top1,
+        "operator": operator,
+    }
+    bocb = {"block_norm": "channel", "head": "mlp"} if "head" in config else {}
+    return Variant({"mixers": names, **config}, card=card, bocb=bocb)
+
+
+_BASIC = {"block_norm": "map", "head": "linear"}
+_identity = functools.partial(_size, operator="identity", mixers="identity", **_BASIC)
+_pool = functools.partial(_size, operator="pooling", mixers="pool", **_BASIC)
+_conv = functools.partial(_size, operator="separable convolution", mixers="conv")
+_attention = functools.partial(_size, operator="attention", mixers="attention")
+_conv_attention = functools.partial(
+    _size,
+    operator="separable convolution, attention",
+    mixers=("conv", "conv", "attention", "attention"),
+)
+
+_S24, _S36, _S48 = (4, 4, 12, 4), (6, 6, 18, 6), (8, 8, 24, 8)
+_S18, _C36 = (3, 3, 9, 3), (3, 12, 18, 3)
+_M, _CM, _CB = (96, 192, 384, 768), (96, 192, 384, 576), (128, 256, 512, 768)
+_MINI = {
+    "depths": (1, 1, 3, 1),
+    "widths": (16, 32, 64, 96),
+    "head_channels": 16,
+    "stem": (3, 2, 1),
+}
+
+register_family(
+    MetaFormer,
+    MetaFormerConfig,
+    ModelCard(
+        paper="Yu et al., MetaFormer Baselines for Vision, TPAMI 2024, arXiv:2210.13452",
+        top1_source="MetaFormer baselines, official README",
+        category="modern DNN",
+        stage_design="patchify, hierarchical",
+        block_design="MetaFormer",
+        residual="pre-norm, shortcut scale",
+        recipe="rsb_a2",
+    ),
+    {
+        "identityformer_s12": _identity("identityformer_s12", 11_891_712, 74.6),
+        "identityformer_s24": _identity("identityformer_s24", 21_341_464, 78.2, depths=_S24),
+        "identityformer_s36": _identity("identityformer_s36", 30_791_216, 79.3, depths=_S36),
+        "identityformer_m36": _identity(
+            "identityformer_m36", 56_077_168, 80.0, depths=_S36, widths=_M
+        ),
+        "identityformer_m48": _identity(
+            "identityformer_m48", 73_346_056, 80.4, depths=_S48, widths=_M
+        ),
+        "poolformerv2_s12": _pool("poolformerv2_s12", 11_891_712, 78.0),
+        "poolformerv2_s24": _pool("poolformerv2_s24", 21_341_464, 80.7, depths=_S24),
+        "poolformerv2_s36": _pool("poolformerv2_s36", 30_791_216, 81.6, depths=_S36),
+        "poolformerv2_m36": _pool("poolformerv2_m36", 56_077_168, 82.2, depths=_S36, widths=_M),
+        "poolformerv2_m48": _pool("poolformerv2_m48", 73_346_056, 82.6, depths=_S48, widths=_M),
+        # The three S12 below are BOCB's: the official code begins at S18.
+        "convformer_s12": _conv("MetaFormer", 19_527_192, None),
+        "convformer_s18": _conv("convformer_s18", 26_774_448, 83.0, depths=_S18),
+        "convformer_s36": _conv("convformer_s36", 40_012_152, 84.1, depths=_C36),
+        "convformer_m36": _conv("convformer_m36", 57_051_640, 84.5, depths=_C36, widths=_CM),
+        "convformer_b36": _conv("convformer_b36", 99_882_616, 84.8, depths=_C36, widths=_CB),
+        "attentionformer_s12": _attention("MetaFormer", 19_201_024, None),
+        "caformer_s12": _conv_attention("MetaFormer", 19_238_664, None),
+        "caformer_s18": _conv_attention("caformer_s18", 26_341_656, 83.6, depths=_S18),
+        "caformer_s36": _conv_attention("caformer_s36", 39_297_102, 84.5, depths=_C36),
+        "caformer_m36": _conv_attention("caformer_m36", 56_204_878, 85.2, depths=_C36, widths=_CM),
+        "caformer_b36": _conv_attention("caformer_b36", 98_753_614, 85.5, depths=_C36, widths=_CB),
+        "identityformer_mini": _identity("", None, None, **_MINI),
+        "poolformerv2_mini": _pool("", None, None, **_MINI),
+        "convformer_mini": _conv("", None, None, **_MINI),
+        "attentionformer_mini": _attention("", None, None, **_MINI),
+        "caformer_mini": _conv_attention("", None, None, **_MINI),
+    },
+    torch_names=[(r"\b(act1?|res_scale[12])\.weight$", r"\1.scale")],
+)
