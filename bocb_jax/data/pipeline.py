@@ -147,6 +147,9 @@ class Batches(Iterator[Batch]):
 
     `get_state` gives a small dictionary for JSON; `set_state` of an equal iterator continues
     there. The state counts the batches handed out, not those read ahead.
+
+    Attributes:
+      total: how many batches there are; in training, practically no end.
     """
 
     def __init__(self, split, plan, rows, image_size, sharding, *, prefetch, workers, step=0):
@@ -155,6 +158,7 @@ class Batches(Iterator[Batch]):
         if workers and isinstance(split, CachedSplit):
             split = split.split  # every worker would fill a cache of its own
         self._reader = _Reader(split, plan, rows)
+        self.total = len(plan)
         self._plan = plan
         self._sharding = sharding
         self._prefetch = prefetch
@@ -163,10 +167,6 @@ class Batches(Iterator[Batch]):
         self._open: list[grain.DatasetIterator] = []  # none or one
         # When this object is dropped, and before the interpreter takes its modules apart.
         weakref.finalize(self, _close_all, self._open)
-
-    def __len__(self) -> int:
-        """Batches in all; for training, practically without end."""
-        return len(self._plan)
 
     def __next__(self) -> Batch:
         if not self._open:
