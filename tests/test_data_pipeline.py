@@ -2,8 +2,12 @@
 
 import json
 import multiprocessing
+import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -223,3 +227,50 @@ def test_worker_processes_give_the_same_batches():
 def test_bad_batch_sizes_are_refused_at_once(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_an_exhausted_iterator_stays_exhausted():
+    iterator = evaluation_batches(arrays(), batch_size=25)
+    assert len(list(iterator)) == 2
+    assert list(iterator) == []
+
+
+@pytest.mark.slow
+def test_two_real_processes_whose_devices_alternate_in_the_mesh():
+    script = """
+import sys
+import jax
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from bocb_jax.data import open_dataset
+from bocb_jax.data.pipeline import train_batches
+split = open_dataset("digits").splits["train"]
+want = next(train_batches(split, batch_size=16, seed=0))
+for order in ([0, 1, 2, 3], [0, 2, 1, 3], [3, 1, 2, 0]):
+    mesh = Mesh(np.array(jax.devices())[order].reshape(2, 2), ("data", "fsdp"))
+    got = next(train_batches(
+        split, batch_size=16, seed=0, sharding=NamedSharding(mesh, P(("data", "fsdp")))
+    ))
+    whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(got)
+    for key in want:
+        np.testing.assert_array_equal(whole[key].addressable_data(0), want[key])
+print("equal")
+"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, port, str(i)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            cwd=Path(__file__).parents[1],
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    for process in processes:
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        assert "equal" in said
