@@ -1,0 +1,245 @@
+"""The main job, end to end, as a user starts it."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import kill_run
+import numpy as np
+import pytest
+
+from bocb_jax.config import TrainConfig, from_dict
+from bocb_jax.engine.metrics import read_jsonl
+from bocb_jax.errors import UserError
+from bocb_jax.train import main, train
+
+SMALL = {
+    "model": "vit_mini",
+    "opt": "lamb",
+    "epochs": 2,
+    "batch_size": 256,
+    "parallel": {"devices": 1},
+    "log": {"every_steps": 3, "progress": "none"},
+}
+
+
+@pytest.fixture
+def config(tmp_path, compile_cache):
+    return from_dict(
+        TrainConfig, {**SMALL, "workdir": str(tmp_path), "compile_cache": compile_cache}
+    )
+
+
+def words(config, **changes):
+    """The same run as a command line."""
+    settings = {"model": config.model, "opt": config.opt, "epochs": config.epochs}
+    settings |= {"batch-size": config.batch_size, "workdir": config.workdir}
+    settings |= {"compile-cache": config.compile_cache, "parallel.devices": 1, "log.every-steps": 3}
+    settings |= {"log.progress": "lines"} | changes
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def test_a_run_leaves_its_record(config):
+    outcome = train(config)
+    folder = config.folder()
+    assert json.loads((folder / "result.json").read_text()) == outcome
+    assert outcome["status"] == "finished"
+    assert 0 <= outcome["test_accuracy"] <= 1
+    assert outcome["best_validation_accuracy"] >= outcome["validation_accuracy"] > 0
+    record = json.loads((folder / "config.json").read_text())
+    assert record["config"]["model"] == "vit_mini"
+    assert record["resolved"]["learning_rate"] > 0
+    assert record["versions"]["jax"] == jax.__version__
+    assert record["device"]["platform"] == "cpu"
+    lines = read_jsonl(folder / "metrics.jsonl")
+    # 4 steps an epoch: every third one, and the end of each epoch.
+    assert [line["step"] for line in lines] == [3, 4, 6, 8]
+    for line in lines:
+        names = {"epoch", "loss", "accuracy", "learning_rate", "grad_norm", "images_per_second"}
+        assert names <= line.keys()
+    assert sum("validation_accuracy" in line for line in lines) == config.epochs
+    assert (folder / "checkpoints" / "last" / str(outcome["steps"])).is_dir()
+    assert len(list((folder / "checkpoints" / "best").iterdir())) == 1
+
+
+def test_the_same_command_after_the_end_changes_nothing(config):
+    outcome = train(config)
+    before = {path: path.stat().st_mtime_ns for path in config.folder().rglob("*.json*")}
+    assert train(config) == outcome
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_the_same_command_elsewhere_gives_the_same_bits(config, tmp_path):
+    again = dataclasses.replace(config, workdir=str(tmp_path / "again"))
+    train(config)
+    train(again)
+    kill_run.compare(again.folder(), config.folder())
+
+
+def test_kills_change_no_bit():
+    kill_run.main(["--kills", "3"])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop_it_saves_and_goes_on(config, number, code):
+    command = [sys.executable, "-m", "bocb_jax.train", *words(config, epochs=200)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log = dataclasses.replace(config, epochs=200).folder() / "metrics.jsonl"
+    while not read_jsonl(log) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == code, said
+    assert "saved; the same command goes on" in said
+    step = max(int(path.name) for path in (log.parent / "checkpoints" / "last").iterdir())
+    assert f"Stopped at step {step}" in said
+    assert not (log.parent / "result.json").exists()
+
+
+def test_a_diverged_run_is_a_result(config, capsys):
+    arguments = words(config, opt="sgd", lr=1e30)
+    assert main(arguments) == 3
+    (result,) = config.folder().parent.glob("*/result.json")
+    outcome = json.loads(result.read_text())
+    assert outcome["status"] == "diverged"
+    assert 1 <= outcome["diverged_at_step"] == outcome["steps"] <= 10
+    lines = read_jsonl(result.with_name("metrics.jsonl"))
+    assert lines[-1]["step"] == outcome["diverged_at_step"]
+    said = capsys.readouterr().err
+    assert "no longer finite" in said
+    assert main(arguments) == 3  # and says so again
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "resnet5"}, "There is no model 'resnet5'. Did you mean resnet50"),
+        ({"opt": "adamv"}, "There is no optimizer 'adamv'. Did you mean adam"),
+        ({"dataset": "digit"}, "There is no dataset 'digit'. Did you mean digits"),
+        ({"lr": 0}, "lr is 0.0; it must be positive"),
+        ({"batch-size": 100_000}, "fewer than one batch"),
+        ({"batch-size": 63, "parallel.devices": 8}, "cannot be divided evenly among 8 devices"),
+        ({"opt-args.beta": 0.9}, "beta"),
+        ({"model-args.deep": 3}, "vit_mini has no setting deep"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(config, changes, message, capsys):
+    assert main(words(config, **changes)) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert message in said
+    assert "Traceback" not in said
+    assert not list(config.folder().parent.iterdir())
+
+
+def test_a_folder_with_other_settings_is_refused_and_the_difference_shown(config):
+    train(dataclasses.replace(config, run_id="mine"))
+    folder = dataclasses.replace(config, run_id="mine").folder()
+    before = {path: path.read_bytes() for path in folder.rglob("*.json*")}
+    with pytest.raises(UserError, match=r"seed: 0 there, 5 here"):
+        train(dataclasses.replace(config, run_id="mine", seed=5))
+    with pytest.raises(UserError, match=r"lr: None there, 0.5 here"):
+        train(dataclasses.replace(config, workdir=str(folder), lr=0.5))
+    with pytest.raises(UserError, match="--no-resume asks for a new one"):
+        train(dataclasses.replace(config, run_id="mine", resume=False))
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_two_processes_do_not_share_a_folder(config):
+    import fcntl
+
+    folder = config.folder()
+    folder.mkdir(parents=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="Another process is writing"):
+            train(config)
+
+
+def test_a_crash_is_recorded_and_can_be_gone_on_with(config, monkeypatch):
+    from bocb_jax.engine.metrics import JsonLines
+
+    write = JsonLines.write
+
+    def break_at_five(self, line):
+        write(self, line)
+        if line["step"] >= 5:
+            raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(JsonLines, "write", break_at_five)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        train(config)
+    outcome = json.loads((config.folder() / "result.json").read_text())
+    assert (outcome["status"], outcome["error"]) == ("failed", "RuntimeError: out of luck")
+    monkeypatch.undo()
+    assert train(config)["status"] == "finished"
+
+
+def test_tensorboard_events_are_written(config):
+    chatty = dataclasses.replace(config, log=dataclasses.replace(config.log, tensorboard=True))
+    train(chatty)
+    assert list((config.folder() / "tensorboard").glob("events*"))
+
+
+def test_another_learning_rate_compiles_nothing_in_the_same_process(config):
+    from test_engine_step import counting_compilations
+
+    train(config)
+    other = dataclasses.replace(config, lr=0.02, weight_decay=0.3, seed=3)
+    with counting_compilations() as found:
+        train(other)
+    assert not found
+
+
+@pytest.mark.slow
+def test_a_second_process_starts_its_first_step_three_times_sooner(config, tmp_path):
+    seconds = []
+    for name in ("cold", "warm"):
+        cache = str(tmp_path / "compiled")
+        arguments = words(config, model="resnet_mini", epochs=1, workdir=tmp_path / name)
+        arguments[arguments.index("--compile-cache") + 1] = cache
+        subprocess.run([sys.executable, "-m", "bocb_jax.train", *arguments], check=True)
+        (result,) = (tmp_path / name).glob("*/result.json")
+        seconds.append(json.loads(result.read_text())["seconds_to_first_step"])
+    print(f"first step after {seconds[0]:.1f} s cold, {seconds[1]:.1f} s warm")
+    assert seconds[0] > 3 * seconds[1]
+
+
+def test_an_image_folder_trains(config, tmp_path):
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for split, count in (("train", 40), ("val", 10), ("test", 10)):
+        for label in ("dark", "light"):
+            folder = tmp_path / "images" / split / label
+            folder.mkdir(parents=True)
+            low = 0 if label == "dark" else 128
+            for number in range(count):
+                pixels = random.integers(low, low + 128, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    outcome = train(
+        dataclasses.replace(
+            config,
+            dataset=f"folder:{tmp_path / 'images'}",
+            image_size=32,
+            batch_size=16,
+            epochs=3,
+        )
+    )
+    assert outcome["test_accuracy"] == 1.0
+
+
+def test_the_environment_can_name_the_compile_cache(monkeypatch):
+    from bocb_jax.train import use_compile_cache
+
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setitem(os.environ, "JAX_COMPILATION_CACHE_DIR", "/nowhere/in/particular")
+    try:
+        use_compile_cache(None)
+        assert jax.config.jax_compilation_cache_dir == "/nowhere/in/particular"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
