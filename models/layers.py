@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from bocb_jax.errors import UserError
+from bocb_jax.models.convolution import conv
 
 Dtype = Any
 Initializer = Callable[..., jax.Array]
@@ -118,19 +119,6 @@ class Conv(nnx.Module):
             groups=self.groups,
         )
         return y if self.bias is None else y + per_channel(self.bias[...].astype(dtype), y)
-
-
-def conv(x, kernel, *, strides=(1, 1), padding="SAME", dilation=(1, 1), groups=1):
-    """(batch, h, w, in) with an HWIO kernel -> (batch, h', w', out)."""
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=strides,
-        padding=padding,
-        rhs_dilation=dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
 
 
 class DropPath(nnx.Dropout):

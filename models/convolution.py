@@ -1,0 +1,185 @@
+"""One 2-D convolution, written for the platform that it is traced for.
+
+GPUs and TPUs have a good convolution of every kind. XLA's for CPUs is uneven: on small maps, for
+1x1 kernels and for depthwise ones, the same sum written as matrix products or as shifted products
+runs several times faster. The formulation is chosen from shapes alone, when the program is traced,
+and all give equal outputs and gradients up to rounding.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Pairs = Sequence[tuple[int, int]]
+
+
+def conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    strides: tuple[int, int] = (1, 1),
+    padding: str | Pairs = "SAME",
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> jax.Array:
+    """(batch, h, w, in) with an HWIO kernel (kh, kw, in // groups, out) -> (batch, h', w', out).
+
+    On a CPU a depthwise convolution has a gradient of its own, which can be differentiated again,
+    forward (`jvp` of `grad`) or backward, but no forward-mode derivative itself.
+    """
+    if jax.default_backend() != "cpu":
+        return plain(x, kernel, strides, padding, dilation, groups)
+    size, window = x.shape[1:3], kernel.shape[:2]
+    reach = [d * (k - 1) + 1 for k, d in zip(window, dilation, strict=True)]
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(size, reach, strides, padding)
+    padding = tuple(map(tuple, padding))
+    if groups > 1:
+        depthwise = groups == x.shape[-1] == kernel.shape[-1]
+        form = shifted_products if depthwise else functools.partial(plain, groups=groups)
+        return form(x, kernel, strides, padding, dilation)
+    unpadded = not any(map(any, padding))
+    if unpadded and window == (1, 1):
+        return product(x[:, :: strides[0], :: strides[1]], kernel)
+    if unpadded and window == tuple(strides) and tuple(dilation) == (1, 1):
+        return product_of_patches(x, kernel)
+    if math.prod(_out_size(size, reach, strides, padding)) <= 16:
+        return product_of_windows(x, kernel, strides, padding, dilation)
+    return plain(x, kernel, strides, padding, dilation)
+
+
+def plain(x, kernel, strides, padding, dilation, groups=1):
+    """XLA's own convolution."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=strides,
+        padding=padding,
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def product(x, kernel):
+    """Every pixel's channels times a kernel of one pixel."""
+    return x @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def product_of_patches(x, kernel):
+    """Windows that neither overlap nor leave gaps: cut the image into patches, one product."""
+    batch, height, width, features = x.shape
+    kh, kw = kernel.shape[:2]
+    rows, columns = height // kh, width // kw
+    x = x[:, : rows * kh, : columns * kw].reshape(batch, rows, kh, columns, kw, features)
+    return product(x.swapaxes(2, 3).reshape(batch, rows, columns, -1), kernel)
+
+
+def product_of_windows(x, kernel, strides, padding, dilation):
+    """All windows side by side, one product (im2col)."""
+    window, out = kernel.shape[:2], _out_shape(x, kernel, strides, padding, dilation)
+    x = _pad(x, padding)
+    shifts = [
+        _shift(x, (i, j), out, strides, dilation)
+        for i in range(window[0])
+        for j in range(window[1])
+    ]
+    return product(jnp.concatenate(shifts, -1), kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def shifted_products(x, kernel, strides, padding, dilation):
+    """Depthwise: the sum over the kernel's taps of the shifted image times the tap's weights."""
+    return _shifted_products(x, kernel, strides, padding, dilation)
+
+
+def _shifted_products(x, kernel, strides, padding, dilation):
+    window, out = kernel.shape[:2], _out_shape(x, kernel, strides, padding, dilation)
+    weights, padded = kernel.astype(jnp.float32), _pad(x, padding).astype(jnp.float32)
+    total = sum(
+        _shift(padded, (i, j), out, strides, dilation) * weights[i, j][None, None]
+        for i in range(window[0])
+        for j in range(window[1])
+    )
+    return total.astype(x.dtype)
+
+
+def _shifted_products_forward(x, kernel, strides, padding, dilation):
+    return _shifted_products(x, kernel, strides, padding, dilation), (x, kernel)
+
+
+def _shifted_products_backward(strides, padding, dilation, saved, grad):
+    x, kernel = saved
+    return (
+        _depthwise_input_gradient(grad, kernel, x.shape, strides, padding, dilation),
+        _depthwise_kernel_gradient(x, grad, kernel, strides, padding, dilation),
+    )
+
+
+shifted_products.defvjp(_shifted_products_forward, _shifted_products_backward)
+
+
+def _depthwise_input_gradient(grad, kernel, shape, strides, padding, dilation):
+    """The mirrored kernel over the gradient, spread out where the convolution strode."""
+    pads = [(0, 0, 0)]
+    for k, d, s, (low, _), size, out in zip(
+        kernel.shape[:2], dilation, strides, padding, shape[1:3], grad.shape[1:3], strict=True
+    ):
+        pads.append((d * (k - 1) - low, size + low - (s * (out - 1) + 1), s - 1))
+    grad = lax.pad(grad, jnp.zeros((), grad.dtype), [*pads, (0, 0, 0)])
+    return _shifted_products(grad, kernel[::-1, ::-1], (1, 1), ((0, 0), (0, 0)), dilation)
+
+
+def _depthwise_kernel_gradient(x, grad, kernel, strides, padding, dilation):
+    """For every tap and channel, the image shifted by the tap times the gradient, summed up.
+
+    XLA's sums over leading axes are slow on a CPU unless they read contiguous channels. So the sum
+    over a row, or over a whole small map, is written out term by term, for one row of taps at once,
+    and the rest is a product with ones.
+    """
+    (kh, kw), (_, dilation_w), (_, stride_w) = kernel.shape[:2], dilation, strides
+    _, rows, columns, features = grad.shape
+    x, grad = _pad(x, padding).astype(jnp.float32), grad.astype(jnp.float32)
+
+    def row_of_taps(i):
+        shifted = x[:, i * dilation[0] :][:, : strides[0] * (rows - 1) + 1 : strides[0]]
+
+        def term(row, column):  # (batch, rows, kw, features)
+            start = column * stride_w
+            taps = shifted[:, row, start : start + dilation_w * (kw - 1) + 1 : dilation_w]
+            return taps * grad[:, row, column : column + 1]
+
+        whole = rows * columns <= 64
+        rows_alone = [slice(r, r + 1) for r in range(rows)] if whole else [slice(None)]
+        total = sum(term(row, column) for row in rows_alone for column in range(columns))
+        total = total.reshape(-1, kw * features)
+        return (jnp.ones((1, total.shape[0]), total.dtype) @ total).reshape(kw, 1, features)
+
+    return jnp.stack([row_of_taps(i) for i in range(kh)]).astype(kernel.dtype)
+
+
+def _pad(x, padding):
+    return jnp.pad(x, ((0, 0), *padding, (0, 0)))
+
+
+def _shift(padded, tap, out, strides, dilation):
+    """What one tap of the kernel sees: (batch, *out, features)."""
+    start = [t * d for t, d in zip(tap, dilation, strict=True)]
+    stop = [a + s * (n - 1) + 1 for a, s, n in zip(start, strides, out, strict=True)]
+    return padded[:, start[0] : stop[0] : strides[0], start[1] : stop[1] : strides[1]]
+
+
+def _out_shape(x, kernel, strides, padding, dilation):
+    reach = [d * (k - 1) + 1 for k, d in zip(kernel.shape[:2], dilation, strict=True)]
+    return _out_size(x.shape[1:3], reach, strides, padding)
+
+
+def _out_size(size, reach, strides, padding):
+    return [
+        (n + low + high - r) // s + 1
+        for n, r, s, (low, high) in zip(size, reach, strides, padding, strict=True)
+    ]
