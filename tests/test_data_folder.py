@@ -295,6 +295,7 @@ def test_a_broken_file_is_skipped_in_training(broken, caplog):
     warnings = [x for x in caplog.records if x.levelno == logging.WARNING]
     assert len(warnings) == 1  # once, not at every epoch
     assert "003.jpg" in warnings[0].getMessage()
+    assert "--on-corrupt" not in warnings[0].getMessage()  # that is what was asked for
 
 
 def test_broken_files_have_no_weight_in_evaluation(broken, caplog):
@@ -305,7 +306,7 @@ def test_broken_files_have_no_weight_in_evaluation(broken, caplog):
         weight = np.concatenate([batch["weight"] for batch in passed])
         assert weight.tolist() == [1, 0, 0, 1, 1, 1, 1, 0, 0, 0]
     assert len(caplog.records) == 3
-    assert "Image 3 skipped" in caplog.text
+    assert "It is skipped (3 so far)." in caplog.text
 
 
 def test_nothing_but_broken_files(tmp_path):

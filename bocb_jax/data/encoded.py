@@ -23,7 +23,7 @@ CACHE_BYTES = 512 * 2**20
 MOST_SKIPPED = 1000
 
 
-class CorruptImage(UserError):
+class CorruptImage(Exception):
     """An image that cannot be decoded; the message names it."""
 
 
@@ -85,7 +85,9 @@ class EncodedSplit:
                 image, label = self._read(found)
             except CorruptImage as error:
                 if self._on_corrupt == "fail":
-                    raise
+                    raise UserError(
+                        f"{error} Remove or replace it, or pass --on-corrupt skip."
+                    ) from error
                 self._note_skipped(found, error)
             else:
                 return {"image": image, "label": np.int32(label), "index": np.int32(found)}
@@ -121,14 +123,13 @@ class EncodedSplit:
         except Exception as error:  # Pillow raises of many kinds for broken files
             reason = " ".join(str(error).split()) or type(error).__name__
             raise CorruptImage(
-                f"The image {self._records.name(index)} cannot be read ({reason}). Remove or "
-                "replace it, or pass --on-corrupt skip."
+                f"The image {self._records.name(index)} cannot be read ({reason})."
             ) from error
 
     def _note_skipped(self, index: int, error: CorruptImage):
         if index not in self._skipped:
             self._skipped.add(index)
-            logger.warning("Image %d skipped: %s", len(self._skipped), error)
+            logger.warning("%s It is skipped (%d so far).", error, len(self._skipped))
 
 
 class CachedSplit:

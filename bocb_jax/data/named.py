@@ -124,7 +124,7 @@ def _archive(cifar: _Cifar, data_dir: str, download: bool) -> str:
     if os.path.exists(archive):
         return archive
     not_there = f"The dataset '{cifar.name}' is not in {data_dir}"
-    remedy = f"Put {cifar.url} there, or give the folder that has it as --data-dir."
+    remedy = f"Put {cifar.url} there, or give the folder that has it as --data.dir."
     if not download:
         raise UserError(f"{not_there}, and downloading is switched off. {remedy}")
     partial = f"{archive}.{os.getpid()}.part"

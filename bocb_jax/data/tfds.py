@@ -134,7 +134,7 @@ def _prepared_builder(name: str, data_dir: str, download: bool):
     not_there = f"The dataset 'tfds:{name}' is not in {data_dir}"
     remedy = (
         f"Prepare it where there is a network and TensorFlow (`tfds build {name} "
-        "--file_format=array_record`) and give its folder as --data-dir; plain image folders open "
+        "--file_format=array_record`) and give its folder as --data.dir; plain image folders open "
         "as folder:PATH."
     )
     try:
