@@ -204,11 +204,14 @@ def test_vmap_over_rates_and_seeds_equals_single_runs(name):
 def test_weight_decay_touches_exactly_the_masked(name):
     if not has_decay(name):
         pytest.skip("has no weight decay")
-    plain, _ = run(name, 1, weight_decay=0.0)
-    decayed, _ = run(name, 1, weight_decay=0.3)
-    mask = optim.masks.decay_tree(plain, "matrices", None)
-    changed = jax.tree.map(lambda a, b: bool((a != b).any()), plain, decayed)
-    assert changed == mask
+    before = jax.tree.map(np.array, run(name, 3, weight_decay=0.0))
+
+    def next_params(weight_decay):
+        params, state = before
+        return run(name, 1, start=3, params=params, state=state, weight_decay=weight_decay)[0]
+
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), next_params(0.0), next_params(0.3))
+    assert changed == optim.masks.decay_tree(before[0], "matrices", None)
 
 
 def test_masks():
@@ -232,6 +235,7 @@ def test_kinds_are_told_from_name_and_shape():
     shapes = {
         "stem": {"kernel": (3, 3, 3, 8), "bias": (8,)},
         "mixer": {"kernel": (3, 3, 1, 8)},
+        "mlp": {"kernel": (8, 4)},
         "fc": {"kernel": (8, 4)},
         "norm": {"scale": (8,)},
         "gamma": (8,),
@@ -241,7 +245,8 @@ def test_kinds_are_told_from_name_and_shape():
     assert optim.masks.infer_kinds(params) == {
         "stem": {"kernel": "conv", "bias": "bias"},
         "mixer": {"kernel": "depthwise"},
-        "fc": {"kernel": "matrix"},
+        "mlp": {"kernel": "matrix"},
+        "fc": {"kernel": "head"},
         "norm": {"scale": "norm"},
         "gamma": "vector",
         "cls_token": "embedding",

@@ -26,16 +26,25 @@ from bocb_jax.optim import (  # isort: skip  # noqa: F401
     adabound,
     adafactor,
     adagrad,
+    adam_mini,
     adan,
     from_optax,
     lamb,
     lars,
+    later_from_optax,
+    madgrad,
+    mars,
+    muon,
     nadam,
     novograd,
+    prodigy,
     projection,
     radam,
+    schedule_free,
     sophia,
 )
+from bocb_jax.optim import wrappers  # isort: skip  # noqa: F401
+
 
 __all__ = [
     "OptimizerInfo",

@@ -14,6 +14,7 @@ from bocb_jax.errors import UserError
 
 DECAYED_KINDS = ("conv", "depthwise", "matrix", "head")
 _MATRIX_NAMES = ("kernel", "weight", "w")
+_HEAD_NAMES = ("head", "fc", "classifier")  # of the first module on the path
 _VECTOR_KINDS = {"bias": "bias", "b": "bias", "scale": "norm"}
 
 
@@ -29,8 +30,9 @@ def _join(path: Sequence[Any]) -> str:
 def infer_kinds(params: Any) -> Any:
     """A tree like `params` of parameter kinds, told from leaf name and rank.
 
-    A leaf called kernel (or weight, or w) is a "matrix" (in, out), a "conv" (height, width, in,
-    out) or, with one input channel to a group, a "depthwise" kernel. Vectors are "bias", "norm"
+    A leaf called kernel (or weight, or w) is a "matrix" (in, out), a "head" if the first module on
+    its path is called head, fc or classifier, a "conv" (height, width, in, out) or, with one input
+    channel to a group, a "depthwise" kernel. Vectors are "bias", "norm"
     or "vector"; what is left (tables, tokens, position embeddings) is an "embedding".
     """
     return jax.tree_util.tree_map_with_path(lambda path, leaf: _kind(_join(path), leaf), params)
@@ -43,7 +45,7 @@ def _kind(path: str, leaf: Any) -> str:
     if name not in _MATRIX_NAMES:
         return "embedding"
     if leaf.ndim == 2:
-        return "matrix"
+        return "head" if path.partition("/")[0] in _HEAD_NAMES else "matrix"
     return "depthwise" if leaf.shape[-2] == 1 and leaf.shape[-1] > 1 else "conv"
 
 

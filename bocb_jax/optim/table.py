@@ -133,6 +133,19 @@ def add_row(*, name: str | None = None, aliases: tuple[str, ...] = (), **fields)
     return decorate
 
 
+_PREFIXES: dict[str, Callable[[OptimizerInfo], OptimizerInfo | None]] = {}
+
+
+def add_prefix(prefix: str):
+    """Decorator: names that begin with the prefix are the rest, changed by the function."""
+
+    def decorate(around):
+        _PREFIXES[prefix] = around
+        return around
+
+    return decorate
+
+
 def register_optimizer(
     factory: Callable[..., optax.GradientTransformation] | None = None, *, name: str | None = None
 ):
@@ -168,6 +181,13 @@ def list_optimizers(pattern: str = "*") -> list[str]:
 
 def optimizer_info(name: str) -> OptimizerInfo:
     """The row of an optimizer: what is known of it before it is made."""
+    if name not in OPTIMIZERS:
+        for prefix, around in _PREFIXES.items():
+            base = name.removeprefix(prefix)
+            if name.startswith(prefix) and ("+" in prefix or base in OPTIMIZERS):
+                found = around(optimizer_info(base))
+                if found is not None:
+                    return found
     return OPTIMIZERS.get(name)
 
 
