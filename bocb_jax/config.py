@@ -28,7 +28,6 @@ class DataConfig:
     dir: str | None = None  # where TFDS data sets lie; None: TFDS's own default
     split_seed: int = 0  # which examples are held out for validation
     workers: int = 0  # processes that decode; 0: threads of this process
-    on_corrupt: Literal["fail", "skip"] = "fail"  # an image that cannot be read
     shift: float | None = None  # largest random shift, as a fraction of the side
     flip: bool | None = None  # random horizontal flips
     rotate: float | None = None  # largest random rotation, degrees
@@ -144,6 +143,7 @@ class TrainConfig:
     seed: int = 0  # of the weights, the order of the data, the augmentation and the dropout
     image_size: int | None = None  # side in pixels that the backbone sees
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on accelerators
+    on_corrupt: Literal["fail", "skip"] = "fail"  # an image that cannot be read
     workdir: str = "runs"  # where the run's folder goes, or the folder itself
     run_id: str | None = None  # the folder's name; None: made from the settings
     resume: bool = True  # go on where an earlier start of the same run stopped

@@ -36,6 +36,7 @@ from bocb_jax.engine.sharding import batch_sharding, check_batch, make_mesh
 from bocb_jax.engine.step import Program, StepSettings, make_program
 from bocb_jax.errors import Diverged, Interrupted, UserError
 from bocb_jax.models import create_model
+from bocb_jax.models.factory import MODELS
 from bocb_jax.models.layers import parameter_kinds
 from bocb_jax.optim import schedules
 from bocb_jax.recipes import recipe_for
@@ -104,6 +105,7 @@ def resolve(config: TrainConfig, dataset: Dataset) -> Settings:
     """Fills in from the recipe of the data set, the row of the optimizer and the device."""
     side = dataset.image_shape[0] if dataset.image_shape else None
     recipe = recipe_for(config.dataset, side)
+    model = MODELS.get(config.model)
     optimizer = optim.optimizer_info(config.opt)
     epochs = _first(config.epochs, recipe.epochs)
     precision = config.precision
@@ -114,7 +116,7 @@ def resolve(config: TrainConfig, dataset: Dataset) -> Settings:
     return Settings(
         epochs=epochs,
         batch_size=_first(config.batch_size, recipe.batch_size),
-        image_size=_first(config.image_size, recipe.image_size),
+        image_size=_first(config.image_size, min(recipe.image_size, model.image_size)),
         num_classes=dataset.num_classes,
         learning_rate=_first(config.lr, optimizer.default_learning_rate),
         weight_decay=_first(config.weight_decay, optimizer.default_weight_decay),
@@ -271,7 +273,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         config.dataset,
         split_seed=config.data.split_seed,
         data_dir=config.data.dir,
-        on_corrupt=config.data.on_corrupt,
+        on_corrupt=config.on_corrupt,
     )
     settings = resolve(config, dataset)
     epoch_steps = steps_per_epoch(len(dataset.splits["train"]), settings.batch_size)

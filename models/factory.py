@@ -11,6 +11,9 @@ from bocb_jax.errors import UserError
 from bocb_jax.registry import Registry
 
 
+MINI_SIZE = 32  # every backbone of the paper has a small twin, NAME_mini, made for 32x32
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelCard:
     """What is known of a backbone before it is built; `bocb models NAME` prints it."""
@@ -55,6 +58,7 @@ class ModelEntry:
     build: Callable[..., nnx.Module]  # (*, num_classes, image_size, rngs, dtype, **overrides)
     card: ModelCard = ModelCard()
     torch_names: Sequence[tuple[str, str]] = ()  # (pattern, replacement): our paths to PyTorch's
+    image_size: int = 224  # side in pixels that it was made for
 
 
 def _adapt(name: str, found: object) -> ModelEntry:
@@ -73,7 +77,9 @@ MODELS: Registry[ModelEntry] = Registry(
 
 def _accepting(builder: Callable[..., nnx.Module]) -> Callable[..., nnx.Module]:
     """Leaves out `image_size` and `dtype` for a user's builder that has no use for them."""
-    parameters = inspect.signature(builder).parameters
+    # The signature of an NNX class is that of its metaclass, which takes anything.
+    constructor = builder.__init__ if inspect.isclass(builder) else builder
+    parameters = inspect.signature(constructor).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
     def build(**arguments):
@@ -136,6 +142,7 @@ def register_family(
             _variant_builder(name, module, base, variant.bocb),
             dataclasses.replace(card, **variant.card),
             torch_names,
+            image_size=MINI_SIZE if name.endswith("_mini") else 224,
         )
         MODELS.register(name, entry, aliases=variant.aliases)
 

@@ -1,0 +1,31 @@
+"""The examples in the docstrings run."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+PACKAGES = ("bocb_jax", "bocb_jax.data", "bocb_jax.engine", "bocb_jax.models", "bocb_jax.optim")
+
+
+def modules():
+    for package in map(importlib.import_module, PACKAGES):
+        for module in (package.__name__, *_inside(package)):
+            if not module.endswith("__main__"):
+                tests = doctest.DocTestFinder().find(importlib.import_module(module))
+                if any(test.examples for test in tests):
+                    yield module
+
+
+def _inside(package):
+    return [
+        f"{package.__name__}.{found.name}" for found in pkgutil.iter_modules(package.__path__[:1])
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(set(modules())))
+def test_examples(name):
+    outcome = doctest.testmod(importlib.import_module(name))
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
