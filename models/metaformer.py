@@ -297,13 +297,20 @@ def _head(config, num_classes, *, dtype, rngs):
 def _size(reference, parameters, top1, operator, mixers, **config):
     names = mixers if isinstance(mixers, tuple) else (mixers,) * 4
     card = {
-        "reference": reference and f"sail-sg/metaformer {reference}",
+        "reference": f"sail-sg/metaformer {reference}",
         "parameters": parameters,
         "top1": top1,
         "operator": operator,
     }
     bocb = {"block_norm": "channel", "head": "mlp"} if "head" in config else {}
     return Variant({"mixers": names, **config}, card=card, bocb=bocb)
+
+
+def _mini(size):
+    variant = size("", None, None, depths=(1, 1, 3, 1), widths=(16, 32, 64, 96))
+    config = {**variant.config, "head_channels": 16, "stem": (3, 2, 1)}
+    card = {**variant.card, "reference": "", "input_size": 32}
+    return dataclasses.replace(variant, config=config, card=card)
 
 
 _BASIC = {"block_norm": "map", "head": "linear"}
@@ -320,12 +327,6 @@ _conv_attention = functools.partial(
 _S24, _S36, _S48 = (4, 4, 12, 4), (6, 6, 18, 6), (8, 8, 24, 8)
 _S18, _C36 = (3, 3, 9, 3), (3, 12, 18, 3)
 _M, _CM, _CB = (96, 192, 384, 768), (96, 192, 384, 576), (128, 256, 512, 768)
-_MINI = {
-    "depths": (1, 1, 3, 1),
-    "widths": (16, 32, 64, 96),
-    "head_channels": 16,
-    "stem": (3, 2, 1),
-}
 
 register_family(
     MetaFormer,
@@ -366,11 +367,11 @@ register_family(
         "caformer_s36": _conv_attention("caformer_s36", 39_297_102, 84.5, depths=_C36),
         "caformer_m36": _conv_attention("caformer_m36", 56_204_878, 85.2, depths=_C36, widths=_CM),
         "caformer_b36": _conv_attention("caformer_b36", 98_753_614, 85.5, depths=_C36, widths=_CB),
-        "identityformer_mini": _identity("", None, None, **_MINI),
-        "poolformerv2_mini": _pool("", None, None, **_MINI),
-        "convformer_mini": _conv("", None, None, **_MINI),
-        "attentionformer_mini": _attention("", None, None, **_MINI),
-        "caformer_mini": _conv_attention("", None, None, **_MINI),
+        "identityformer_mini": _mini(_identity),
+        "poolformerv2_mini": _mini(_pool),
+        "convformer_mini": _mini(_conv),
+        "attentionformer_mini": _mini(_attention),
+        "caformer_mini": _mini(_conv_attention),
     },
     torch_names=[(r"\b(act1?|res_scale[12])\.weight$", r"\1.scale")],
 )
