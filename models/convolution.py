@@ -67,7 +67,9 @@ def plain(x, kernel, strides, padding, dilation, groups=1):
 
 def product(x, kernel):
     """Every pixel's channels times a kernel of one pixel."""
-    return x @ kernel.reshape(-1, kernel.shape[-1])
+    # As plain matrices: the kernel's gradient of a product with more axes copies its operands.
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], -1)
 
 
 def product_of_patches(x, kernel):
