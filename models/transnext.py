@@ -1,0 +1,361 @@
+"""TransNeXt (Shi, CVPR 2024, arXiv:2311.17132), named as the author's repository names it."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from bocb_jax.errors import UserError
+from bocb_jax.models import layers
+from bocb_jax.models.factory import ModelCard, Variant, register_family
+
+TAPS = [(i, j) for i in range(3) for j in range(3)]  # the 3x3 window, in the order of its weights
+init = layers.trunc_normal(0.02)
+# He's variance by fan_out / groups: for a depthwise kernel that is its fan_in.
+depthwise_init = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+@dataclasses.dataclass(frozen=True)
+class TransNeXtConfig:
+    """Settings of TransNeXt; the defaults are TransNeXt-Tiny's."""
+
+    depths: tuple[int, ...] = (2, 2, 15, 2)
+    widths: tuple[int, ...] = (72, 144, 288, 576)
+    heads: tuple[int, ...] = (3, 6, 12, 24)
+    mlp_ratios: tuple[int, ...] = (8, 8, 4, 4)
+    patch: int = 4  # stride of the first embedding; its kernel is 2 * patch - 1
+    pretrain_size: int | None = None  # image size that scales the positions; None: that in use
+    epsilon: float = 1e-6  # of the norms outside the embeddings
+    drop_path: float = 0.25
+    dropout: float = 0.0  # after projections and in the channel mixer
+    attention_dropout: float = 0.0
+
+
+@functools.lru_cache(maxsize=64)
+def relative_positions(size, keys, pretrain_size):
+    """Where each query lies from each key, in logarithmic coordinates.
+
+    Args:
+      size: (height, width) of the map of queries.
+      keys: (height, width) of the grid to which the keys are averaged.
+      pretrain_size: side of the map at which coordinates run over -8 .. 8.
+
+    Returns:
+      The distinct coordinates (m, 2), and for each pair of query and key the row that is its own:
+      integers of shape (queries, keys).
+    """
+    steps, rows = [], []
+    for n, k in zip(size, keys, strict=True):
+        query, cell = np.arange(n), np.arange(k)
+        key = (cell * n // k + -(-(cell + 1) * n // k) - 1) / 2  # mean of the cell's positions
+        offsets = (query[:, None] - key) / max(pretrain_size - 1, 1) * 8
+        distinct, row = np.unique(offsets.round(9), return_inverse=True)
+        steps.append(np.sign(distinct) * np.log2(np.abs(distinct) + 1) / 3)
+        rows.append(row.reshape(n, k))
+    grid = np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, 2)
+    row = rows[0][:, None, :, None] * len(steps[1]) + rows[1][None, :, None, :]
+    return grid.astype(np.float32), row.reshape(math.prod(size), math.prod(keys))
+
+
+@functools.lru_cache(maxsize=64)
+def inside_window(height, width):
+    """Which of a pixel's nine neighbors lie in the image: booleans (height * width, 9)."""
+    padded = np.pad(np.ones((height, width), bool), 1)
+    return np.stack([padded[i : i + height, j : j + width].ravel() for i, j in TAPS], axis=-1)
+
+
+def normalize(x):
+    """x divided by its Euclidean norm over the last axis."""
+    x32 = x.astype(jnp.float32)
+    square = jnp.square(x32).sum(-1, keepdims=True)
+    return (x32 * jax.lax.rsqrt(jnp.maximum(square, 1e-24))).astype(x.dtype)
+
+
+def shifted(x):
+    """The nine neighbors of each pixel of (b, h, w, ...), zeros outside, in the order of `TAPS`."""
+    _, height, width = x.shape[:3]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), *((0, 0),) * (x.ndim - 3)))
+    return [padded[:, i : i + height, j : j + width] for i, j in TAPS]
+
+
+class CosineAttention(nnx.Module):
+    """What both attentions share: query embedding, temperature, position bias, projection."""
+
+    def __init__(self, features, heads, pretrain_size, config: TransNeXtConfig, **kwargs):
+        dense = functools.partial(nnx.Linear, kernel_init=init, **kwargs)
+        rngs = kwargs["rngs"]
+        self.heads = heads
+        self.pretrain_size = pretrain_size
+        # softplus(temperature) starts at 1 / 0.24
+        start = jnp.full((heads, 1, 1), math.log(math.expm1(1 / 0.24)), jnp.float32)
+        self.temperature = nnx.Param(start, kind="scale")
+        shape = (heads, 1, features // heads)
+        self.query_embedding = nnx.Param(init(rngs.params(), shape), kind="embedding")
+        self.cpb_fc1 = dense(2, 512)
+        self.cpb_fc2 = dense(512, heads)
+        self.proj = dense(features, features)
+        self.attn_drop = nnx.Dropout(config.attention_dropout)
+        self.proj_drop = nnx.Dropout(config.dropout)
+
+    def split(self, x, parts):
+        """(..., parts * c) -> `parts` arrays (..., heads, c / heads)."""
+        x = x.reshape(*x.shape[:-1], parts, self.heads, -1)
+        return [x[..., i, :, :] for i in range(parts)]
+
+    def sharpen(self, query, lengths):
+        """Queries (b, h, w, heads, d) with embedding, temperature and the log of what they see."""
+        gain = nnx.softplus(self.temperature[None, None, None, :, 0]) * jnp.log(lengths)
+        embedding = self.query_embedding[None, None, None, :, 0]
+        return (query + embedding.astype(query.dtype)) * gain.astype(query.dtype)
+
+    def position_bias(self, size, keys):
+        """(1, h, w, heads, keys) of a map and the grid of its keys, from a small MLP."""
+        coordinates, rows = relative_positions(size, keys, self.pretrain_size)
+        bias = self.cpb_fc2(nnx.relu(self.cpb_fc1(jnp.asarray(coordinates))))
+        bias = jnp.take(bias.T, rows, axis=1)  # (heads, queries, keys)
+        return bias.transpose(1, 0, 2).reshape(1, *size, self.heads, rows.shape[1])
+
+
+class AggregatedAttention(CosineAttention):
+    """Each pixel attends to its 3x3 window and to a coarse grid of the map, in one softmax."""
+
+    def __init__(self, features, heads, reduction, pretrain_size, config, **kwargs):
+        super().__init__(features, heads, pretrain_size, config, **kwargs)
+        self.reduction = reduction
+        rngs, width = kwargs["rngs"], features // heads
+        self.q = nnx.Linear(features, features, kernel_init=init, **kwargs)
+        self.kv = nnx.Linear(features, 2 * features, kernel_init=init, **kwargs)
+        self.sr = layers.Conv(features, features, 1, **kwargs)
+        self.norm = nnx.LayerNorm(features, epsilon=1e-5, **kwargs)
+        self.relative_pos_bias_local = nnx.Param(
+            layers.trunc_normal(0.0004)(rngs.params(), (heads, 9)), kind="embedding"
+        )
+        self.learnable_tokens = nnx.Param(init(rngs.params(), (heads, width, 9)), kind="token")
+        self.learnable_bias = nnx.Param(jnp.zeros((heads, 1, 9), jnp.float32), kind="bias")
+
+    def __call__(self, x, *, rngs=None):
+        batch, height, width, features = x.shape
+        grid = (height // self.reduction, width // self.reduction)
+        inside = inside_window(height, width).reshape(1, height, width, 1, 9)
+        query = normalize(self.split(self.q(x), 1)[0])
+        sharp = self.sharpen(query, inside.sum(-1, keepdims=True) + math.prod(grid))
+        dtype = query.dtype
+
+        key, value = self.split(self.kv(x), 2)
+        key, value = shifted(normalize(key)), shifted(value)
+        local = jnp.stack([(sharp * k).sum(-1) for k in key], axis=-1)
+        local += self.relative_pos_bias_local[None, None, None].astype(dtype)
+        local = jnp.where(inside, local, -jnp.inf)
+
+        pooled = layers.adaptive_avg_pool(layers.gelu(self.sr(x)), grid)
+        pooled = self.norm(pooled.reshape(batch, -1, features))
+        pool_key, pool_value = self.split(self.kv(pooled), 2)
+        pool = jnp.einsum("bhwnd,bpnd->bhwnp", sharp, normalize(pool_key))
+        pool += self.position_bias((height, width), grid).astype(dtype)
+
+        weights = jnp.concatenate([local, pool], axis=-1).astype(jnp.float32)
+        weights = self.attn_drop(nnx.softmax(weights, axis=-1).astype(dtype), rngs=rngs)
+        local, pool = weights[..., :9], weights[..., 9:]
+        local += jnp.einsum("bhwnd,ndt->bhwnt", query, self.learnable_tokens[...].astype(dtype))
+        local += self.learnable_bias[None, None, None, :, 0].astype(dtype)
+        y = jnp.einsum("bhwnp,bpnd->bhwnd", pool, pool_value)
+        y += sum(local[..., t : t + 1] * value[t] for t in range(9))
+        return self.proj_drop(self.proj(y.reshape(x.shape)), rngs=rngs)
+
+
+class Attention(CosineAttention):
+    """Cosine attention over the whole map."""
+
+    def __init__(self, features, heads, pretrain_size, config, **kwargs):
+        super().__init__(features, heads, pretrain_size, config, **kwargs)
+        self.qkv = nnx.Linear(features, 3 * features, kernel_init=init, **kwargs)
+
+    def __call__(self, x, *, rngs=None):
+        batch, *size, _ = x.shape
+        query, key, value = self.split(self.qkv(x), 3)
+        sharp = self.sharpen(normalize(query), np.full((1, 1, 1, 1, 1), math.prod(size)))
+        key, value = (a.reshape(batch, -1, *a.shape[3:]) for a in (normalize(key), value))
+        weights = jnp.einsum("bhwnd,bpnd->bhwnp", sharp, key).astype(jnp.float32)
+        weights += self.position_bias(tuple(size), tuple(size)).astype(jnp.float32)
+        weights = self.attn_drop(nnx.softmax(weights, axis=-1).astype(value.dtype), rngs=rngs)
+        y = jnp.einsum("bhwnp,bpnd->bhwnd", weights, value)
+        return self.proj_drop(self.proj(y.reshape(x.shape)), rngs=rngs)
+
+
+class ConvGLU(nnx.Module):
+    """Channel mixer: a gated linear unit whose gate sees its 3x3 neighborhood."""
+
+    def __init__(self, features, hidden, dropout, **kwargs):
+        hidden = 2 * hidden // 3
+        self.fc1 = nnx.Linear(features, 2 * hidden, kernel_init=init, **kwargs)
+        self.dwconv = layers.Conv(
+            hidden, hidden, 3, groups=hidden, kernel_init=depthwise_init, **kwargs
+        )
+        self.fc2 = nnx.Linear(hidden, features, kernel_init=init, **kwargs)
+        self.drop = nnx.Dropout(dropout)
+
+    def __call__(self, x, *, rngs=None):
+        gate, value = jnp.split(self.fc1(x), 2, axis=-1)
+        x = self.drop(layers.gelu(self.dwconv(gate)) * value, rngs=rngs)
+        return self.drop(self.fc2(x), rngs=rngs)
+
+
+class Block(nnx.Module):
+    """Attention and channel mixer, each normalized before and dropped at random."""
+
+    def __init__(self, attention, features, mlp_ratio, config, drop_path, **kwargs):
+        self.norm1 = nnx.LayerNorm(features, epsilon=config.epsilon, **kwargs)
+        self.attn = attention
+        self.norm2 = nnx.LayerNorm(features, epsilon=config.epsilon, **kwargs)
+        self.mlp = ConvGLU(features, mlp_ratio * features, config.dropout, **kwargs)
+        self.drop_path = layers.DropPath(drop_path)
+
+    def __call__(self, x, *, rngs=None):
+        x = x + self.drop_path(self.attn(self.norm1(x), rngs=rngs), rngs=rngs)
+        return x + self.drop_path(self.mlp(self.norm2(x), rngs=rngs), rngs=rngs)
+
+
+class PatchEmbed(nnx.Module):
+    """An overlapping convolution with layer norm."""
+
+    def __init__(self, in_features, features, kernel_size, strides, **kwargs):
+        self.proj = layers.Conv(in_features, features, kernel_size, strides=strides, **kwargs)
+        self.norm = nnx.LayerNorm(features, epsilon=1e-5, **kwargs)
+
+    def __call__(self, x):
+        return self.norm(self.proj(x))
+
+
+class TransNeXt(nnx.Module):
+    """TransNeXt.
+
+    Args:
+      config: settings.
+      num_classes: width of the logits.
+      image_size: side of the images in pixels.
+      dtype: type of the computation.
+      rngs: where the initial weights come from.
+
+    Raises:
+      UserError: the image size is no multiple of the total stride.
+    """
+
+    def __init__(self, config: TransNeXtConfig, *, num_classes, image_size, dtype=None, rngs):
+        kwargs = {"dtype": dtype, "rngs": rngs}
+        self.num_stages = len(config.depths)
+        stride = config.patch * 2 ** (self.num_stages - 1)
+        if image_size % stride:
+            raise UserError(
+                f"TransNeXt takes images whose side is a multiple of {stride} pixels, "
+                f"not {image_size}."
+            )
+        rates = layers.drop_path_rates(config.drop_path, config.depths)
+        width = 3
+        for i, (features, heads) in enumerate(zip(config.widths, config.heads, strict=True)):
+            side = (config.pretrain_size or image_size) // (config.patch * 2**i)
+            reduction = 2 ** (self.num_stages - 1 - i)
+            kernel_size, step = (2 * config.patch - 1, config.patch) if i == 0 else (3, 2)
+            blocks = nnx.List()
+            for rate in rates[i]:
+                attention = (
+                    AggregatedAttention(features, heads, reduction, side, config, **kwargs)
+                    if reduction > 1
+                    else Attention(features, heads, side, config, **kwargs)
+                )
+                blocks.append(
+                    Block(attention, features, config.mlp_ratios[i], config, rate, **kwargs)
+                )
+            embed = PatchEmbed(width, features, kernel_size, step, **kwargs)
+            setattr(self, f"patch_embed{i + 1}", embed)
+            setattr(self, f"block{i + 1}", blocks)
+            norm = nnx.LayerNorm(features, epsilon=config.epsilon, **kwargs)
+            setattr(self, f"norm{i + 1}", norm)
+            width = features
+        self.head = nnx.Linear(
+            width, num_classes, kernel_init=init, kernel_metadata={"kind": "head"}, **kwargs
+        )
+
+    def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
+        """What each stage gives, normalized."""
+        maps = []
+        for i in range(1, self.num_stages + 1):
+            x = getattr(self, f"patch_embed{i}")(x)
+            for block in getattr(self, f"block{i}"):
+                x = block(x, rngs=rngs)
+            x = getattr(self, f"norm{i}")(x)
+            maps.append(x)
+        return maps
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        x = layers.global_average_pool(self.features(x, rngs=rngs)[-1])
+        return self.head(x).astype(jnp.float32)
+
+
+BOCB = {"epsilon": 1e-5}
+
+
+def _variant(name, parameters, top1, **config):
+    return Variant(
+        config=config,
+        card={
+            "reference": f"DaiShiResearch/TransNeXt transnext_{name}",
+            "parameters": parameters,
+            "top1": top1,
+            "top1_source": "author",
+        },
+        bocb=BOCB,
+    )
+
+
+register_family(
+    TransNeXt,
+    TransNeXtConfig,
+    ModelCard(
+        paper="Shi, TransNeXt: Robust Foveal Visual Perception for Vision Transformers, CVPR 2024, "
+        "arXiv:2311.17132",
+        category="modern DNN",
+        stage_design="hierarchical",
+        block_design="MetaFormer",
+        operator="attention and gating",
+        residual="pre-norm",
+        recipe="deit",
+    ),
+    {
+        "transnext_micro": _variant(
+            "micro",
+            12_809_304,
+            82.5,
+            widths=(48, 96, 192, 384),
+            heads=(2, 4, 8, 16),
+            drop_path=0.15,
+        ),
+        "transnext_t": _variant("tiny", 28_258_960, 84.0),
+        "transnext_s": _variant("small", 49_741_564, 84.7, depths=(5, 5, 22, 5), drop_path=0.45),
+        "transnext_b": _variant(
+            "base",
+            89_721_496,
+            84.8,
+            depths=(5, 5, 23, 5),
+            widths=(96, 192, 384, 768),
+            heads=(4, 8, 16, 32),
+            drop_path=0.6,
+        ),
+        "transnext_mini": Variant(
+            config={
+                "depths": (1, 1, 2, 1),
+                "widths": (16, 32, 48, 96),
+                "heads": (2, 4, 4, 8),
+                "mlp_ratios": (4, 4, 3, 3),
+                "patch": 2,
+                "drop_path": 0.05,
+            },
+            card={"input_size": 32},
+            bocb=BOCB,
+        ),
+    },
+    torch_names=[(r"\.mlp\.dwconv\.", ".mlp.dwconv.dwconv.")],
+)

@@ -1,0 +1,375 @@
+"""UniRepLKNet (Ding et al., CVPR 2024, arXiv:2311.15599), named as in the authors' repository."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bocb_jax.errors import UserError
+from bocb_jax.models import layers
+from bocb_jax.models.factory import ModelCard, Variant, register_family
+
+# (kernel, dilation) of the branches beside a large kernel, by its side
+BRANCHES = {
+    17: ((5, 1), (9, 2), (3, 4), (3, 5), (3, 7)),
+    15: ((5, 1), (7, 2), (3, 3), (3, 5), (3, 7)),
+    13: ((5, 1), (7, 2), (3, 3), (3, 4), (3, 5)),
+    11: ((5, 1), (5, 2), (3, 3), (3, 4), (3, 5)),
+    9: ((5, 1), (5, 2), (3, 3), (3, 4)),
+    7: ((5, 1), (3, 2), (3, 3)),
+}
+init = layers.trunc_normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class UniRepLKNetConfig:
+    """Settings of UniRepLKNet; the defaults are UniRepLKNet-T's."""
+
+    depths: tuple[int, ...] = (3, 3, 18, 3)
+    widths: tuple[int, ...] = (80, 160, 320, 640)
+    large_kernel: int = 13  # in every block of stages 2 and 4, in some of stage 3; else 3x3
+    period: int = 2  # one block in so many of stage 3 has the large kernel
+    stem_strides: tuple[int, int] = (2, 2)  # of the stem's two convolutions
+    layer_scale: float = 1e-6
+    drop_path: float = 0.2
+    deploy: bool = False  # one convolution and no batch norm a block, as `fuse()` gives
+
+    def kernel_sizes(self) -> list[list[int]]:
+        """The side of the depthwise kernel of each block, stage by stage."""
+        periods = (None, 1, self.period, 1)
+        return [
+            [self.large_kernel if every and i % every == 0 else 3 for i in range(depth)]
+            for depth, every in zip(self.depths, periods, strict=True)
+        ]
+
+
+def depthwise(features, kernel_size, *, dilation=1, use_bias, dtype, rngs):
+    """A depthwise convolution that keeps the size of the map."""
+    return layers.Conv(
+        features,
+        features,
+        kernel_size,
+        dilation=dilation,
+        groups=features,
+        use_bias=use_bias,
+        kernel_init=init,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+class DilatedReparam(nnx.Module):
+    """A large depthwise kernel and small dilated ones beside it, each normalized, summed."""
+
+    def __init__(self, features, kernel_size, *, dtype, rngs):
+        if kernel_size not in BRANCHES:
+            raise UserError(
+                f"UniRepLKNet has large kernels of {', '.join(map(str, sorted(BRANCHES)))}, "
+                f"not {kernel_size}."
+            )
+        kwargs = {"dtype": dtype, "rngs": rngs}
+        self.lk_origin = depthwise(features, kernel_size, use_bias=False, **kwargs)
+        self.origin_bn = layers.BatchNorm(features, **kwargs)
+        self.branches = BRANCHES[kernel_size]
+        for k, d in self.branches:
+            conv = depthwise(features, k, dilation=d, use_bias=False, **kwargs)
+            setattr(self, f"dil_conv_k{k}_{d}", conv)
+            setattr(self, f"dil_bn_k{k}_{d}", layers.BatchNorm(features, **kwargs))
+
+    def __call__(self, x):
+        y = self.origin_bn(self.lk_origin(x))
+        for k, d in self.branches:
+            y += getattr(self, f"dil_bn_k{k}_{d}")(getattr(self, f"dil_conv_k{k}_{d}")(x))
+        return y
+
+    def merged(self) -> tuple[jax.Array, jax.Array]:
+        """Kernel and bias of the one convolution that does the same in evaluation."""
+        gain, bias = self.origin_bn.affine()
+        kernel = self.lk_origin.kernel[...] * gain[None, None, None]
+        side = kernel.shape[0]
+        for k, d in self.branches:
+            gain, shift = getattr(self, f"dil_bn_k{k}_{d}").affine()
+            branch = getattr(self, f"dil_conv_k{k}_{d}").kernel[...] * gain[None, None, None]
+            start = (side - (d * (k - 1) + 1)) // 2
+            taps = slice(start, side - start, d)
+            kernel = kernel.at[taps, taps].add(branch)
+            bias += shift
+        return kernel, bias
+
+
+class LargeKernel(nnx.Module):
+    """What a `DilatedReparam` becomes: one large depthwise convolution with bias."""
+
+    def __init__(self, features, kernel_size, *, dtype, rngs):
+        self.lk_origin = depthwise(features, kernel_size, use_bias=True, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+        return self.lk_origin(x)
+
+
+class SqueezeExcite(nnx.Module):
+    """Gates the channels by what their means say (Hu et al., 2018, arXiv:1709.01507)."""
+
+    def __init__(self, features, *, dtype, rngs):
+        kwargs = {"kernel_init": init, "dtype": dtype, "rngs": rngs}
+        self.down = layers.Conv(features, features // 4, 1, **kwargs)
+        self.up = layers.Conv(features // 4, features, 1, **kwargs)
+
+    def __call__(self, x):
+        gate = nnx.relu(self.down(x.mean((1, 2), keepdims=True)))
+        return x * nnx.sigmoid(self.up(gate))
+
+
+class ResponseNorm(nnx.Module):
+    """Global response normalization of maps (Woo et al., 2023, arXiv:2301.00808)."""
+
+    def __init__(self, features, *, use_bias=True):
+        shape = (1, 1, 1, features)
+        self.gamma = nnx.Param(jnp.zeros(shape, jnp.float32), kind="scale")
+        self.beta = nnx.Param(jnp.zeros(shape, jnp.float32), kind="bias") if use_bias else None
+
+    def __call__(self, x):
+        # The tiny summand keeps the gradient of a channel that is zero everywhere finite.
+        norm = jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum((1, 2), keepdims=True) + 1e-30)
+        gain = self.gamma[...] * norm / (norm.mean(-1, keepdims=True) + 1e-6) + 1
+        y = x * gain.astype(x.dtype)
+        return y if self.beta is None else y + self.beta[...].astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """Depthwise context, gated channels, and an MLP with response norm, on a residual branch."""
+
+    def __init__(self, features, kernel_size, config: UniRepLKNetConfig, drop_path, *, dtype, rngs):
+        kwargs = {"dtype": dtype, "rngs": rngs}
+        self.dwconv = (
+            depthwise(features, 3, use_bias=False, **kwargs)
+            if kernel_size == 3
+            else DilatedReparam(features, kernel_size, **kwargs)
+        )
+        self.norm = layers.BatchNorm(features, **kwargs)
+        self.se = SqueezeExcite(features, **kwargs)
+        self.pwconv1 = nnx.Linear(features, 4 * features, kernel_init=init, **kwargs)
+        self.grn = ResponseNorm(4 * features)
+        self.pwconv2 = nnx.Linear(
+            4 * features, features, use_bias=False, kernel_init=init, **kwargs
+        )
+        self.pwconv2_bn = layers.BatchNorm(features, **kwargs)
+        self.gamma = nnx.Param(jnp.full((features,), config.layer_scale, jnp.float32), kind="scale")
+        self.drop_path = layers.DropPath(drop_path)
+
+    def __call__(self, x, *, rngs=None):
+        y = self.se(self.norm(self.dwconv(x)))
+        y = self.grn(layers.gelu(self.pwconv1(y)))
+        y = self.pwconv2_bn(self.pwconv2(y))
+        y *= layers.per_channel(self.gamma[...].astype(y.dtype), y)
+        return x + self.drop_path(y, rngs=rngs)
+
+    def fuse(self) -> "DeployBlock":
+        """The block without batch norm and layer scale that does the same in evaluation."""
+        large = isinstance(self.dwconv, DilatedReparam)
+        conv = self.dwconv.lk_origin if large else self.dwconv
+        kernel, bias = self.dwconv.merged() if large else (conv.kernel[...], 0.0)
+        gain, shift = self.norm.affine()
+        block = DeployBlock(
+            kernel.shape[-1], kernel.shape[0], dtype=self.pwconv1.dtype, rngs=nnx.Rngs(0)
+        )
+        conv = block.dwconv.lk_origin if large else block.dwconv
+        conv.kernel[...] = kernel * gain[None, None, None]
+        conv.bias[...] = bias * gain + shift
+        block.se, block.pwconv1 = self.se, self.pwconv1
+        block.grn.gamma[...] = self.grn.gamma[...]
+        gain, shift = self.pwconv2_bn.affine()
+        gain, shift = gain * self.gamma[...], shift * self.gamma[...]
+        kernel = self.pwconv2.kernel[...] * gain[None]
+        block.pwconv2.kernel[...] = kernel
+        block.pwconv2.bias[...] = shift + self.grn.beta[0, 0, 0] @ kernel
+        return block
+
+
+class DeployBlock(nnx.Module):
+    """The block after re-parameterization."""
+
+    def __init__(self, features, kernel_size, *, dtype, rngs):
+        kwargs = {"dtype": dtype, "rngs": rngs}
+        self.dwconv = (
+            depthwise(features, 3, use_bias=True, **kwargs)
+            if kernel_size == 3
+            else LargeKernel(features, kernel_size, **kwargs)
+        )
+        self.se = SqueezeExcite(features, **kwargs)
+        self.pwconv1 = nnx.Linear(features, 4 * features, kernel_init=init, **kwargs)
+        self.grn = ResponseNorm(4 * features, use_bias=False)
+        self.pwconv2 = nnx.Linear(4 * features, features, kernel_init=init, **kwargs)
+
+    def __call__(self, x, *, rngs=None):
+        del rngs
+        y = self.se(self.dwconv(x))
+        return x + self.pwconv2(self.grn(layers.gelu(self.pwconv1(y))))
+
+
+class Stem(nnx.Module):
+    """Two 3x3 convolutions with layer norm, GELU between."""
+
+    def __init__(self, features, strides, *, dtype, rngs):
+        kwargs = {"dtype": dtype, "rngs": rngs}
+        half = features // 2
+        self.conv1 = layers.Conv(3, half, 3, strides=strides[0], kernel_init=init, **kwargs)
+        self.norm1 = nnx.LayerNorm(half, epsilon=1e-6, **kwargs)
+        self.conv2 = layers.Conv(half, features, 3, strides=strides[1], kernel_init=init, **kwargs)
+        self.norm2 = nnx.LayerNorm(features, epsilon=1e-6, **kwargs)
+
+    def __call__(self, x):
+        x = layers.gelu(self.norm1(self.conv1(x)))
+        return self.norm2(self.conv2(x))
+
+
+class Downsample(nnx.Module):
+    """A 3x3 convolution of stride 2 with layer norm."""
+
+    def __init__(self, in_features, features, *, dtype, rngs):
+        kwargs = {"dtype": dtype, "rngs": rngs}
+        self.conv = layers.Conv(in_features, features, 3, strides=2, kernel_init=init, **kwargs)
+        self.norm = nnx.LayerNorm(features, epsilon=1e-6, **kwargs)
+
+    def __call__(self, x):
+        return self.norm(self.conv(x))
+
+
+class UniRepLKNet(nnx.Module):
+    """UniRepLKNet: six branches beside a large kernel in training, one after `fuse()`.
+
+    Args:
+      config: settings.
+      num_classes: width of the logits.
+      image_size: side of the images in pixels; any size will do.
+      dtype: type of the computation.
+      rngs: where the initial weights come from.
+    """
+
+    def __init__(self, config: UniRepLKNetConfig, *, num_classes, image_size, dtype=None, rngs):
+        del image_size
+        kwargs = {"dtype": dtype, "rngs": rngs}
+        rates = layers.drop_path_rates(config.drop_path, config.depths)
+        self.downsample_layers = nnx.List()
+        self.stages = nnx.List()
+        for i, (features, kernel_sizes) in enumerate(
+            zip(config.widths, config.kernel_sizes(), strict=True)
+        ):
+            self.downsample_layers.append(
+                Downsample(config.widths[i - 1], features, **kwargs)
+                if i
+                else Stem(features, config.stem_strides, **kwargs)
+            )
+            self.stages.append(
+                nnx.List(
+                    DeployBlock(features, kernel_size, **kwargs)
+                    if config.deploy
+                    else Block(features, kernel_size, config, rate, **kwargs)
+                    for kernel_size, rate in zip(kernel_sizes, rates[i], strict=True)
+                )
+            )
+        self.norm = nnx.LayerNorm(config.widths[-1], epsilon=1e-6, **kwargs)
+        self.head = nnx.Linear(
+            config.widths[-1],
+            num_classes,
+            kernel_init=init,
+            kernel_metadata={"kind": "head"},
+            **kwargs,
+        )
+
+    def fuse(self) -> "UniRepLKNet":
+        """A net with all branches, batch norms and layer scales folded into the weights.
+
+        It gives the logits that this one gives in evaluation mode.
+        """
+        fused = nnx.clone(self)
+        fused.stages = nnx.List(nnx.List(block.fuse() for block in s) for s in fused.stages)
+        return fused
+
+    def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
+        """What each of the four stages gives, at strides 4, 8, 16 and 32."""
+        maps = []
+        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
+            x = downsample(x)
+            for block in stage:
+                x = block(x, rngs=rngs)
+            maps.append(x)
+        return maps
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        x = layers.global_average_pool(self.features(x, rngs=rngs)[-1])
+        return self.head(self.norm(x)).astype(jnp.float32)
+
+
+def _variant(name, parameters, top1=None, **config):
+    return Variant(
+        config=config,
+        card={
+            "reference": f"AILab-CVC/UniRepLKNet unireplknet_{name}",
+            "parameters": parameters,
+            "top1": top1,
+            "top1_source": "authors" if top1 else "",
+        },
+    )
+
+
+SMALL = {"depths": (2, 2, 6, 2), "period": 1}
+LARGE = {"depths": (3, 3, 27, 3), "period": 3}
+
+register_family(
+    UniRepLKNet,
+    UniRepLKNetConfig,
+    ModelCard(
+        paper="Ding et al., UniRepLKNet: A Universal Perception Large-Kernel ConvNet, CVPR 2024, "
+        "arXiv:2311.15599",
+        category="modern DNN",
+        stage_design="hierarchical",
+        block_design="MetaFormer",
+        operator="large depthwise convolution with squeeze-and-excite",
+        residual="pre-norm with layer scale",
+        recipe="convnext",
+    ),
+    {
+        "unireplknet_a": _variant(
+            "a", 4_649_060, 77.0, **SMALL, widths=(40, 80, 160, 320), drop_path=0.0
+        ),
+        "unireplknet_f": _variant(
+            "f", 6_489_328, 78.6, **SMALL, widths=(48, 96, 192, 384), drop_path=0.0
+        ),
+        "unireplknet_p": _variant(
+            "p", 11_080_520, 80.2, **SMALL, widths=(64, 128, 256, 512), drop_path=0.1
+        ),
+        "unireplknet_n": _variant(
+            "n", 18_818_880, 81.6, depths=(2, 2, 8, 2), period=1, drop_path=0.1
+        ),
+        "unireplknet_t": _variant("t", 31_693_420, 83.2),
+        "unireplknet_s": _variant(
+            "s", 56_456_704, 83.9, **LARGE, widths=(96, 192, 384, 768), drop_path=0.4
+        ),
+        "unireplknet_b": _variant("b", 99_089_416, **LARGE, widths=(128, 256, 512, 1024)),
+        "unireplknet_l": _variant("l", 220_076_056, **LARGE, widths=(192, 384, 768, 1536)),
+        "unireplknet_xl": _variant("xl", 388_690_984, **LARGE, widths=(256, 512, 1024, 2048)),
+        "unireplknet_mini": Variant(
+            config={
+                "depths": (1, 1, 2, 1),
+                "widths": (16, 32, 64, 96),
+                "large_kernel": 7,
+                "stem_strides": (2, 1),
+                "layer_scale": 1e-2,
+                "drop_path": 0.05,
+            },
+            card={"input_size": 32},
+        ),
+    },
+    torch_names=[
+        (r"^(downsample_layers\.\d)\.conv1?\.", r"\1.0."),
+        (r"^(downsample_layers\.\d)\.norm1?\.", r"\1.1."),
+        (r"^(downsample_layers\.0)\.conv2\.", r"\1.3."),
+        (r"^(downsample_layers\.0)\.norm2\.", r"\1.4."),
+        (r"\.pwconv1\.", ".pwconv1.1."),
+        (r"\.grn\.", ".act.1."),
+        (r"\.pwconv2\.", ".pwconv2.0."),
+        (r"\.pwconv2_bn\.", ".pwconv2.2."),
+    ],
+)
