@@ -38,9 +38,12 @@ from bocb_jax.optim import (  # isort: skip  # noqa: F401
     nadam,
     novograd,
     prodigy,
+    psgd_kron,
     projection,
     radam,
     schedule_free,
+    shampoo,
+    soap,
     sophia,
 )
 from bocb_jax.optim import wrappers  # isort: skip  # noqa: F401

@@ -1,0 +1,45 @@
+"""One matrix for each axis of a tensor: the algebra that Shampoo and SOAP share."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Matrices = tuple[jax.Array | None, ...]  # one (size, size) for each axis; None leaves it alone
+
+
+def has_matrix(shape: tuple[int, ...], max_axis: int) -> tuple[bool, ...]:
+    """Which axes of a tensor get a matrix: none of a vector, else those of 2 to `max_axis`."""
+    return tuple(len(shape) > 1 and 1 < size <= max_axis for size in shape)
+
+
+def identities(p: jax.Array, max_axis: int) -> Matrices:
+    """Unit matrices for the axes of a tensor."""
+    used = has_matrix(p.shape, max_axis)
+    return tuple(
+        jnp.eye(n, dtype=p.dtype) if use else None for n, use in zip(p.shape, used, strict=True)
+    )
+
+
+def grams(g: jax.Array, max_axis: int) -> Matrices:
+    """For each axis the (size, size) products of its slices, summed over the other axes."""
+
+    def gram(axis):
+        flat = jnp.moveaxis(g, axis, 0).reshape(g.shape[axis], -1)
+        return flat @ flat.T
+
+    used = has_matrix(g.shape, max_axis)
+    return tuple(gram(axis) if use else None for axis, use in enumerate(used))
+
+
+def along_axes(g: jax.Array, matrices: Matrices) -> jax.Array:
+    """Multiplies each axis of a tensor from the left with its matrix."""
+    for axis, matrix in enumerate(matrices):
+        if matrix is not None:
+            g = jnp.moveaxis(jnp.tensordot(matrix, g, axes=(1, axis)), 0, axis)
+    return g
+
+
+def each(function: Callable[..., jax.Array], *matrices: Matrices) -> Matrices:
+    """The function of every matrix; axes without one stay without."""
+    return tuple(None if m[0] is None else function(*m) for m in zip(*matrices, strict=True))

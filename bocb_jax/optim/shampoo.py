@@ -1,0 +1,114 @@
+"""Shampoo: gradients multiplied along each axis by the inverse root of their second moment."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bocb_jax.optim.kronecker import along_axes, each, grams, identities
+from bocb_jax.optim.packaging import Packaging
+from bocb_jax.optim.ranges import Beta, NonNegative, Steps
+from bocb_jax.optim.table import add_row
+
+
+class ShampooState(NamedTuple):
+    """Trees like the parameters; statistics and roots hold one matrix for each axis."""
+
+    count: jax.Array  # int32, shape ()
+    mu: Any
+    nu: Any  # for the size of a step
+    statistics: Any
+    roots: Any
+
+
+def inverse_root(matrix: jax.Array, order: int, eps: float) -> jax.Array:
+    """(M + eps * its largest eigenvalue)^(-1 / order) of a symmetric, positive matrix."""
+    values, vectors = jnp.linalg.eigh(matrix)
+    values = jnp.maximum(values, 0) + eps * jnp.maximum(values[-1], 1e-30)
+    return (vectors * values[None] ** (-1 / order)) @ vectors.T
+
+
+def scale_by_shampoo(
+    b1: float, b2: float, eps: float, root_eps: float, update_interval: int, max_axis: int
+) -> optax.GradientTransformation:
+    """The mathematics of `shampoo`."""
+
+    def init(params):
+        zeros = optax.tree.zeros_like(params)
+        ones = jax.tree.map(lambda p: identities(p, max_axis), params)
+        count = jnp.zeros((), jnp.int32)
+        return ShampooState(count, zeros, zeros, optax.tree.zeros_like(ones), ones)
+
+    def update(grads, state, params=None):
+        count = optax.safe_increment(state.count)
+        mu = optax.tree.update_moment(grads, state.mu, b1, 1)
+        nu = optax.tree.update_moment(grads, state.nu, b2, 2)
+        statistics = jax.tree.map(
+            lambda g, old: each(lambda s, new: b2 * s + (1 - b2) * new, old, grams(g, max_axis)),
+            grads,
+            state.statistics,
+        )
+
+        def recompute(g, matrices):
+            order = 2 * sum(m is not None for m in matrices)
+            unbiased = 1 - b2**count
+            return each(lambda m: inverse_root(m / unbiased, order, root_eps), matrices)
+
+        roots = jax.lax.cond(
+            state.count % update_interval == 0,
+            lambda: jax.tree.map(recompute, grads, statistics),
+            lambda: state.roots,
+        )
+
+        def direction(m, v, roots):
+            m = m / (1 - b1**count)
+            adam = m / (jnp.sqrt(v / (1 - b2**count)) + eps)
+            if all(root is None for root in roots):
+                return adam
+            u = along_axes(m, roots)
+            return u * (optax.tree.norm(adam) / jnp.maximum(optax.tree.norm(u), 1e-30))
+
+        updates = jax.tree.map(direction, mu, nu, roots)
+        return updates, ShampooState(count, mu, nu, statistics, roots)
+
+    return optax.GradientTransformation(init, update)
+
+
+@add_row(
+    category="later",
+    paper="Gupta, Koren and Singer, 2018, arXiv 1802.09568; Shi et al., 2023, arXiv 2309.06497",
+    decays=("decoupled",),
+    default_learning_rate=5e-4,
+    default_weight_decay=0.05,
+    reference="the papers, in NumPy",
+    numeric_class="exact",
+    state_per_parameter=4,
+    cost="products along each axis, and their eigenvectors every update_interval steps",
+    notes="Two matrices for each axis of up to max_axis; a longer axis is left alone.",
+)
+def shampoo(
+    pack: Packaging,
+    *,
+    b1: Beta = 0.9,
+    b2: Beta = 0.999,
+    eps: NonNegative = 1e-8,
+    root_eps: NonNegative = 1e-6,
+    update_interval: Steps = 10,
+    max_axis: Steps = 1024,
+):
+    """Shampoo with the step sizes of Adam ("grafting"); vectors get Adam's update.
+
+    L_i <- b2 L_i + (1 - b2) (g gᵀ along axis i);  u = m̂ times L̂_i^(-1 / 2k) along each of k axes
+    p <- p - lr * (u |adam| / |u| + wd p),  m̂ being Adam's mean of g
+
+    Args:
+      pack: learning rate, weight decay and masks.
+      b1: decay of the mean of the gradient.
+      b2: decay of the matrices, and of the mean square in Adam's step size.
+      eps: added to the root of that mean square.
+      root_eps: added to the matrices, as a share of their largest eigenvalue.
+      update_interval: steps between two computations of the inverse roots.
+      max_axis: longest axis that gets a matrix.
+    """
+    return pack.chain(scale_by_shampoo(b1, b2, eps, root_eps, update_interval, max_axis))
