@@ -234,7 +234,7 @@ def test_an_image_folder_trains(config, tmp_path):
 
 
 def test_the_environment_can_name_the_compile_cache(monkeypatch):
-    from bocb_jax.train import use_compile_cache
+    from bocb_jax.program import use_compile_cache
 
     before = jax.config.jax_compilation_cache_dir
     monkeypatch.setitem(os.environ, "JAX_COMPILATION_CACHE_DIR", "/nowhere/in/particular")
