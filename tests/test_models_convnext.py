@@ -104,7 +104,7 @@ def test_stochastic_depth_is_one_ramp_over_all_stages():
 
 def test_stochastic_depth_draws_anew_per_sample_and_block():
     model = build(depths=(1, 2), widths=(16, 32), drop_path=0.5)
-    same = jnp.repeat(images(1), 64, axis=0)
+    same = jnp.repeat(images(1, 8), 64, axis=0)
     # Two blocks have a rate above 0; each is kept or dropped.
     assert len(np.unique(run(model, same, dropout=0).round(3), axis=0)) == 4
     model.eval()
