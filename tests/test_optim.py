@@ -11,6 +11,7 @@ import pytest
 import bocb_jax
 from bocb_jax import optim
 from bocb_jax.errors import UnknownName, UserError
+from bocb_jax.optim import card, cost, landscapes
 
 NAMES = optim.list_optimizers()
 SCHEDULE = functools.partial(optim.schedules.warmup_cosine, warmup_steps=2, total_steps=210)
@@ -387,11 +388,36 @@ def test_optax_schedule_and_logged_rate():
         ({"beta1": 0.9}, "adamw has no hyper-parameter beta1. It has: b1, b2, eps"),
         ({"decay": "l2"}, "adamw has no weight decay of the kind 'l2'; it has 'decoupled'"),
         ({"name": "sgd", "nesterov": 1}, "nesterov is true or false, not 1"),
+        ({"name": "muon", "adjust": "best"}, "adjust is one of match_rms_adamw, original"),
+        ({"name": "soap", "update_interval": 2.5}, r"is a whole number in \[1, inf\), not 2.5"),
+        ({"name": "sam+adamw", "b3": 0.9}, "It has: b1, b2, eps, sam_rho, sam_adaptive"),
+        ({"name": "sam+adamw", "sam_rho": 0}, r"sam_rho is a number in \(0, inf\), not 0"),
+        ({"name": "clars"}, "There is no optimizer 'clars'"),
+        ({"name": "sam+sdg"}, "There is no optimizer 'sdg'. Did you mean"),
+        (
+            {"name": "adabound", "learning_rate": optax.constant_schedule(0.1)},
+            "an Optax schedule does not tell: pass base_learning_rate",
+        ),
     ],
 )
 def test_bad_input_is_refused_when_made(arguments, message):
     with pytest.raises((UserError, UnknownName), match=message):
         optim.create_optimizer(**{"name": "adamw", "learning_rate": 1e-3, **arguments})
+
+
+@pytest.mark.parametrize(
+    "name", ["cnadam", "sam+lion", "sam+cadamw", "lookahead+sam+adan", "lookahead+adafactor"]
+)
+def test_any_combination_is_found_by_name(name):
+    params = tiny_params()
+    optimizer = optim.create_optimizer(name, 1e-3)
+    updates, _ = jax.eval_shape(
+        lambda p, s: optimizer.update(p, s, p, **hooks(p, jax.random.key(0))),
+        params,
+        jax.eval_shape(optimizer.init, params),
+    )
+    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
+    assert optim.optimizer_info(name).name == name
 
 
 def half_sgd(learning_rate, momentum=0.5):
@@ -437,3 +463,46 @@ def test_optax_optimizer_by_import_path():
 def test_public_names():
     assert bocb_jax.create_optimizer is optim.create_optimizer
     assert {"sgd", "adamw", "lamb", "lion"} <= set(bocb_jax.list_optimizers())
+
+
+def test_matrices_that_are_not_there_are_named():
+    params = {"layer": {"w1": jnp.ones((3, 4))}}
+    optimizer = optim.create_optimizer("adamw", 1e-3)
+    state = optimizer.init(params)
+    with pytest.raises(UserError, match=r"finds no matrix among .* such as layer/w1"):
+        optimizer.update(params, state, params)
+    optimizer = optim.create_optimizer("adamw", 1e-3, weight_decay=0.0)
+    optimizer.update(params, optimizer.init(params), params)
+
+
+@every_optimizer
+def test_card(name):
+    rows = dict(card.describe(name))
+    assert {"what", "category", "paper", "learning rate", "weight decay", "numbers"} <= set(rows)
+    assert all(text and "  Args" not in text for text in rows.values())
+    for setting in optim.optimizer_info(name).settings:
+        assert setting in rows["hyper-parameters"]
+
+
+def test_state_bytes():
+    params = {"kernel": jax.ShapeDtypeStruct((64, 32), jnp.float32)}
+    size = 4 * 64 * 32
+    assert 0 <= cost.state_bytes(make("adamw"), params) - 2 * size < 64
+    assert cost.state_bytes(make("adafactor"), params) < 0.1 * size
+    assert cost.state_bytes(make("shampoo"), params) > 2 * size + 2 * 4 * (64**2 + 32**2)
+
+
+def test_cost_table_times_ours_and_optax_in_turn():
+    params = {"kernel": jax.ShapeDtypeStruct((16, 8), jnp.float32)}
+    row, other = cost.cost_table(params, ["sgd", "sgdp"], rounds=2, steps=2, against_optax=True)
+    assert row.update_seconds > 0
+    assert row.optax_ratio > 0
+    assert other.optax_ratio is None
+
+
+def test_paths_over_landscapes_go_down():
+    for landscape, (rate, points) in landscapes.paths("adamw", steps=60).items():
+        function, start, _ = landscapes.LANDSCAPES[landscape]
+        assert points.shape == (61, 2)
+        assert rate > 0
+        assert function(*points[-1]) < 0.3 * function(*start)

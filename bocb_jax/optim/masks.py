@@ -56,7 +56,9 @@ def kinds_of(params: Any, parameter_kinds: Any | None) -> Any:
     return _same_structure("parameter_kinds", parameter_kinds, params)
 
 
-def decay_tree(params: Any, decay_mask: Any, parameter_kinds: Any | None) -> Any:
+def decay_tree(
+    params: Any, decay_mask: Any, parameter_kinds: Any | None = None, must_match: bool = False
+) -> Any:
     """A tree like `params` of booleans: does weight decay touch this parameter?
 
     Args:
@@ -64,13 +66,22 @@ def decay_tree(params: Any, decay_mask: Any, parameter_kinds: Any | None) -> Any
       decay_mask: "matrices" (kernels of convolutions and linear layers, no biases, norms, tokens
         or tables), "all", a list of path patterns, or a tree of booleans.
       parameter_kinds: a tree of kinds, or None to infer them.
+      must_match: "matrices" that finds none among tensors of two axes and more is an error.
     """
     if isinstance(decay_mask, str):
         if decay_mask == "all":
             return jax.tree.map(lambda _: True, params)
         if decay_mask == "matrices":
             kinds = kinds_of(params, parameter_kinds)
-            return jax.tree.map(lambda kind: kind in DECAYED_KINDS, kinds)
+            mask = jax.tree.map(lambda kind: kind in DECAYED_KINDS, kinds)
+            if must_match and not any(jax.tree.leaves(mask)) and _has_tensors(params):
+                some = ", ".join(jax.tree.leaves(parameter_paths(params))[:3])
+                raise UserError(
+                    "decay_mask='matrices' finds no matrix among the parameters, such as "
+                    f"{some}: no leaf is called kernel. Pass parameter_kinds, path patterns or "
+                    "decay_mask='all'; or weight_decay=0."
+                )
+            return mask
         raise UserError(
             f"decay_mask is 'matrices', 'all', a list of path patterns or a tree of booleans, "
             f"not '{decay_mask}'."
@@ -79,6 +90,10 @@ def decay_tree(params: Any, decay_mask: Any, parameter_kinds: Any | None) -> Any
         found = match_patterns(params, dict.fromkeys(decay_mask, True), "decay_mask")
         return jax.tree.map(lambda x: x is not None, found, is_leaf=lambda x: x is None)
     return _same_structure("decay_mask", decay_mask, params)
+
+
+def _has_tensors(params: Any) -> bool:
+    return any(leaf.ndim > 1 for leaf in jax.tree.leaves(params))
 
 
 def multiplier_tree(params: Any, lr_multipliers: Mapping[str, float] | None) -> Any:

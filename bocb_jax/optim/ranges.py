@@ -52,7 +52,8 @@ def settings_of(build: Callable[..., Any]) -> dict[str, Setting]:
         for choice in typing.get_args(hint):  # X | None
             hint = choice if hasattr(choice, "__metadata__") else hint
         interval = next(iter(getattr(hint, "__metadata__", ())), None)
-        found[name] = Setting(getattr(hint, "__origin__", hint), parameter.default, interval)
+        kind = hint.__origin__ if interval else hint
+        found[name] = Setting(kind, parameter.default, interval)
     return found
 
 

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import optax
 
 from bocb_jax.errors import UserError
@@ -45,7 +46,6 @@ class OptimizerInfo:
     default_weight_decay: float = 0.0
     paper_learning_rate: tuple[float, ...] = ()  # most frequent tuned values in BOCB (Table A4)
     paper_weight_decay: tuple[float, ...] = ()  # and those of weight decay (Table A5)
-    search_center: tuple[float, float] | None = None  # (lr, wd) where a search starts
     reference: str = ""  # the implementation that the numbers are compared with
     numeric_class: str = ""  # exact (1e-9) | eps-level (1e-6) | variant
     state_per_parameter: float = 0.0  # numbers kept for each parameter
@@ -59,6 +59,11 @@ class OptimizerInfo:
     def settings(self) -> dict[str, Setting]:
         """Its own hyper-parameters."""
         return settings_of(self.build)
+
+    @property
+    def search_center(self) -> tuple[float, float]:
+        """The learning rate and weight decay that a search starts from."""
+        return self.default_learning_rate, self.default_weight_decay
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -234,7 +239,10 @@ def create_optimizer(
     check_positive("weight decay", weight_decay, or_zero=True)
     decay = _check_decay(info, decay, weight_decay)
     mask = functools.partial(
-        masks.decay_tree, decay_mask=decay_mask, parameter_kinds=parameter_kinds
+        masks.decay_tree,
+        decay_mask=decay_mask,
+        parameter_kinds=parameter_kinds,
+        must_match=isinstance(weight_decay, jax.core.Tracer) or weight_decay != 0,
     )
     kinds = functools.partial(masks.kinds_of, parameter_kinds=parameter_kinds)
     multipliers = functools.partial(masks.multiplier_tree, lr_multipliers=lr_multipliers)
@@ -252,6 +260,7 @@ def create_optimizer(
         )
         return info.build(packaging, **hyperparameters)
 
+    build(1.0, 1.0, 0.0)  # so that what a builder refuses is refused here
     return with_hyperparameters(build, schedule, weight_decay)
 
 

@@ -35,6 +35,7 @@ def _around(wrap, base: OptimizerInfo, **fields) -> OptimizerInfo:
     build.__signature__ = base_signature.replace(
         parameters=[*base_signature.parameters.values(), *own]
     )
+    build.__doc__ = wrap.__doc__
     build.__annotations__ = base.build.__annotations__ | wrap.__annotations__
 
     evaluation = base.evaluation_parameters

@@ -1,0 +1,163 @@
+"""What an optimizer costs: bytes of state and seconds of an update, on given shapes.
+
+>>> import jax
+>>> params = {"kernel": jax.ShapeDtypeStruct((256, 256), "float32")}
+>>> [(row.name, row.state_bytes // 2**18) for row in cost_table(params, ["sgd", "adamw"], rounds=1)]
+[('sgd', 1), ('adamw', 2)]
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bocb_jax.optim.table import create_optimizer, optimizer_info
+
+# Optax's own of the same kind, with the same settings, where it has one.
+OPTAX_OWN: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "sgd": lambda: optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, 0.9)),
+    "adam": lambda: optax.chain(optax.add_decayed_weights(1e-8), optax.adam(5e-4)),
+    "adamax": lambda: optax.chain(optax.add_decayed_weights(1e-4), optax.adamax(1e-3)),
+    "nadam": lambda: optax.nadam(5e-4),
+    "adamw": lambda: optax.adamw(5e-4, weight_decay=0.05),
+    "lamb": lambda: optax.chain(
+        optax.clip_by_global_norm(1.0), optax.lamb(5e-3, weight_decay=0.05)
+    ),
+    "lion": lambda: optax.lion(1e-4, weight_decay=0.0),
+    "radam": lambda: optax.radam(1e-3),
+    "adan": lambda: optax.adan(2e-3, weight_decay=0.05),
+    "adabelief": lambda: optax.adabelief(5e-3),
+    "adagrad": lambda: optax.chain(optax.add_decayed_weights(1e-4), optax.adagrad(5e-4)),
+    "adadelta": lambda: optax.adadelta(2.0),
+    "rmsprop": lambda: optax.rmsprop(5e-4, decay=0.99),
+    "novograd": lambda: optax.novograd(2e-3, weight_decay=0.01),
+    "lars": lambda: optax.lars(1.2, weight_decay=1e-6),
+    "adafactor": lambda: optax.adafactor(
+        1e-2, weight_decay_rate=1e-4, min_dim_size_to_factor=1, clipping_threshold=1.0
+    ),
+    "prodigy": lambda: optax.contrib.prodigy(1.0),
+    "ademamix": lambda: optax.contrib.ademamix(5e-4, weight_decay=0.05),
+    "adopt": lambda: optax.contrib.adopt(1e-3),
+    "madgrad": lambda: optax.contrib.madgrad(1e-3),
+    "muon": lambda: optax.contrib.muon(1e-3, weight_decay=0.05),
+    "schedule_free_sgd": lambda: optax.contrib.schedule_free_sgd(1.0),
+    "schedule_free_adamw": lambda: optax.contrib.schedule_free_adamw(2.5e-3),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Cost of one optimizer on one set of parameters."""
+
+    name: str
+    state_bytes: int
+    state_per_parameter: float  # numbers of state for each parameter
+    update_seconds: float | None  # median of an update; None if not measured
+    optax_ratio: float | None  # over Optax's own of the same kind, timed in alternation
+
+
+def state_bytes(optimizer: optax.GradientTransformation, params: Any) -> int:
+    """Bytes that the state of an optimizer takes; `params` may be abstract."""
+    leaves = jax.tree.leaves(jax.eval_shape(optimizer.init, params))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def cost_table(
+    params: Any,
+    names: Iterable[str],
+    *,
+    parameter_kinds: Any | None = None,
+    rounds: int = 5,
+    steps: int = 10,
+    against_optax: bool = False,
+) -> list[Cost]:
+    """Measures optimizers with their default settings.
+
+    Args:
+      params: a tree of arrays or of shapes.
+      names: optimizers.
+      parameter_kinds: as for `create_optimizer`.
+      rounds: timed blocks of `steps` updates each, of which the median counts; 0 to time nothing.
+      steps: updates in a block; ten covers what Sophia or SOAP do at every tenth only.
+      against_optax: also time Optax's own, block by block in turn with ours.
+    """
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    rows = []
+    for name in names:
+        rate = optimizer_info(name).default_learning_rate
+        ours = create_optimizer(name, rate, decay_mask="all", parameter_kinds=parameter_kinds)
+        size = state_bytes(ours, params)
+        seconds = ratio = None
+        if rounds:
+            rivals = {name: ours}
+            if against_optax and name in OPTAX_OWN:
+                rivals["optax"] = OPTAX_OWN[name]()
+            taken = update_seconds(rivals, params, rounds=rounds, steps=steps)
+            seconds = taken[name]
+            ratio = seconds / taken["optax"] if "optax" in taken else None
+        rows.append(Cost(name, size, size / 4 / count, seconds, ratio))
+    return rows
+
+
+def update_seconds(
+    optimizers: Mapping[str, optax.GradientTransformation],
+    params: Any,
+    *,
+    rounds: int = 5,
+    steps: int = 10,
+) -> dict[str, float]:
+    """Median seconds of an update, gradients given, with its addition to the parameters.
+
+    The optimizers take turns, block by block, so that a busy machine slows all of them alike.
+    """
+    draw = np.random.default_rng(0)
+
+    def materialize(scale):
+        return jax.tree.map(
+            lambda x: jnp.asarray(scale * draw.standard_normal(x.shape, np.float32), x.dtype),
+            params,
+        )
+
+    grads = materialize(1e-3)
+    runs, kept = {}, {}
+    for name, optimizer in optimizers.items():
+        start = materialize(0.02)
+        kept[name] = start, jax.jit(optimizer.init)(start)
+        runs[name] = _compiled_step(optimizer)
+        kept[name] = jax.block_until_ready(runs[name](*kept[name], grads))  # compiles
+
+    blocks = {name: [] for name in optimizers}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            state = kept[name]
+            begin = time.perf_counter()
+            for _ in range(steps):
+                state = run(*state, grads)
+            kept[name] = jax.block_until_ready(state)
+            blocks[name].append((time.perf_counter() - begin) / steps)
+    return {name: statistics.median(seconds) for name, seconds in blocks.items()}
+
+
+def _compiled_step(optimizer):
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def step(params, state, grads):
+        # The hooks hand back the gradient: what the model costs is not the optimizer's.
+        updates, state = optimizer.update(
+            grads,
+            state,
+            params,
+            value=jnp.zeros(()),
+            key=jax.random.key(0),
+            value_and_grad_fn=lambda params: (jnp.zeros(()), grads),
+            sampled_label_grad_fn=lambda params, key: grads,
+        )
+        return optax.apply_updates(params, updates), state
+
+    return jax.jit(step, donate_argnums=(0, 1))
