@@ -8,7 +8,7 @@ in, out) becomes (out, in, height, width), and (in, out) becomes (out, in).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -62,10 +62,10 @@ def load_torch_weights(
     Raises:
       UserError: names every entry that is missing, unexpected or of another shape.
     """
-    variables = _named_variables(model)
+    named = _named_variables(model)
     optional = _head_names(model) if new_head else set()
     missing, misshapen, kept, arrays = [], [], [], {}
-    for name, (leaf, variable) in variables.items():
+    for name, (leaf, variable) in named.items():
         theirs = _shape(state_dict[name]) if name in state_dict else None
         ours = _torch_shape(leaf, variable.shape)
         if theirs == ours:
@@ -77,7 +77,7 @@ def load_torch_weights(
         else:
             misshapen.append(f"{name} ({_written(theirs)} where {_written(ours)} is wanted)")
     unexpected = [
-        name for name in state_dict if name not in variables and not _is_buffer(name, state_dict)
+        name for name in state_dict if name not in named and not _is_buffer(name, state_dict)
     ]
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     if any(faults.values()):
@@ -87,7 +87,7 @@ def load_torch_weights(
             "the same number of classes and image size?"
         )
     for name, array in arrays.items():
-        variable = variables[name][1]
+        variable = named[name][1]
         variable.set_value(jnp.array(array, dtype=variable.dtype))
     return kept
 
@@ -104,7 +104,15 @@ def to_torch_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
     }
 
 
-def _variables(model):
+def torch_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of every entry of the model's PyTorch state dict, by name."""
+    return {
+        name: _torch_shape(leaf, variable.shape)
+        for name, (leaf, variable) in _named_variables(model).items()
+    }
+
+
+def variables(model: nnx.Module) -> Iterator[tuple[tuple, nnx.Variable]]:
     """(path, variable) of every parameter and running statistic: the model's own, no copies."""
     for path, node in nnx.iter_graph(model):
         if isinstance(node, (nnx.Param, nnx.BatchStat)):
@@ -114,7 +122,7 @@ def _variables(model):
 def _named_variables(model):
     """PyTorch name -> (last part of our path, variable)."""
     found = {}
-    for path, variable in _variables(model):
+    for path, variable in variables(model):
         name = torch_name(model, path, variable)
         if name in found:
             raise UserError(f"Two parameters of {type(model).__name__} would be called {name}.")
@@ -124,16 +132,14 @@ def _named_variables(model):
 
 def _head_names(model):
     """Names of the classifier: kernels of kind "head" and their biases."""
-    variables = dict(_variables(model))
+    found = dict(variables(model))
     heads = {
         path[:-1]
-        for path, variable in variables.items()
+        for path, variable in found.items()
         if variable.get_metadata().get("kind") == "head"
     }
     return {
-        torch_name(model, path, variable)
-        for path, variable in variables.items()
-        if path[:-1] in heads
+        torch_name(model, path, variable) for path, variable in found.items() if path[:-1] in heads
     }
 
 

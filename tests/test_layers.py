@@ -1,0 +1,306 @@
+"""What two or more families share: convolutions in every form, norms, pools, resizing, kinds."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from bocb_jax.errors import UserError
+from bocb_jax.models import convolution, layers
+
+
+def draw(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One convolution: image (h, w, in), kernel (k, k, in // groups, out)."""
+
+    image: tuple[int, int, int]
+    out: int
+    k: int
+    stride: int = 1
+    padding: int | str = 0
+    dilation: int = 1
+    groups: int = 1
+
+    @property
+    def arguments(self):
+        p = self.padding
+        return {
+            "strides": (self.stride, self.stride),
+            "padding": p if isinstance(p, str) else ((p, p), (p, p)),
+            "dilation": (self.dilation, self.dilation),
+            "groups": self.groups,
+        }
+
+    def arrays(self):
+        kernel = draw(1, self.k, self.k, self.image[2] // self.groups, self.out)
+        return jnp.asarray(draw(0, 2, *self.image)), jnp.asarray(kernel)
+
+
+CONVOLUTIONS = {
+    "pixel": Case((5, 6, 4), 3, 1),
+    "pixel, strided": Case((7, 6, 4), 3, 1, stride=2),
+    "patches": Case((9, 8, 3), 5, 4, stride=4),
+    "small map": Case((4, 4, 3), 5, 3, padding=1),
+    "small map, strided": Case((7, 5, 3), 5, 3, stride=2, padding=1),
+    "small map, dilated": Case((6, 6, 3), 2, 3, padding=1, dilation=2),
+    "small map, SAME": Case((6, 5, 3), 2, 3, stride=2, padding="SAME"),
+    "large map": Case((9, 9, 3), 4, 3, padding=1),
+    "grouped": Case((6, 6, 4), 6, 3, padding=1, groups=2),
+    "depthwise": Case((4, 5, 2), 2, 5, padding=2, groups=2),
+    "depthwise, large map": Case((9, 10, 3), 3, 3, padding=1, groups=3),
+    "depthwise, strided": Case((9, 12, 3), 3, 3, stride=2, padding=1, groups=3),
+    "depthwise, small and strided": Case((5, 8, 3), 3, 5, stride=3, padding=1, groups=3),
+    "depthwise, dilated": Case((8, 9, 3), 3, 3, padding=2, dilation=2, groups=3),
+    "depthwise, SAME": Case((7, 6, 3), 3, 3, stride=2, padding="SAME", groups=3),
+    "depthwise, wider than the map": Case((3, 4, 2), 2, 7, padding=3, groups=2),
+}
+
+
+def assert_close(ours, theirs, tolerance=1e-5):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
+
+
+def value_and_gradients(function, case):
+    """The output, its gradients against a fixed cotangent, and a product with the Hessian."""
+    x, kernel = case.arrays()
+    y = jax.eval_shape(function, x, kernel)
+    cotangent, direction = draw(2, *y.shape), (draw(3, *x.shape), draw(4, *kernel.shape))
+
+    def loss(arrays):
+        return (jnp.sin(function(*arrays)) * cotangent).sum()
+
+    @jax.jit
+    def evaluate(arrays):
+        gradients, curvature = jax.jvp(jax.grad(loss), (arrays,), (direction,))
+        return function(*arrays), gradients, curvature
+
+    return evaluate((x, kernel))
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
+def test_every_form_of_convolution_equals_the_plain_one(case):
+    a = case.arguments
+
+    def plain(x, kernel):
+        return convolution.plain(x, kernel, a["strides"], a["padding"], a["dilation"], case.groups)
+
+    def ours(x, kernel):
+        return convolution.conv(x, kernel, **a)
+
+    assert_close(value_and_gradients(ours, case), value_and_gradients(plain, case))
+
+
+def test_the_form_is_chosen_by_platform_and_shape(monkeypatch):
+    def primitives(case):
+        form = jax.make_jaxpr(lambda x, kernel: convolution.conv(x, kernel, **case.arguments))
+        return "conv_general_dilated" in str(form(*case.arrays()))
+
+    plain_on_cpu = {name for name, case in CONVOLUTIONS.items() if primitives(case)}
+    assert plain_on_cpu == {"large map", "grouped"}
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert all(primitives(case) for case in CONVOLUTIONS.values())
+
+
+@pytest.mark.parametrize("name", ["small map", "depthwise", "depthwise, large map"])
+def test_convolution_in_bfloat16_and_over_many_weights(name):
+    case = CONVOLUTIONS[name]
+    x, kernel = case.arrays()
+
+    @jax.jit
+    def ours(x, kernel):
+        return convolution.conv(x, kernel, **case.arguments)
+
+    y = ours(x, kernel)
+    low = ours(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    assert low.dtype == jnp.bfloat16
+    assert_close(low.astype(jnp.float32), y, 2e-2)
+    kernels = jnp.stack([kernel, 2 * kernel, -kernel])
+
+    @jax.jit
+    def gradient(kernel):
+        return jax.grad(lambda k: (ours(x, k) ** 2).sum())(kernel)
+
+    alone = jnp.stack([gradient(k) for k in kernels])
+    assert_close(jax.vmap(gradient)(kernels), alone)
+
+
+def test_conv_layer_draws_he_normal_and_adds_its_bias():
+    conv = layers.Conv(32, 64, 3, rngs=nnx.Rngs(0), bias_init=nnx.initializers.ones)
+    kernel = np.asarray(conv.kernel[...])
+    np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (9 * 64)), rtol=0.02)
+    assert abs(kernel.mean()) < 1e-3
+    x = jnp.asarray(draw(0, 1, 5, 5, 32))
+    bare = layers.Conv(32, 64, 3, use_bias=False, rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(conv(x), bare(x) + 1, rtol=1e-5, atol=1e-5)
+
+
+def test_batch_norm_keeps_statistics_as_pytorch_does():
+    norm = layers.BatchNorm(3, rngs=nnx.Rngs(0))
+    norm.scale[...] = jnp.array([1.0, 2.0, 3.0])
+    norm.bias[...] = jnp.array([0.0, 1.0, 2.0])
+    x = 5 + 2 * draw(0, 4, 3, 3, 3)
+    y = norm(jnp.asarray(x))
+    flat = x.reshape(-1, 3)
+    mean, var = flat.mean(0), flat.var(0)
+    normal = (x - mean) / np.sqrt(var + 1e-5)
+    np.testing.assert_allclose(y, normal * [1, 2, 3] + [0, 1, 2], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(norm.mean[...], 0.1 * mean, rtol=1e-5)
+    unbiased = flat.var(0, ddof=1)
+    np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * unbiased, rtol=1e-5)
+
+    evaluating = nnx.view(norm, use_running_average=True)
+    expected = (x - 0.1 * mean) / np.sqrt(0.9 + 0.1 * unbiased + 1e-5) * [1, 2, 3] + [0, 1, 2]
+    np.testing.assert_allclose(evaluating(jnp.asarray(x)), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(norm.mean[...], 0.1 * mean, rtol=1e-5)  # evaluation adds nothing
+
+
+def test_batch_norm_computes_its_statistics_in_float32():
+    norm = layers.BatchNorm(2, dtype=jnp.bfloat16, momentum=1.0, rngs=nnx.Rngs(0))
+    x = (100 + draw(0, 64, 2)).astype(jnp.bfloat16)
+    assert norm(jnp.asarray(x)).dtype == jnp.bfloat16
+    exact = x.astype(np.float64)
+    np.testing.assert_allclose(norm.mean[...], exact.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(norm.var[...], exact.var(0, ddof=1), rtol=1e-3)
+
+
+def windows(x, k, stride, padding, fill):
+    """(rows, columns) -> the window's pixels (k * k, channels), by plain loops."""
+    p = padding
+    padded = np.pad(x[0], ((p, p), (p, p), (0, 0)), constant_values=fill)
+    starts = [range(0, n - k + 1, stride) for n in padded.shape[:2]]
+    return [[padded[i : i + k, j : j + k].reshape(k * k, -1) for j in starts[1]] for i in starts[0]]
+
+
+@pytest.mark.parametrize(("k", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 1)])
+def test_pools(k, stride, padding):
+    x = draw(0, 1, 7, 6, 2)
+
+    def pooled(function, fill):
+        cut = windows(x, k, stride, padding, fill)
+        return [[[function(window, axis=0) for window in row] for row in cut]]
+
+    maximum = layers.max_pool(jnp.asarray(x), k, stride, padding)
+    np.testing.assert_array_equal(maximum, pooled(np.max, -np.inf))
+    mean = layers.avg_pool(jnp.asarray(x), k, stride, padding)
+    np.testing.assert_allclose(mean, pooled(np.mean, 0), atol=1e-6)
+    inside = layers.avg_pool(jnp.asarray(x), k, stride, padding, count_include_pad=False)
+    np.testing.assert_allclose(inside, pooled(np.nanmean, np.nan), atol=1e-6)
+
+
+def test_adaptive_average_pool_overlaps_cells_as_pytorch_does():
+    x = np.arange(5, dtype=np.float32).reshape(1, 5, 1, 1)
+    pooled = layers.adaptive_avg_pool(jnp.asarray(x), (3, 1)).ravel()
+    np.testing.assert_allclose(pooled, [0.5, 2.0, 3.5], rtol=1e-6)
+    stretched = layers.adaptive_avg_pool(jnp.asarray(x[:, :1]), (4, 2))
+    np.testing.assert_array_equal(stretched, np.zeros((1, 4, 2, 1)))
+
+
+@pytest.mark.parametrize(
+    ("antialias", "size", "expected"),  # by torch.nn.functional.interpolate
+    [
+        (True, 4, [0.158574, 2.977029, 10.886677, 22.27832]),
+        (False, 4, [0.121094, 2.828125, 10.796875, 23.207031]),
+        (False, 9, [-0.086806, 0.21875, 1.430555, 3.152778, 6.125, 10.282406, 14.300928, 21.15625]),
+    ],
+)
+def test_bicubic_resize_equals_pytorchs(antialias, size, expected):
+    squares = jnp.arange(6.0).reshape(1, 1, 6, 1) ** 2 * jnp.ones((1, 6, 1, 1))
+    resized = layers.resize_bicubic(squares, (6, size), antialias=antialias)
+    assert resized.shape == (1, 6, size, 1)
+    np.testing.assert_allclose(resized[0, 0, : len(expected), 0], expected, atol=1e-5)
+    turned = layers.resize_bicubic(squares.swapaxes(1, 2), (size, 6), antialias=antialias)
+    np.testing.assert_allclose(turned.swapaxes(1, 2), resized, atol=1e-5)
+
+
+def test_position_embedding_keeps_its_class_token():
+    embedding = jnp.asarray(draw(0, 1, 1 + 16, 3))
+    assert layers.resize_position_embedding(embedding, 4, prefix_tokens=1) is embedding
+    resized = layers.resize_position_embedding(embedding, (6, 5), prefix_tokens=1)
+    assert resized.shape == (1, 31, 3)
+    np.testing.assert_array_equal(resized[:, 0], embedding[:, 0])
+
+
+def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
+    drop = layers.DropPath(0.25)
+    x = jnp.ones((4000, 2, 3))
+    y = np.asarray(drop(x, rngs=nnx.Rngs(dropout=0)))
+    assert {tuple(np.unique(sample)) for sample in y} == {(0.0,), (np.float32(4 / 3),)}
+    np.testing.assert_allclose(y.mean(), 1, atol=0.03)
+    with pytest.raises(UserError, match="rngs="):
+        drop(x)
+    assert nnx.view(drop, deterministic=True)(x) is x
+    assert not layers.DropPath(1.0)(x, rngs=nnx.Rngs(dropout=0)).any()
+
+
+def test_stochastic_depth_ramps_over_all_blocks():
+    rates = layers.drop_path_rates(0.3, (2, 1, 1))
+    assert [len(stage) for stage in rates] == [2, 1, 1]
+    np.testing.assert_allclose(np.concatenate(rates), [0, 0.1, 0.2, 0.3])
+    assert layers.drop_path_rates(0.3, (1,)) == [[0.0]]
+
+
+def test_stem_by_image_size():
+    assert [layers.resolve_stem("auto", size) for size in (28, 32, 33)] == [
+        "cifar",
+        "cifar",
+        "imagenet",
+    ]
+    assert layers.resolve_stem("cifar", 224) == "cifar"
+    with pytest.raises(UserError, match="'deep'"):
+        layers.resolve_stem("deep", 224)
+
+
+def test_truncated_normal_and_uniform_have_the_moments_of_pytorchs():
+    key = jax.random.key(0)
+    drawn = layers.trunc_normal(0.02)(key, (400, 400))
+    np.testing.assert_allclose(drawn.std(), 0.02, rtol=0.01)
+    kernel = layers.torch_uniform(key, (100, 500))
+    np.testing.assert_allclose(np.abs(kernel).max(), 0.1, rtol=0.01)
+    np.testing.assert_allclose(kernel.std(), 0.1 / np.sqrt(3), rtol=0.01)
+    bias = layers.symmetric_uniform(0.5)(key, (10_000,))
+    np.testing.assert_allclose([bias.min(), bias.max()], [-0.5, 0.5], atol=0.01)
+
+
+class Sample(nnx.Module):
+    """One parameter of every kind."""
+
+    def __init__(self, rngs):
+        self.conv = layers.Conv(4, 4, 3, rngs=rngs)
+        self.depthwise = layers.Conv(4, 4, 3, groups=4, use_bias=False, rngs=rngs)
+        self.norm = layers.BatchNorm(4, rngs=rngs)
+        self.blocks = nnx.List([nnx.LayerNorm(4, rngs=rngs), layers.LayerScale(4)])
+        self.mlp = layers.Mlp(4, 8, rngs=rngs)
+        self.token = nnx.Param(jnp.zeros((1, 1, 4)), kind="token")
+        self.own = nnx.Param(jnp.zeros((2, 3)))
+        self.gain = nnx.Param(jnp.zeros(3))
+        self.head = nnx.Linear(4, 2, kernel_metadata={"kind": "head"}, rngs=rngs)
+
+
+def test_parameter_kinds_follow_the_layers_and_what_parameters_say():
+    model = nnx.eval_shape(lambda: Sample(nnx.Rngs(0)))
+    dense = {"kernel": "matrix", "bias": "bias"}
+    kinds = {
+        "conv": {"kernel": "conv", "bias": "bias"},
+        "depthwise": {"kernel": "depthwise"},
+        "norm": {"scale": "norm", "bias": "norm"},
+        "blocks": {0: {"scale": "norm", "bias": "norm"}, 1: {"gamma": "scale"}},
+        "mlp": {"fc1": dense, "fc2": dense},
+        "token": "token",
+        "own": "matrix",
+        "gain": "vector",
+        "head": {"kernel": "head", "bias": "bias"},
+    }
+    assert layers.parameter_kinds(model) == kinds
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    assert jax.tree.structure(params) == jax.tree.structure(kinds)
+    leaves = (4 * 4 * 9 + 4) + 4 * 9 + 2 * 4 + 2 * 4 + 4 + (4 * 8 + 8 + 8 * 4 + 4)
+    assert layers.parameter_count(model) == leaves + 4 + 2 * 3 + 3 + (4 * 2 + 2)
