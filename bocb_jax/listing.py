@@ -74,14 +74,25 @@ def _optimizers(pattern: str) -> Table:
 
 
 def _model_card(name: str) -> list[tuple[str, str]]:
-    from bocb_jax.models import model_card
+    from flax import nnx
+
+    from bocb_jax.models import create_model, model_card
+    from bocb_jax.models.layers import parameter_count
+    from bocb_jax.models.macs import count_macs
 
     card = dataclasses.asdict(model_card(name))
-    return [
-        (field.replace("_", " "), str(value))
-        for field, value in card.items()
-        if value not in ("", None)
-    ]
+    rows = [(field.replace("_", " "), value) for field, value in card.items()]
+    for size in (32, 224):
+        try:
+            model = nnx.eval_shape(
+                lambda size=size: create_model(name, image_size=size, rngs=nnx.Rngs(0))
+            )
+        except UserError as reason:
+            rows.append((f"at {size} px", str(reason)))
+            continue
+        macs = count_macs(model, size) / 1e6
+        rows.append((f"at {size} px", f"{parameter_count(model):,} parameters, {macs:,.1f} M MACs"))
+    return [(label, str(value)) for label, value in rows if value not in ("", None)]
 
 
 def _optimizer_card(name: str) -> list[tuple[str, str]]:

@@ -118,8 +118,9 @@ def test_imports_what_its_room_may(path):
 
 
 def test_only_step_takes_models_apart():
+    # Counting products and naming weights look inside as well, but run nothing.
     for path in FILES:
-        if path not in ("bocb_jax/engine/step.py", "bocb_jax/interop.py", "models/layers.py"):
+        if path not in ("bocb_jax/engine/step.py", "bocb_jax/interop.py", "models/macs.py"):
             source = re.sub(r'""".*?"""', "", FILES[path].read_text(), flags=re.DOTALL)
             assert not re.search(r"nnx\.(split|merge)\b", source), path
 

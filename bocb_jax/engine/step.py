@@ -37,7 +37,8 @@ class StepSettings:
 class Program:
     """Compiled functions, and where their state lives.
 
-    `init(key, learning_rate, weight_decay)` -> state;
+    `init(key, learning_rate, weight_decay, start=None)` -> state, from random weights or from
+    `start`, a tree like that of `weights`;
     `train_step(state, batch, key)` -> (state, metrics), with `state` donated;
     `eval_step(state, batch)` -> sums over the batch;
     `weights(state)` -> a copy of what answers for the run: "params" and "model_state".
@@ -94,9 +95,9 @@ def make_program(
         logits = model(images, **rngs)
         return logits.astype(jnp.float32), nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
 
-    def init(key, learning_rate, weight_decay):
-        _, params, model_state = nnx.split(build_model(nnx.Rngs(key)), nnx.Param, ...)
-        params, model_state = nnx.to_pure_dict(params), nnx.to_pure_dict(model_state)
+    def init(key, learning_rate, weight_decay, start=None):
+        start = weights_of(build_model(nnx.Rngs(key))) if start is None else start
+        params, model_state = start["params"], start["model_state"]
         opt_state = set_hyperparameters(
             optimizer.init(params), learning_rate=learning_rate, weight_decay=weight_decay
         )
@@ -223,6 +224,12 @@ def make_program(
         abstract_state=abstract_state,
         mesh=mesh,
     )
+
+
+def weights_of(model: nnx.Module) -> dict[str, Any]:
+    """A model's "params" and "model_state" as nested dicts."""
+    _, params, model_state = nnx.split(model, nnx.Param, ...)
+    return {"params": nnx.to_pure_dict(params), "model_state": nnx.to_pure_dict(model_state)}
 
 
 def _view(model: nnx.Module, *, training: bool) -> nnx.Module:
