@@ -202,15 +202,20 @@ def _patches(channels_in, channels_out, side, *, dtype, rngs):
     )
 
 
+_SOURCES = {
+    "convnext": "ConvNeXt, official README",
+    "convnextv2": "ConvNeXt V2, official README: fine-tuned after masked pre-training",
+}
+
+
 def _size(timm, parameters, top1, **config):
-    return Variant(
-        config, card={"reference": f"timm {timm}", "parameters": parameters, "top1": top1}
-    )
+    card = {"reference": f"timm {timm}", "parameters": parameters, "top1": top1}
+    card["top1_source"] = _SOURCES[timm.partition("_")[0]] if top1 else ""
+    return Variant(config, card=card)
 
 
 _CARD = ModelCard(
     paper="Liu et al., A ConvNet for the 2020s, CVPR 2022, arXiv:2201.03545",
-    top1_source="ConvNeXt, official README",
     category="modern DNN",
     stage_design="patchify, hierarchical",
     block_design="MetaNeXt",
@@ -251,7 +256,6 @@ register_family(
         _CARD,
         paper="Woo et al., ConvNeXt V2: Co-designing and Scaling ConvNets with Masked "
         "Autoencoders, CVPR 2023, arXiv:2301.00808",
-        top1_source="ConvNeXt V2, official README: pre-trained as a masked autoencoder",
     ),
     {
         "convnextv2_atto": _size(

@@ -300,6 +300,7 @@ def _size(reference, parameters, top1, operator, mixers, **config):
         "reference": f"sail-sg/metaformer {reference}",
         "parameters": parameters,
         "top1": top1,
+        "top1_source": "MetaFormer baselines, official README" if top1 else "",
         "operator": operator,
     }
     bocb = {"block_norm": "channel", "head": "mlp"} if "head" in config else {}
@@ -333,7 +334,6 @@ register_family(
     MetaFormerConfig,
     ModelCard(
         paper="Yu et al., MetaFormer Baselines for Vision, TPAMI 2024, arXiv:2210.13452",
-        top1_source="MetaFormer baselines, official README",
         category="modern DNN",
         stage_design="patchify, hierarchical",
         block_design="MetaFormer",

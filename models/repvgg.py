@@ -172,7 +172,7 @@ def _variant(name, parameters, top1, **config):
             "reference": f"timm {name}",
             "parameters": parameters,
             "top1": top1,
-            "top1_source": "timm" if top1 else "",
+            "top1_source": "timm results-imagenet.csv" if top1 else "",
         },
     )
 

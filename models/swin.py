@@ -262,6 +262,7 @@ def _layer_norm(width, *, dtype, rngs):
 
 def _size(timm, parameters, top1=None, **config):
     card = {"reference": f"timm {timm}", "parameters": parameters, "top1": top1}
+    card["top1_source"] = "Swin Transformer, official README" if top1 else ""
     return Variant(config, card=card)
 
 
@@ -271,7 +272,6 @@ register_family(
     ModelCard(
         paper="Liu et al., Swin Transformer: Hierarchical Vision Transformer using Shifted "
         "Windows, ICCV 2021, arXiv:2103.14030",
-        top1_source="Swin Transformer, official README",
         category="modern DNN",
         stage_design="patchify, hierarchical",
         block_design="MetaFormer",

@@ -305,7 +305,7 @@ def _variant(name, parameters, top1, **config):
             "reference": f"DaiShiResearch/TransNeXt transnext_{name}",
             "parameters": parameters,
             "top1": top1,
-            "top1_source": "author",
+            "top1_source": "TransNeXt, official README",
         },
         bocb=BOCB,
     )

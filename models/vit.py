@@ -181,6 +181,7 @@ def _layer_scale(config):
 
 def _size(timm, parameters, top1=None, aliases=(), **config):
     card = {"reference": f"timm {timm}", "parameters": parameters, "top1": top1}
+    card["top1_source"] = "DeiT, official README" if top1 else ""
     return Variant(config, card=card, aliases=aliases)
 
 
@@ -190,7 +191,6 @@ register_family(
     ModelCard(
         paper="Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, arXiv:2010.11929; "
         "Touvron et al., Training Data-efficient Image Transformers, ICML 2021, arXiv:2012.12877",
-        top1_source="DeiT, official README",
         category="modern DNN",
         stage_design="patchify, isotropic",
         block_design="MetaFormer",
