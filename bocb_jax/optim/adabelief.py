@@ -22,9 +22,10 @@ def scale_by_adabelief(
     def update(grads, state, params=None):
         count = optax.safe_increment(state.count)
         mu = optax.tree.update_moment(grads, state.mu, b1, 1)
-        strayed = jax.tree.map(jnp.subtract, grads, mu)
-        nu = optax.tree.update_moment(strayed, state.nu, b2, 2)
-        nu = jax.tree.map(lambda s: s + eps, nu)  # stays in the state: it adds up, as published
+        # eps stays in the state: it adds up, as published.
+        nu = jax.tree.map(
+            lambda s, g, m: b2 * s + (1 - b2) * jnp.square(g - m) + eps, state.nu, grads, mu
+        )
         rectifier, tractable = rectification(count, b2)
 
         def plain(m, s):

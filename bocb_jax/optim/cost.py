@@ -19,35 +19,44 @@ import optax
 
 from bocb_jax.optim.table import create_optimizer, optimizer_info
 
-# Optax's own of the same kind, with the same settings, where it has one.
+
+def _with_l2(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    return optax.chain(optax.add_decayed_weights(1e-4), optimizer)
+
+
+# Optax's own of the same kind, decay included, where it has one.
 OPTAX_OWN: dict[str, Callable[[], optax.GradientTransformation]] = {
-    "sgd": lambda: optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, 0.9)),
-    "adam": lambda: optax.chain(optax.add_decayed_weights(1e-8), optax.adam(5e-4)),
-    "adamax": lambda: optax.chain(optax.add_decayed_weights(1e-4), optax.adamax(1e-3)),
-    "nadam": lambda: optax.nadam(5e-4),
+    "sgd": lambda: _with_l2(optax.sgd(0.1, 0.9)),
+    "adam": lambda: _with_l2(optax.adam(5e-4)),
+    "adamax": lambda: _with_l2(optax.adamax(1e-3)),
+    "nadam": lambda: _with_l2(optax.nadam(5e-4)),
     "adamw": lambda: optax.adamw(5e-4, weight_decay=0.05),
     "lamb": lambda: optax.chain(
         optax.clip_by_global_norm(1.0), optax.lamb(5e-3, weight_decay=0.05)
     ),
-    "lion": lambda: optax.lion(1e-4, weight_decay=0.0),
-    "radam": lambda: optax.radam(1e-3),
+    "lion": lambda: optax.lion(1e-4),
+    "radam": lambda: _with_l2(optax.radam(1e-3)),
     "adan": lambda: optax.adan(2e-3, weight_decay=0.05),
-    "adabelief": lambda: optax.adabelief(5e-3),
-    "adagrad": lambda: optax.chain(optax.add_decayed_weights(1e-4), optax.adagrad(5e-4)),
-    "adadelta": lambda: optax.adadelta(2.0),
-    "rmsprop": lambda: optax.rmsprop(5e-4, decay=0.99),
+    "adabelief": lambda: optax.chain(
+        optax.scale_by_belief(), optax.add_decayed_weights(0.01), optax.scale(-5e-3)
+    ),
+    "adagrad": lambda: _with_l2(optax.adagrad(5e-4)),
+    "adadelta": lambda: _with_l2(optax.adadelta(2.0)),
+    "rmsprop": lambda: _with_l2(optax.rmsprop(5e-4, decay=0.99)),
     "novograd": lambda: optax.novograd(2e-3, weight_decay=0.01),
     "lars": lambda: optax.lars(1.2, weight_decay=1e-6),
     "adafactor": lambda: optax.adafactor(
         1e-2, weight_decay_rate=1e-4, min_dim_size_to_factor=1, clipping_threshold=1.0
     ),
-    "prodigy": lambda: optax.contrib.prodigy(1.0),
+    "prodigy": lambda: optax.contrib.prodigy(1.0, weight_decay=1e-4),
     "ademamix": lambda: optax.contrib.ademamix(5e-4, weight_decay=0.05),
-    "adopt": lambda: optax.contrib.adopt(1e-3),
-    "madgrad": lambda: optax.contrib.madgrad(1e-3),
+    "adopt": lambda: optax.chain(
+        optax.contrib.scale_by_adopt(), optax.add_decayed_weights(0.05), optax.scale(-1e-3)
+    ),
+    "madgrad": lambda: optax.contrib.madgrad(1e-3, weight_decay=1e-4),
     "muon": lambda: optax.contrib.muon(1e-3, weight_decay=0.05),
-    "schedule_free_sgd": lambda: optax.contrib.schedule_free_sgd(1.0),
-    "schedule_free_adamw": lambda: optax.contrib.schedule_free_adamw(2.5e-3),
+    "schedule_free_sgd": lambda: optax.contrib.schedule_free_sgd(1.0, weight_decay=1e-4),
+    "schedule_free_adamw": lambda: optax.contrib.schedule_free_adamw(2.5e-3, weight_decay=0.05),
 }
 
 

@@ -45,7 +45,8 @@ def schedule_free(
         share = jnp.where(total > 0, weight / jnp.where(total > 0, total, 1), 0)
 
         def change(y, z, u, rate):
-            return share * (z - y) - rate * (1 - b1 * (1 - share)) * u, z - rate * u
+            z = z - rate * u  # y moves in terms of the new z, so that both can change in place
+            return share * (z - y) - rate * (1 - share) * (1 - b1) * u, z
 
         updates, z = map_leaves(change, params, state.z, direction, pack.rates(params))
         count = optax.safe_increment(state.count)
