@@ -219,7 +219,7 @@ def _variant(name, parameters, top1, **config):
             "reference": f"Westlake-AI/MogaNet moganet_{name}",
             "parameters": parameters,
             "top1": top1,
-            "top1_source": "authors",
+            "top1_source": "MogaNet, official README",
         },
         bocb=BOCB,
     )
@@ -272,7 +272,7 @@ register_family(
             drop_path=0.4,
         ),
         "moganet_mini": Variant(
-            config={"depths": (1, 1, 3, 1), "widths": (16, 32, 64, 96), "mlp_ratios": (4, 4, 3, 3)},
+            config={"depths": (1, 1, 3, 1), "widths": (16, 24, 48, 96), "mlp_ratios": (3, 3, 3, 3)},
             bocb=BOCB,
         ),
     },

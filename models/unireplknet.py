@@ -309,7 +309,7 @@ def _variant(name, parameters, top1=None, **config):
             "reference": f"AILab-CVC/UniRepLKNet unireplknet_{name}",
             "parameters": parameters,
             "top1": top1,
-            "top1_source": "authors" if top1 else "",
+            "top1_source": "UniRepLKNet, official README" if top1 else "",
         },
     )
 
@@ -347,8 +347,12 @@ register_family(
         "unireplknet_s": _variant(
             "s", 56_456_704, 83.9, **LARGE, widths=(96, 192, 384, 768), drop_path=0.4
         ),
-        "unireplknet_b": _variant("b", 99_089_416, **LARGE, widths=(128, 256, 512, 1024)),
-        "unireplknet_l": _variant("l", 220_076_056, **LARGE, widths=(192, 384, 768, 1536)),
+        "unireplknet_b": _variant(
+            "b", 99_089_416, **LARGE, widths=(128, 256, 512, 1024), drop_path=0.1
+        ),
+        "unireplknet_l": _variant(
+            "l", 220_076_056, **LARGE, widths=(192, 384, 768, 1536), drop_path=0.1
+        ),
         "unireplknet_xl": _variant("xl", 388_690_984, **LARGE, widths=(256, 512, 1024, 2048)),
         "unireplknet_mini": Variant(
             config={
