@@ -99,6 +99,8 @@ def shifted_products(x, kernel, strides, padding, dilation):
     return _shifted_products(x, kernel, strides, padding, dilation)
 
 
+# Traced once for layers of equal shapes: the sums below have hundreds of terms.
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _shifted_products(x, kernel, strides, padding, dilation):
     window, out = kernel.shape[:2], _out_shape(x, kernel, strides, padding, dilation)
     weights, padded = kernel.astype(jnp.float32), _pad(x, padding).astype(jnp.float32)
@@ -136,6 +138,7 @@ def _depthwise_input_gradient(grad, kernel, shape, strides, padding, dilation):
     return _shifted_products(grad, kernel[::-1, ::-1], (1, 1), ((0, 0), (0, 0)), dilation)
 
 
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
 def _depthwise_kernel_gradient(x, grad, kernel, strides, padding, dilation):
     """For every tap and channel, the image shifted by the tap times the gradient, summed up.
 
@@ -148,7 +151,8 @@ def _depthwise_kernel_gradient(x, grad, kernel, strides, padding, dilation):
     x, grad = _pad(x, padding).astype(jnp.float32), grad.astype(jnp.float32)
 
     def row_of_taps(i):
-        shifted = x[:, i * dilation[0] :][:, : strides[0] * (rows - 1) + 1 : strides[0]]
+        reach = strides[0] * (rows - 1) + 1
+        shifted = lax.dynamic_slice_in_dim(x, i * dilation[0], reach, 1)[:, :: strides[0]]
 
         def term(row, column):  # (batch, rows, kw, features)
             start = column * stride_w
@@ -161,7 +165,11 @@ def _depthwise_kernel_gradient(x, grad, kernel, strides, padding, dilation):
         total = total.reshape(-1, kw * features)
         return (jnp.ones((1, total.shape[0]), total.dtype) @ total).reshape(kw, 1, features)
 
-    return jnp.stack([row_of_taps(i) for i in range(kh)]).astype(kernel.dtype)
+    if kh <= 3 or kh * kw * grad.size > 10e6:
+        taps = jnp.stack([row_of_taps(i) for i in range(kh)])
+    else:
+        taps = lax.map(row_of_taps, jnp.arange(kh))
+    return taps.astype(kernel.dtype)
 
 
 def _pad(x, padding):
