@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,8 @@ import jax
 import kill_run
 import numpy as np
 import pytest
+import tfds_tiny
+from PIL import Image
 
 from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.engine.metrics import read_jsonl
@@ -209,28 +213,67 @@ def test_a_second_process_starts_its_first_step_three_times_sooner(config, tmp_p
     assert seconds[0] > 3 * seconds[1]
 
 
-def test_an_image_folder_trains(config, tmp_path):
-    from PIL import Image
-
+@pytest.fixture
+def image_folder(tmp_path):
+    """Dark and light noise as PNG files."""
     random = np.random.default_rng(0)
+    root = tmp_path / "images"
     for split, count in (("train", 40), ("val", 10), ("test", 10)):
-        for label in ("dark", "light"):
-            folder = tmp_path / "images" / split / label
+        for label, low in (("dark", 0), ("light", 128)):
+            folder = root / split / label
             folder.mkdir(parents=True)
-            low = 0 if label == "dark" else 128
             for number in range(count):
                 pixels = random.integers(low, low + 128, (32, 32, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
+
+
+def on_folder(config, folder, **changes):
+    settings = {"image_size": 32, "batch_size": 16, "epochs": 3, **changes}
+    return dataclasses.replace(config, dataset=f"folder:{folder}", **settings)
+
+
+def test_an_image_folder_trains(config, image_folder):
+    assert train(on_folder(config, image_folder))["test_accuracy"] == 1.0
+
+
+def test_a_corrupt_image_is_named_or_skipped(config, image_folder):
+    broken = image_folder / "train" / "dark" / "7.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(UserError, match=str(broken)):
+        train(on_folder(config, image_folder))
+    assert not list(config.folder().parent.glob("*/result.json"))
+    skipping = on_folder(config, image_folder, on_corrupt="skip", run_id="skipping")
+    assert train(skipping)["status"] == "finished"
+
+
+@pytest.mark.parametrize("missing", ["*", "train/*", "train/*/*"])
+def test_an_image_folder_without_images_is_a_sentence(config, image_folder, missing):
+    for path in image_folder.glob(missing):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(UserError, match=re.escape(str(image_folder))):
+        train(on_folder(config, image_folder))
+    assert not list(config.folder().parent.glob("*/config.json"))
+
+
+def test_tfds_by_name_without_tensorflow(config, tmp_path):
+    tfds_tiny.build(tmp_path / "tfds")
+    data = dataclasses.replace(config.data, dir=str(tmp_path / "tfds"))
     outcome = train(
         dataclasses.replace(
-            config,
-            dataset=f"folder:{tmp_path / 'images'}",
-            image_size=32,
-            batch_size=16,
-            epochs=3,
+            config, dataset="tfds:tiny_shapes", batch_size=8, image_size=32, data=data
         )
     )
-    assert outcome["test_accuracy"] == 1.0
+    assert outcome["status"] == "finished"
+    assert "tensorflow" not in sys.modules
+
+
+def test_a_data_set_that_is_nowhere_is_a_sentence(config, tmp_path, capsys):
+    arguments = words(config, dataset="tfds:oxford_flowers102", **{"data.dir": tmp_path / "none"})
+    assert main(arguments) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "oxford_flowers102" in said
+    assert "Traceback" not in said
 
 
 def test_the_environment_can_name_the_compile_cache(monkeypatch):
