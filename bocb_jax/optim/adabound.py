@@ -64,7 +64,7 @@ def adabound(
     gamma: Positive = 1e-3,
     base_learning_rate: Positive | None = None,
 ):
-    """AdaBound.
+    """AdaBound: Adam whose rates are squeezed into a narrowing band.
 
     rate = clip(lr * sqrt(1 - b2^t) / (1 - b1^t) / (sqrt(v) + eps), low, high);  p <- p - rate * m
     low, high = final_lr * lr / base * (1 - 1 / (gamma t + 1), 1 + 1 / (gamma t))

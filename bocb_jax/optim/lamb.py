@@ -53,7 +53,7 @@ def lamb(
     max_grad_norm: Positive | None = 1.0,
     always_adapt: bool = False,
 ):
-    """LAMB.
+    """LAMB: Adam's direction, rescaled for each tensor to the size of its weights.
 
     u = m̂ / (sqrt(v̂) + eps) + wd p;  p <- p - lr * (|p| / |u|) u, for each tensor
 

@@ -57,7 +57,7 @@ def madgrad_steps(pack: Packaging, momentum: float, eps: float) -> optax.Gradien
     notes="Optax's madgrad differs by where eps is added.",
 )
 def madgrad(pack: Packaging, *, momentum: Beta = 0.9, eps: NonNegative = 1e-6):
-    """MADGRAD.
+    """MADGRAD: dual averaging, with momentum and a cube root.
 
     s <- s + lr sqrt(t) g;  v <- v + lr sqrt(t) g²;  z = p_0 - s / (v^(1/3) + eps)
     p <- momentum p + (1 - momentum) z

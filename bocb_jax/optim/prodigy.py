@@ -100,7 +100,7 @@ def prodigy(
     bias_correction: bool = False,
     safeguard_warmup: bool = False,
 ):
-    """Prodigy.
+    """Prodigy: Adam that estimates its own learning rate.
 
     r <- b3 r + lr d²/d0 g . (p_0 - p);  s <- b3 s + lr d²/d0 g
     d <- max(d, d_coefficient r / |s|),  |s| being the sum of absolute values

@@ -84,7 +84,7 @@ SHARED = {
     **SHARED,
 )
 def schedule_free_sgd(pack: Packaging, *, b1: Positive = 0.9, lr_power: NonNegative = 2.0):
-    """Schedule-free SGD.
+    """Schedule-free SGD: answers with an average of its iterates.
 
     z <- z - lr (g(y) + wd y);  x <- (1 - c) x + c z;  y = (1 - b1) z + b1 x
     c = lr_max^lr_power over the sum of all so far: the plain mean at a constant rate
@@ -112,7 +112,7 @@ def schedule_free_adamw(
     eps: NonNegative = 1e-8,
     lr_power: NonNegative = 2.0,
 ):
-    """Schedule-free AdamW.
+    """Schedule-free AdamW: answers with an average of its iterates.
 
     z <- z - lr (g(y) / (sqrt(v̂) + eps) + wd y);  x <- (1 - c) x + c z;  y = (1 - b1) z + b1 x
     c = lr_max^lr_power over the sum of all so far: the plain mean at a constant rate

@@ -108,7 +108,7 @@ def soap(
     update_interval: Steps = 10,
     max_axis: Steps = 10000,
 ):
-    """SOAP; vectors get Adam's update.
+    """SOAP: Adam in the eigenbasis of Shampoo's matrices; vectors get Adam's update.
 
     L_i <- b3 L_i + (1 - b3) (g gᵀ along axis i);  Q_i: its eigenvectors, turned now and then
     v <- b2 v + (1 - b2) (Qᵀ g)²;  p <- p - lr * (Q (Qᵀ m̂ / (sqrt(v̂) + eps)) + wd p)

@@ -46,7 +46,13 @@ def _around(wrap, base: OptimizerInfo, **fields) -> OptimizerInfo:
 
         evaluation = unwrap
     return dataclasses.replace(
-        base, build=build, category="later", evaluation_parameters=evaluation, **fields
+        base,
+        build=build,
+        category="later",
+        paper_learning_rate=(),
+        paper_weight_decay=(),
+        evaluation_parameters=evaluation,
+        **fields,
     )
 
 

@@ -1,0 +1,52 @@
+"""A net of four tensors and what the trainer passes to an optimizer, for the optimizer tests."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+def tiny_params(seed=0, dtype=jnp.float32):
+    """A convolution kernel, a matrix, a position table and a vector."""
+    shapes = {
+        "blocks": {0: {"conv": {"kernel": (2, 1, 4, 6)}, "norm": {"scale": (6,)}}},
+        "head": {"kernel": (6, 3)},
+        "pos_embed": (1, 8),
+    }
+    leaves, tree = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple))
+    draw = np.random.default_rng(seed)
+    return tree.unflatten([jnp.asarray(0.3 * draw.standard_normal(s), dtype) for s in leaves])
+
+
+def logits_of(params):
+    """A two-layer net on 16 fixed inputs of 8 numbers, as (16, 3) logits."""
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((16, 8)), jnp.float32)
+    block = params["blocks"][0]
+    hidden = (x + params["pos_embed"]) @ block["conv"]["kernel"].reshape(8, 6)
+    return jnp.tanh(hidden * block["norm"]["scale"][None]) @ params["head"]["kernel"]
+
+
+def loss_of(params, labels=None):
+    labels = jnp.arange(16) % 3 if labels is None else labels
+    return optax.softmax_cross_entropy_with_integer_labels(logits_of(params), labels).mean()
+
+
+def hooks(params, key):
+    """What the trainer passes to every update, beside the gradient."""
+
+    def sampled_label_grad_fn(params, key):
+        labels = jax.random.categorical(key, logits_of(params))
+        return jax.grad(loss_of)(params, labels)
+
+    return {
+        "value": loss_of(params),
+        "key": key,
+        "value_and_grad_fn": jax.value_and_grad(loss_of),
+        "sampled_label_grad_fn": sampled_label_grad_fn,
+    }
+
+
+def assert_same(a, b, **tolerance):
+    for path, x in jax.tree_util.tree_leaves_with_path(a):
+        y = dict(jax.tree_util.tree_leaves_with_path(b))[path]
+        np.testing.assert_allclose(x, y, err_msg=jax.tree_util.keystr(path), **tolerance)
