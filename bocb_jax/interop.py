@@ -7,8 +7,15 @@ pairs of a regular expression and a replacement. Only kernels change their layou
 in, out) becomes (out, in, height, width), and (in, out) becomes (out, in).
 """
 
+import math
+import pickle
 import re
+import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
@@ -168,3 +175,174 @@ def _shape(array):
 
 def _written(shape):
     return "x".join(map(str, shape)) or "a scalar"
+
+
+def read_weights(path: str | PathLike) -> dict[str, np.ndarray]:
+    """Reads a `.safetensors`, `.pth`, `.pt` or `.bin` file, without PyTorch.
+
+    Of a training checkpoint the weights are taken: what lies under "state_dict" or "model". A
+    prefix "module." is removed. A `.pth` file is a pickle, but nothing in it is ever executed:
+    tensors and plain containers are read, and every other object stays an empty shell.
+
+    Args:
+      path: file, in PyTorch's zip format or in the one before it.
+
+    Returns:
+      Arrays by name, for `load_torch_weights`.
+
+    Raises:
+      UserError: there is no such file, it is damaged, or it holds no weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no file of weights at {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            found = load_file(path)
+        else:
+            with path.open("rb") as file:
+                found = _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)
+    except Exception as error:  # whatever a damaged or hostile file provokes
+        raise UserError(f"{path} cannot be read as PyTorch weights: {error}.") from error
+    for key in ("state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not any(
+        isinstance(value, np.ndarray | _Tensor) for value in found.values()
+    ):
+        raise UserError(f"{path} holds no state dict, that is, no tensors by name.")
+    try:
+        weights = {
+            name.removeprefix("module."): v.array() if isinstance(v, _Tensor) else v
+            for name, v in found.items()
+            if isinstance(v, np.ndarray | _Tensor)
+        }
+    except Exception as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
+    return weights
+
+
+_STORAGE_TYPES = {
+    "FloatStorage": np.float32,
+    "DoubleStorage": np.float64,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": jnp.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+
+
+class _Storage:
+    """The flat memory that tensors are views of; `data` is filled in when it has been read."""
+
+    def __init__(self, kind):
+        self.dtype, self.data = np.dtype(_STORAGE_TYPES[kind]), None
+
+
+class _Tensor:
+    """A strided view of a storage."""
+
+    def __init__(self, storage, offset, shape, strides, *_):
+        self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
+
+    def array(self):
+        flat, size = self.storage.data, math.prod(self.shape)
+        last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+        if flat is None or self.offset < 0 or min(self.strides, default=0) < 0:
+            raise ValueError("a tensor's memory is missing")
+        if size and last >= len(flat):
+            raise ValueError("a tensor reaches beyond its memory")
+        strides = [s * flat.itemsize for s in self.strides]
+        return np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides).copy()
+
+
+class _Shell:
+    """Stands for any other object of a pickle. It does nothing, whatever is done to it."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+    def __setitem__(self, key, value):
+        pass
+
+    def append(self, item):
+        """Takes no heed."""
+
+    def extend(self, items):
+        """Takes no heed."""
+
+
+class _WeightsOnly(pickle.Unpickler):
+    """An unpickler that knows tensors and plain containers and can call nothing else."""
+
+    def __init__(self, file: BinaryIO):
+        super().__init__(file)
+        self.storages: dict[str, _Storage] = {}
+
+    def find_class(self, module, name):
+        # Nothing that a pickle could alter is handed out: only functions made for the occasion,
+        # built-in types and the name of a storage's type.
+        if module == "torch" and name in _STORAGE_TYPES:
+            return name
+        known = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch", "Size"): tuple,
+            ("torch._utils", "_rebuild_tensor_v2"): lambda *view: _Tensor(*view),
+            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+        }
+        return known.get((module, name), _Shell)
+
+    def persistent_load(self, saved):
+        _, kind, key, *_ = saved
+        return self.storages.setdefault(key, _Storage(kind))
+
+
+def _read_zip(file):
+    """PyTorch's format since 1.6: a pickle and one member for every storage."""
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        roots = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")]
+        if not roots:
+            raise ValueError("it is a zip archive without a data.pkl")
+        root = roots[0]
+        order = "little"
+        if f"{root}byteorder" in names:
+            order = archive.read(f"{root}byteorder").decode()
+        with archive.open(f"{root}data.pkl") as member:
+            unpickler = _WeightsOnly(member)
+            found = unpickler.load()
+        for key, storage in unpickler.storages.items():
+            storage.data = _flat(archive.read(f"{root}data/{key}"), storage.dtype, order)
+    return found
+
+
+def _read_legacy(file):
+    """The format before: pickles of a magic number, a version, the system, the object and the
+    keys of its storages; then the length and the bytes of each storage."""
+    file.seek(0)
+    if _WeightsOnly(file).load() != 0x1950A86A20F9469CFC6C:
+        raise ValueError("it is neither a zip archive nor PyTorch's older format")
+    for _ in range(2):
+        _WeightsOnly(file).load()
+    unpickler = _WeightsOnly(file)
+    found = unpickler.load()
+    for key in _WeightsOnly(file).load():
+        storage = unpickler.storages[key]
+        count = int.from_bytes(file.read(8), "little")
+        storage.data = _flat(file.read(count * storage.dtype.itemsize), storage.dtype)
+    return found
+
+
+def _flat(data, dtype, order="little"):
+    if order != "little":
+        raise ValueError(f"its byte order is {order}; save it on a little-endian machine")
+    return np.frombuffer(data, dtype)

@@ -1,5 +1,9 @@
 """Weights to and from PyTorch's names."""
 
+import pathlib
+import pickle
+import zipfile
+
 import jax
 import numpy as np
 import pytest
@@ -130,3 +134,84 @@ def test_a_new_head_where_the_classes_differ(state_dict):
     del state_dict["bn1.bias"]
     with pytest.raises(UserError, match=r"missing: bn1.bias\."):
         interop.load_torch_weights(model, state_dict, new_head=True)
+
+
+FILES = pathlib.Path(__file__).parent / "golden" / "torch"
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pth", "checkpoint_before_1_6.pth"])
+def test_files_of_pytorch_are_read_without_pytorch(name):
+    """Both files were written by `torch.save`: a state dict under "state_dict" with a prefix
+    "module.", beside an `argparse.Namespace` and the state of an optimizer."""
+    weights = interop.read_weights(FILES / name)
+    assert weights.keys() == {
+        "conv.weight", "half", "brain", "view", "alias", "bn.num_batches_tracked"
+    }  # fmt: skip
+    conv = np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2)  # saved in channels-last strides
+    np.testing.assert_array_equal(weights["conv.weight"], conv)
+    np.testing.assert_array_equal(weights["half"], np.array([1, 2.5], np.float16))
+    np.testing.assert_array_equal(weights["brain"].astype(np.float32), [1.5, -2])
+    np.testing.assert_array_equal(weights["view"], [2.0, 4.0, 6.0])
+    np.testing.assert_array_equal(weights["alias"], [2.0, 4.0, 6.0])
+    assert weights["bn.num_batches_tracked"] == 7
+
+
+def test_safetensors_come_in(tmp_path, state_dict):
+    numpy = pytest.importorskip("safetensors.numpy")
+    numpy.save_file(state_dict, tmp_path / "weights.safetensors")
+    weights = interop.read_weights(tmp_path / "weights.safetensors")
+    model = build("resnet_mini", seed=1)
+    interop.load_torch_weights(model, weights)
+    for name, array in interop.to_torch_state_dict(model).items():
+        np.testing.assert_array_equal(array, state_dict[name])
+
+
+class Hostile:
+    """Writes a file when unpickled by anything that executes pickles."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (pathlib.Path.touch, (self.path,))
+
+
+class Tampering:
+    """Tries to give a tensor's class another `array`."""
+
+    def __reduce__(self):
+        return (getattr, (interop._Tensor, "array"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_no_pickle_is_executed(tmp_path, zipped):
+    trap, file = tmp_path / "trap", tmp_path / "weights.pth"
+    pickled = pickle.dumps({"weight": Hostile(trap), "other": Tampering()})
+    if zipped:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("archive/data.pkl", pickled)
+    else:
+        header = [pickle.dumps(part) for part in (0x1950A86A20F9469CFC6C, 1001, {})]
+        file.write_bytes(b"".join([*header, pickled, pickle.dumps([])]))
+    with pytest.raises(UserError, match="no state dict"):
+        interop.read_weights(file)
+    assert not trap.exists()
+
+
+def test_unreadable_files_are_one_sentence(tmp_path):
+    def message(name, content=None):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            interop.read_weights(tmp_path / name)
+        assert name in str(caught.value)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "no file" in message("absent.pth")
+    assert "cannot be read" in message("noise.pth", b"not a pickle")
+    assert "older format" in message("other.pth", pickle.dumps({"a": 1}))
+    whole = (FILES / "checkpoint.pth").read_bytes()
+    assert "cannot be read" in message("cut.pth", whole[: len(whole) // 2])
+    old = (FILES / "checkpoint_before_1_6.pth").read_bytes()
+    assert "is damaged" in message("cut_old.pth", old[:-40])
