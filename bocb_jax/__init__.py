@@ -39,6 +39,9 @@ _PUBLIC = {
     "list_optimizers": "bocb_jax.optim",
     "optimizer_info": "bocb_jax.optim",
     "register_optimizer": "bocb_jax.optim",
+    "load_torch_weights": "bocb_jax.interop",
+    "to_torch_state_dict": "bocb_jax.interop",
+    "read_weights": "bocb_jax.interop",
 }
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
