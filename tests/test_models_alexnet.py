@@ -40,9 +40,15 @@ def test_only_training_drops():
 @pytest.mark.parametrize("variant", ["official", "bocb"])
 def test_initial_weights(variant):
     model = bocb_jax.create_model(
-        "alexnet_mini", num_classes=100, image_size=32, rngs=nnx.Rngs(0), variant=variant
+        "alexnet_mini",
+        num_classes=10,
+        image_size=32,
+        rngs=nnx.Rngs(0),
+        variant=variant,
+        widths=(16, 48, 48, 48, 48),
+        hidden=432,
     )
-    for layer, fan_in in ((model.conv2, 16 * 25), (model.conv4, 64 * 9), (model.fc6, 48 * 9)):
+    for layer, fan_in in ((model.conv2, 16 * 25), (model.conv4, 48 * 9), (model.fc6, 48 * 9)):
         kernel, bias = layer.kernel[...], layer.bias[...]
         bound = fan_in**-0.5
         if variant == "official":
