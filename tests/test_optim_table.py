@@ -214,6 +214,16 @@ def test_state_bytes():
     )
 
 
+@every_optimizer
+def test_state_is_as_large_as_the_row_says(name):
+    info = optim.optimizer_info(name)
+    if "for ViT-S" in info.notes:
+        pytest.skip("depends on the shapes of the parameters")
+    params = {"kernel": jax.ShapeDtypeStruct((512, 512), jnp.float32)}
+    size = cost.state_bytes(optim.create_optimizer(name, 1e-3), params)
+    np.testing.assert_allclose(size / 4 / 512**2, info.state_per_parameter, atol=0.01)
+
+
 def test_cost_table_times_ours_and_optax_in_turn():
     params = {"kernel": jax.ShapeDtypeStruct((16, 8), jnp.float32)}
     row, other = cost.cost_table(params, ["sgd", "sgdp"], rounds=2, steps=2, against_optax=True)

@@ -179,8 +179,9 @@ def adafactor(
     paper_weight_decay=(0.01,),
     reference="OpenMixup (fairseq's)",
     numeric_class="variant",
-    state_per_parameter=0.7,
+    state_per_parameter=0.01,
     cost="element-wise and two means for each tensor",
+    notes="A 3x3 kernel keeps 0.7 numbers for each parameter.",
 )
 def adafactor_openmixup(
     pack: Packaging, *, decay_rate: Positive = 0.8, clipping_threshold: Positive = 1.0

@@ -167,9 +167,12 @@ def scale_by_psgd_kron(
     default_weight_decay=0.05,
     reference="the paper and kron_torch, in NumPy",
     numeric_class="exact",
-    state_per_parameter=3,
+    state_per_parameter=4.8,
     cost="products with triangular matrices; triangular solves while the factors are learned",
-    notes="Factors are updated at every step at first, and every 33rd after 4000.",
+    notes=(
+        "The size of the state is for ViT-S. "
+        "Factors are updated at every step at first, and every 33rd after 4000."
+    ),
 )
 def psgd_kron(
     pack: Packaging,

@@ -83,9 +83,9 @@ def scale_by_shampoo(
     default_weight_decay=0.05,
     reference="the papers, in NumPy",
     numeric_class="exact",
-    state_per_parameter=4,
+    state_per_parameter=2.9,
     cost="products along each axis, and their eigenvectors every update_interval steps",
-    notes="Two matrices for each axis of up to max_axis; a longer axis is left alone.",
+    notes="The size of the state is for ViT-S: two matrices for each axis of up to max_axis.",
 )
 def shampoo(
     pack: Packaging,

@@ -94,9 +94,12 @@ def scale_by_soap(
     default_weight_decay=0.05,
     reference="the paper and its code, in NumPy",
     numeric_class="exact",
-    state_per_parameter=4,
+    state_per_parameter=9.6,
     cost="products along each axis, and a QR decomposition of each every update_interval steps",
-    notes="Two matrices for each axis of up to max_axis. The first gradient only sets the basis.",
+    notes=(
+        "The size of the state is for ViT-S: two matrices for each axis. "
+        "The first gradient only sets the basis."
+    ),
 )
 def soap(
     pack: Packaging,
