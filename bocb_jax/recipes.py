@@ -18,7 +18,7 @@ class Recipe:
 
 
 _RECIPES = {
-    "digits": Recipe(epochs=40, batch_size=64, image_size=32, warmup_epochs=3),
+    "digits": Recipe(epochs=20, batch_size=64, image_size=32, warmup_epochs=2),
     "cifar10": Recipe(epochs=200, batch_size=100, image_size=32, warmup_epochs=5),
     "cifar100": Recipe(epochs=200, batch_size=100, image_size=32, warmup_epochs=5),
     "imagenet2012": Recipe(

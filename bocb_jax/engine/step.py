@@ -159,6 +159,7 @@ def make_program(
             state.params,
             value=loss,
             key=optimizer_key,
+            batch_size=len(first[1]),  # examples behind the gradients of the two functions
             value_and_grad_fn=value_and_grad_fn,
             sampled_label_grad_fn=sampled_label_grad_fn,
         )
