@@ -41,6 +41,8 @@ _PUBLIC = {
     "register_optimizer": "bocb_jax.optim",
     "load_torch_weights": "bocb_jax.interop",
     "to_torch_state_dict": "bocb_jax.interop",
+    "load_torch_weights": "bocb_jax.interop",
+    "to_torch_state_dict": "bocb_jax.interop",
     "read_weights": "bocb_jax.interop",
 }
 __all__ = ["__version__", *sorted(_PUBLIC)]

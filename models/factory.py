@@ -10,7 +10,6 @@ from flax import nnx
 from bocb_jax.errors import UserError
 from bocb_jax.registry import Registry
 
-
 MINI_SIZE = 32  # every backbone of the paper has a small twin, NAME_mini, made for 32x32
 
 
@@ -57,7 +56,6 @@ class ModelEntry:
     name: str
     build: Callable[..., nnx.Module]  # (*, num_classes, image_size, rngs, dtype, **overrides)
     card: ModelCard = ModelCard()
-    torch_names: Sequence[tuple[str, str]] = ()  # (pattern, replacement): our paths to PyTorch's
     image_size: int = 224  # side in pixels that it was made for
 
 
@@ -132,7 +130,8 @@ def register_family(
       card: what all variants share.
       variants: name -> what differs.
       torch_names: (regular expression, replacement) pairs that turn a dotted path of ours, such as
-        "blocks.0.attn.qkv.weight", into the reference's where the two differ.
+        "blocks.0.attn.qkv.weight", into the reference's where the two differ; the module's class
+        keeps them for `bocb_jax.interop`.
     """
     module.torch_names = tuple(torch_names)
     for name, variant in variants.items():
@@ -141,7 +140,6 @@ def register_family(
             name,
             _variant_builder(name, module, base, variant.bocb),
             dataclasses.replace(card, **variant.card),
-            torch_names,
             image_size=MINI_SIZE if name.endswith("_mini") else 224,
         )
         MODELS.register(name, entry, aliases=variant.aliases)
