@@ -41,8 +41,6 @@ _PUBLIC = {
     "register_optimizer": "bocb_jax.optim",
     "load_torch_weights": "bocb_jax.interop",
     "to_torch_state_dict": "bocb_jax.interop",
-    "load_torch_weights": "bocb_jax.interop",
-    "to_torch_state_dict": "bocb_jax.interop",
     "read_weights": "bocb_jax.interop",
 }
 __all__ = ["__version__", *sorted(_PUBLIC)]
