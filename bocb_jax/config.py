@@ -90,7 +90,10 @@ class ParallelConfig:
 
     fsdp: int = 1  # devices that share one copy of the state; the rest is data parallel
     devices: int | None = None  # use only the first so many; None: all
-    distributed: bool = False  # start jax.distributed, once per process of a pod or cluster
+    distributed: bool = False  # start jax.distributed; TPU pods, Slurm and the like are found out
+    coordinator: str | None = None  # elsewhere: HOST:PORT of the first process,
+    processes: int | None = None  # how many processes there are,
+    process: int | None = None  # and which of them this one is
 
     def __post_init__(self):
         _check(self.fsdp >= 1, "parallel.fsdp", self.fsdp, "at least 1")
@@ -178,6 +181,8 @@ class TrainConfig:
         settings = to_dict(self)
         for name in ("workdir", "run_id", "resume", "compile_cache", "checkpoint"):
             del settings[name]
+        for name in ("distributed", "coordinator", "processes", "process"):
+            del settings["parallel"][name]
         # The other settings of `log` only decide what is said; this one decides what is "best".
         settings["log"] = {"evaluate_every_epochs": self.log.evaluate_every_epochs}
         return settings

@@ -101,8 +101,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
 
-    if config.parallel.distributed:
-        jax.distributed.initialize()
+    parallel = config.parallel
+    if parallel.distributed or parallel.coordinator:
+        jax.distributed.initialize(parallel.coordinator, parallel.processes, parallel.process)
     use_compile_cache(config.compile_cache)
 
     dataset = open_dataset(
