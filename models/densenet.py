@@ -179,7 +179,7 @@ register_family(
                 "top1_source": "torchvision V1",
             },
         ),
-        "densenet_mini": Variant(config={"depths": (2, 3, 6, 6), "growth": 8}),
+        "densenet_mini": Variant(config={"depths": (2, 3, 4, 3), "growth": 8}),
     },
     torch_names=[(r"^(?!classifier\.)", "features.")],
 )

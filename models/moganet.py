@@ -272,7 +272,7 @@ register_family(
             drop_path=0.4,
         ),
         "moganet_mini": Variant(
-            config={"depths": (1, 1, 3, 1), "widths": (16, 24, 48, 96), "mlp_ratios": (3, 3, 3, 3)},
+            config={"depths": (1, 1, 2, 1), "widths": (16, 24, 48, 96), "mlp_ratios": (3, 3, 3, 3)},
             bocb=BOCB,
         ),
     },

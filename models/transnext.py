@@ -346,7 +346,7 @@ register_family(
         ),
         "transnext_mini": Variant(
             config={
-                "depths": (1, 1, 2, 1),
+                "depths": (1, 1, 1, 1),
                 "widths": (16, 32, 48, 96),
                 "heads": (2, 4, 4, 8),
                 "mlp_ratios": (4, 4, 3, 3),

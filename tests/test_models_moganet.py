@@ -11,6 +11,7 @@ from bocb_jax.models import layers
 from bocb_jax.models.moganet import MogaBlock, MogaNetConfig
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [32, 224])
 def test_counts_are_the_reference_s(side):
     assert filled.counts("moganet_s", side) == (24_873_975, 25_335_675)
@@ -18,7 +19,8 @@ def test_counts_are_the_reference_s(side):
 
 def test_stems():
     cifar, imagenet = (
-        filled.feature_shapes("moganet_s", side, drop_path=0.0) for side in (32, 224)
+        filled.feature_shapes("moganet_s", side, drop_path=0.0, depths=(1, 1, 1, 1))
+        for side in (32, 224)
     )
     assert [shape[1] for shape in cifar] == [32, 16, 8, 4]
     assert [shape[1] for shape in imagenet] == [56, 28, 14, 7]
@@ -57,9 +59,9 @@ def test_bocb_applies_the_gate_s_activation_twice():
 
 
 def test_stochastic_depth_is_one_ramp_over_all_stages():
-    model = filled.abstract("moganet_mini", 10, 32, drop_path=0.5)
+    model = filled.abstract("moganet_mini", 10, 32, drop_path=0.4)
     blocks = [block for i in range(1, 5) for block in getattr(model, f"blocks{i}")]
-    assert [block.drop_path.rate for block in blocks] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    assert [block.drop_path.rate for block in blocks] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
 
 
 def test_stochastic_depth_draws_anew_per_sample():
