@@ -19,19 +19,26 @@ from bocb_jax.models import layers
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 FILES = sorted(GOLDEN.glob("backbones_*/*.npz"))
-# Covered in the default run by a sibling of the same family, or by the 32-pixel stem.
+# Left out of the default run: siblings of nets that are in it, and the four that take long to
+# compile, whose families are tried on smaller nets in test_models_<family>.py.
 SLOW = {
     "224/attentionformer_s12",
     "224/convformer_s12",
     "224/convnext_t",
     "224/convnextv2_t",
-    "224/densenet121",
-    "224/identityformer_s12",
-    "224/moganet_s",
     "224/resnet101",
     "224/resnet50",
-    "224/vgg13_bn",
+    "224/densenet121",
+    "32/densenet121",
+    "224/moganet_s",
+    "32/moganet_s",
+    "224/transnext_t",
+    "224/unireplknet_t",
 }
+# With these weights the third stage of UniRepLKNet reaches 1e7 in evaluation, and rounding grows:
+# the reference differs from itself by 2e-3 between one and two threads, and so do ours from ours
+# in float64 by 5e-3. test_models_unireplknet.py has a golden without that; training is exact.
+EVALUATION = {"224/unireplknet_t": 2e-2}
 
 
 def case_id(path):
@@ -94,7 +101,9 @@ def test_equals_the_reference(path):
         zip(golden["names"].tolist(), map(json.loads, golden["shapes"].tolist()), strict=True)
     )
     weights = {name: fill(name, shape, seed) for name, shape in shapes.items()}
-    model = bocb_jax.create_model(path.stem, num_classes=100, image_size=size, rngs=nnx.Rngs(0))
+    model = nnx.eval_shape(  # all values come from the golden
+        lambda: bocb_jax.create_model(path.stem, num_classes=100, image_size=size, rngs=nnx.Rngs(0))
+    )
     interop.load_torch_weights(model, weights)
 
     returned = interop.to_torch_state_dict(model)
@@ -106,7 +115,7 @@ def test_equals_the_reference(path):
 
     images = normal("input", (4, 3, size, size), seed).transpose(0, 2, 3, 1)
     logits, _ = run(model, images, training=False)
-    tolerance = 1e-4 * golden["logits"].std()
+    tolerance = EVALUATION.get(case_id(path), 1e-4) * golden["logits"].std()
     np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=tolerance)
 
     if "train_logits" in golden:
