@@ -70,16 +70,18 @@ class Block(nnx.Module):
             gain, shift = self.identity.affine()
             center += jnp.tile(jnp.eye(kernel.shape[2]), conv.groups) * gain[None]
             bias += shift
-        block = DeployBlock(
-            kernel.shape[2] * conv.groups,
-            kernel.shape[3],
-            strides=conv.strides,
-            groups=conv.groups,
-            dtype=conv.dtype,
-            rngs=nnx.Rngs(0),
+        block = nnx.eval_shape(  # without drawing weights
+            lambda: DeployBlock(
+                kernel.shape[2] * conv.groups,
+                kernel.shape[3],
+                strides=conv.strides,
+                groups=conv.groups,
+                dtype=conv.dtype,
+                rngs=nnx.Rngs(0),
+            )
         )
-        block.reparam_conv.kernel[...] = kernel.at[1, 1].add(center)
-        block.reparam_conv.bias[...] = bias
+        block.reparam_conv.kernel.set_value(kernel.at[1, 1].add(center))
+        block.reparam_conv.bias.set_value(bias)
         return block
 
 

@@ -171,19 +171,20 @@ class Block(nnx.Module):
         conv = self.dwconv.lk_origin if large else self.dwconv
         kernel, bias = self.dwconv.merged() if large else (conv.kernel[...], 0.0)
         gain, shift = self.norm.affine()
-        block = DeployBlock(
-            kernel.shape[-1], kernel.shape[0], dtype=self.pwconv1.dtype, rngs=nnx.Rngs(0)
+        features, side, dtype = kernel.shape[-1], kernel.shape[0], self.pwconv1.dtype
+        block = nnx.eval_shape(  # without drawing weights
+            lambda: DeployBlock(features, side, dtype=dtype, rngs=nnx.Rngs(0))
         )
         conv = block.dwconv.lk_origin if large else block.dwconv
-        conv.kernel[...] = kernel * gain[None, None, None]
-        conv.bias[...] = bias * gain + shift
+        conv.kernel.set_value(kernel * gain[None, None, None])
+        conv.bias.set_value(bias * gain + shift)
         block.se, block.pwconv1 = self.se, self.pwconv1
-        block.grn.gamma[...] = self.grn.gamma[...]
+        block.grn.gamma.set_value(self.grn.gamma[...])
         gain, shift = self.pwconv2_bn.affine()
         gain, shift = gain * self.gamma[...], shift * self.gamma[...]
         kernel = self.pwconv2.kernel[...] * gain[None]
-        block.pwconv2.kernel[...] = kernel
-        block.pwconv2.bias[...] = shift + self.grn.beta[0, 0, 0] @ kernel
+        block.pwconv2.kernel.set_value(kernel)
+        block.pwconv2.bias.set_value(shift + self.grn.beta[0, 0, 0] @ kernel)
         return block
 
 

@@ -7,7 +7,6 @@ import pytest
 from filled import images, run
 from flax import nnx
 
-import bocb_jax
 from bocb_jax import interop
 from bocb_jax.models.repvgg import Block
 
@@ -46,9 +45,7 @@ def test_the_fused_weights_go_into_a_net_built_for_deployment():
     fused = filled.build("repvgg_mini").fuse()
     weights = interop.to_torch_state_dict(fused)
     assert "stages.0.0.reparam_conv.weight" in weights
-    deployed = bocb_jax.create_model(
-        "repvgg_mini", num_classes=10, image_size=32, rngs=nnx.Rngs(0), deploy=True
-    )
+    deployed = filled.abstract("repvgg_mini", 10, 32, deploy=True)
     interop.load_torch_weights(deployed, weights)
     np.testing.assert_array_equal(run(deployed, images()), run(fused, images()))
 

@@ -12,7 +12,6 @@ from filled import images, run
 from flax import nnx
 from test_models_golden import fill, normal
 
-import bocb_jax
 from bocb_jax import interop
 from bocb_jax.errors import UserError
 from bocb_jax.models.unireplknet import BRANCHES, Block, DilatedReparam, UniRepLKNetConfig
@@ -26,7 +25,6 @@ def test_counts_are_the_reference_s():
     assert filled.counts("unireplknet_t", deploy=True) == (30_461_080, 31_037_980)
 
 
-@pytest.mark.slow
 def test_equals_the_reference_where_rounding_does_not_grow():
     # With the other golden's weights the third stage reaches 1e7 in evaluation, and the reference
     # differs from itself by 2e-3 between one and two threads. Here the layer scales are a tenth.
@@ -37,7 +35,7 @@ def test_equals_the_reference_where_rounding_does_not_grow():
         weights[name] = fill(name, json.loads(shape), seed)
         if name.endswith(".gamma") and weights[name].ndim == 1:
             weights[name] *= np.float32(0.1)
-    model = bocb_jax.create_model("unireplknet_a", num_classes=100, image_size=64, rngs=nnx.Rngs(0))
+    model = filled.abstract("unireplknet_a", 100, 64)
     interop.load_torch_weights(model, weights)
     x = jnp.asarray(normal("input", (4, 3, size, size), seed).transpose(0, 2, 3, 1))
     model.eval()
@@ -78,21 +76,19 @@ def test_the_fused_weights_go_into_a_net_built_for_deployment():
     fused = filled.build("unireplknet_mini").fuse()
     weights = interop.to_torch_state_dict(fused)
     assert "stages.1.0.dwconv.lk_origin.bias" in weights
-    deployed = bocb_jax.create_model(
-        "unireplknet_mini", num_classes=10, image_size=32, rngs=nnx.Rngs(0), deploy=True
-    )
+    deployed = filled.abstract("unireplknet_mini", 10, 32, deploy=True)
     interop.load_torch_weights(deployed, weights)
     np.testing.assert_array_equal(run(deployed, images()), run(fused, images()))
 
 
 def test_where_the_large_kernels_are():
-    def large(name):
-        stages = filled.abstract(name, 10, 32).stages
-        return ["".join("L" if hasattr(b.dwconv, "merged") else "s" for b in s) for s in stages]
-
-    assert large("unireplknet_a") == ["ss", "LL", "LLLLLL", "LL"]
-    assert large("unireplknet_t") == ["sss", "LLL", "Ls" * 9, "LLL"]
-    assert large("unireplknet_s") == ["sss", "LLL", "Lss" * 9, "LLL"]
+    stages = filled.abstract("unireplknet_a", 10, 32).stages
+    built = [[hasattr(block.dwconv, "merged") for block in stage] for stage in stages]
+    assert built == [[False] * 2, [True] * 2, [True] * 6, [True] * 2]
+    tiny = UniRepLKNetConfig().kernel_sizes()
+    assert tiny == [[3] * 3, [13] * 3, [13, 3] * 9, [13] * 3]
+    small = UniRepLKNetConfig(depths=(3, 3, 27, 3), period=3).kernel_sizes()
+    assert small == [[3] * 3, [13] * 3, [13, 3, 3] * 9, [13] * 3]
 
 
 def test_a_large_kernel_without_branches_is_refused():
