@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back; damage and a full disk lose nothing before them."""
 
+import gc
 import resource
 import shutil
 import signal
@@ -14,8 +15,14 @@ from bocb_jax.engine.checkpoint import Checkpoints
 from bocb_jax.engine.state import TrainState
 from bocb_jax.errors import UserError
 
-# Orbax leaves the coroutines of a read that failed to the garbage collector.
+# Orbax leaves the coroutines of a read that failed to the garbage collector, which complains.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def no_coroutines_for_later_tests():
+    yield
+    gc.collect()
 
 PROGRESS = {"elapsed": 1.25, "rows": [{"step": 3, "loss": 0.1}], "data": {"next": 3}}
 
