@@ -24,6 +24,7 @@ def no_coroutines_for_later_tests():
     yield
     gc.collect()
 
+
 PROGRESS = {"elapsed": 1.25, "rows": [{"step": 3, "loss": 0.1}], "data": {"next": 3}}
 
 

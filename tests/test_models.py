@@ -214,7 +214,9 @@ def test_rematerialised_gradients_are_equal(name):
 
 
 def test_unknown_settings_are_named():
-    with pytest.raises(UserError, match=r"resnet_mini has no setting depht\. It has: block, depths, widths"):
+    with pytest.raises(
+        UserError, match=r"resnet_mini has no setting depht\. It has: block, depths, widths"
+    ):
         build("resnet_mini", depht=3)
     with pytest.raises(UserError, match="'official' and 'bocb', not 'timm'"):
         build("resnet_mini", variant="timm")
