@@ -44,7 +44,8 @@ class DataConfig:
 class ScheduleConfig:
     """How the learning rate moves."""
 
-    name: Literal["cosine", "step", "constant"] = "cosine"  # after the warm-up
+    # After the warm-up; None: the optimizer's own, which is the cosine for nearly all.
+    name: Literal["cosine", "step", "constant"] | None = None
     warmup_epochs: float | None = None  # linear, from 0
     end_fraction: float = 0.0  # cosine: where it ends, as a fraction of the peak
     boundaries: tuple[float, ...] = (0.5, 0.75)  # step: where, as fractions of the run
@@ -139,6 +140,7 @@ class TrainConfig:
     model: str = "vit_s"  # a listed backbone, or an import path such as mypkg.nets:MyNet
     opt: str = "adamw"  # a listed optimizer, or an import path
     dataset: str = "digits"  # a listed data set, tfds:NAME or folder:PATH
+    init: str | None = None  # weights to start from: .safetensors, .pth, or a folder of a run
     epochs: int | None = None  # passes over the training split
     batch_size: int | None = None  # over all devices together
     lr: float | None = None  # peak learning rate

@@ -13,12 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bocb_jax import optim
+from flax import nnx
+
+from bocb_jax import interop, optim
 from bocb_jax.config import TrainConfig
 from bocb_jax.data.augment import Augmentation, preprocess
 from bocb_jax.data.sources import Dataset
+from bocb_jax.engine.checkpoint import read_best
 from bocb_jax.engine.sharding import make_mesh
-from bocb_jax.engine.step import Program, StepSettings, make_program
+from bocb_jax.engine.step import Program, StepSettings, make_program, weights_of
 from bocb_jax.models import create_model
 from bocb_jax.models.factory import MODELS
 from bocb_jax.models.layers import parameter_kinds
@@ -36,6 +39,7 @@ class Settings:
     num_classes: int
     learning_rate: float
     weight_decay: float
+    schedule: str
     warmup_epochs: float
     label_smoothing: float
     precision: str
@@ -61,6 +65,7 @@ def resolve(config: TrainConfig, dataset: Dataset) -> Settings:
         num_classes=dataset.num_classes,
         learning_rate=_first(config.lr, optimizer.default_learning_rate),
         weight_decay=_first(config.weight_decay, optimizer.default_weight_decay),
+        schedule=_first(config.schedule.name, optimizer.default_schedule),
         # A warm-up longer than a tenth of the run is not what a short run means.
         warmup_epochs=_first(config.schedule.warmup_epochs, min(recipe.warmup_epochs, epochs / 10)),
         label_smoothing=_first(config.step.label_smoothing, recipe.label_smoothing),
@@ -97,9 +102,9 @@ def program_spec(config, settings: Settings, dataset, steps_per_epoch: int) -> P
     """The part of a run that is compiled in."""
     total = settings.epochs * steps_per_epoch
     warmup = round(settings.warmup_epochs * steps_per_epoch)
-    if config.schedule.name == "cosine":
+    if settings.schedule == "cosine":
         schedule = schedules.warmup_cosine(1.0, warmup, total, config.schedule.end_fraction)
-    elif config.schedule.name == "step":
+    elif settings.schedule == "step":
         boundaries = tuple(round(share * total) for share in config.schedule.boundaries)
         schedule = schedules.step_decay(1.0, boundaries, config.schedule.factor, warmup)
     else:
@@ -124,19 +129,21 @@ def program_spec(config, settings: Settings, dataset, steps_per_epoch: int) -> P
     )
 
 
+def build_model(spec: ProgramSpec, rngs: nnx.Rngs) -> nnx.Module:
+    """The backbone of a spec."""
+    return create_model(
+        spec.model,
+        num_classes=spec.num_classes,
+        image_size=spec.image_size,
+        rngs=rngs,
+        dtype=jnp.dtype(spec.precision),
+        **dict(spec.model_args),
+    )
+
+
 @functools.lru_cache(maxsize=64)
 def compiled_program(spec: ProgramSpec) -> Program:
     """The program of a spec; runs that differ in numbers alone share one, and its compilation."""
-
-    def build_model(rngs):
-        return create_model(
-            spec.model,
-            num_classes=spec.num_classes,
-            image_size=spec.image_size,
-            rngs=rngs,
-            dtype=jnp.dtype(spec.precision),
-            **dict(spec.model_args),
-        )
 
     def make_optimizer(model):
         return optim.create_optimizer(
@@ -151,7 +158,7 @@ def compiled_program(spec: ProgramSpec) -> Program:
     )
     policy = Augmentation(**dict(spec.augmentation))
     return make_program(
-        build_model,
+        functools.partial(build_model, spec),
         make_optimizer,
         optim.set_hyperparameters,
         optim.current_learning_rate,
@@ -161,6 +168,42 @@ def compiled_program(spec: ProgramSpec) -> Program:
         mesh=make_mesh(spec.fsdp, spec.devices),
         evaluation_parameters=optim.optimizer_info(spec.opt).evaluation_parameters,
     )
+
+
+def starting_weights(
+    spec: ProgramSpec, source: str, key: jax.Array
+) -> tuple[dict[str, Any], list[str]]:
+    """Weights of elsewhere, for `Program.init` to start from.
+
+    Args:
+      spec: the program's.
+      source: a `.safetensors` or `.pth` file with PyTorch's names, or the folder of a run, of its
+        `checkpoints/best`, or of what `bocb import-weights` made.
+      key: of the run; a new head begins as it would without `source`.
+
+    Returns:
+      A tree like that of `Program.weights`, and the names of the parameters that are new: the
+      classifier's, where the source has another number of classes.
+
+    Raises:
+      UserError: the source cannot be read, or is of another model; all that differs is named.
+    """
+    model = nnx.eval_shape(lambda: build_model(spec, nnx.Rngs(0)))
+    if Path(source).is_dir():
+        new = interop.load_weights(model, read_best(Path(source)), new_head=True)
+    else:
+        new = interop.load_torch_weights(model, interop.read_weights(source), new_head=True)
+    leaves, structure = jax.tree.flatten(weights_of(model))
+    empty = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct)]
+
+    @jax.jit  # which draws only what is asked for
+    def draw(key):
+        drawn = jax.tree.leaves(weights_of(build_model(spec, nnx.Rngs(key))))
+        return [drawn[i] for i in empty]
+
+    for i, leaf in zip(empty, draw(key) if empty else (), strict=True):
+        leaves[i] = leaf
+    return jax.tree.unflatten(structure, leaves), new
 
 
 def use_compile_cache(folder: str | None) -> None:

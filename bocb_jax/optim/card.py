@@ -25,6 +25,7 @@ def describe(name: str) -> list[tuple[str, str]]:
         ("category", f"{info.category}: {CATEGORIES[info.category]}"),
         ("paper", info.paper),
         ("learning rate", f"{info.default_learning_rate:g} by default"),
+        ("schedule", f"{info.default_schedule} after a warm-up, by default"),
         ("weight decay", _decay(info)),
         ("tuned in BOCB", _tuned(info)),
         ("hyper-parameters", "\n".join(_setting(k, s) for k, s in info.settings.items())),

@@ -70,9 +70,10 @@ SHARED = {
     "category": "later",
     "paper": "Defazio et al., 2024, The Road Less Scheduled, arXiv 2405.15682",
     "decays": ("decoupled",),
+    "default_schedule": "constant",
     "numeric_class": "exact",
     "evaluation_parameters": averaged_parameters,
-    "notes": "Meant for a constant learning rate after a warm-up; evaluated at x.",
+    "notes": "Evaluated at x.",
 }
 
 

@@ -44,6 +44,7 @@ class OptimizerInfo:
     decays: tuple[str, ...] = DECAYS  # kinds of weight decay; the first is the default
     default_learning_rate: float = 1e-3
     default_weight_decay: float = 0.0
+    default_schedule: str = "cosine"  # after the warm-up; or "constant"
     paper_learning_rate: tuple[float, ...] = ()  # most frequent tuned values in BOCB (Table A4)
     paper_weight_decay: tuple[float, ...] = ()  # and those of weight decay (Table A5)
     reference: str = ""  # the implementation that the numbers are compared with
