@@ -43,13 +43,17 @@ _PUBLIC = {
     "to_torch_state_dict": "bocb_jax.interop",
     "read_weights": "bocb_jax.interop",
 }
-__all__ = ["__version__", *sorted(_PUBLIC)]
+_RENAMED = {"published": ("bocb_jax.coupling.published", "table")}
+__all__ = ["__version__", *sorted([*_PUBLIC, *_RENAMED])]
 
 
 def __getattr__(name: str):
     # Imported when first asked for: `import bocb_jax` alone starts no JAX backend.
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
+    if name in _RENAMED:
+        module, original = _RENAMED[name]
+        return getattr(importlib.import_module(module), original)
     raise AttributeError(f"module 'bocb_jax' has no attribute '{name}'")
 
 
