@@ -32,6 +32,7 @@ RULES = {
     },
     "bocb_jax/data/augment.py": {"jax", "numpy"},
     "bocb_jax/data/mixing.py": {"jax", "numpy"},
+    "bocb_jax/data/on_device.py": {"jax", "numpy", "ours:data", "ours:errors"},
     "bocb_jax/data/pipeline.py": {"jax", "grain", "numpy", "absl", "ours:data", "ours:errors"},
     "bocb_jax/coupling": {"numpy", "pandas", "ours:coupling", "ours:errors"},
     "bocb_jax/optim": {

@@ -53,6 +53,7 @@ def train_batches(
     prefetch: int = 2,
     workers: int = 0,
     start_step: int = 0,
+    repeats: int = 1,
 ) -> "Batches":
     """Endless shuffled batches of {"image", "label", "index"}.
 
@@ -70,13 +71,13 @@ def train_batches(
       prefetch: batches kept ready beyond the one in use.
       workers: processes that decode images; 0 decodes in threads of this one.
       start_step: number of the first batch.
+      repeats: how often an image comes in a row, see `TrainPlan`.
 
     Raises:
       UserError: a batch larger than the split or not divisible by the processes.
     """
-    steps_per_epoch(len(split), batch_size)
     rows = _local_rows(batch_size, sharding, process_index, process_count)
-    plan = TrainPlan(len(split), batch_size, seed)
+    plan = TrainPlan(len(split), batch_size, seed, repeats)
     return Batches(
         split, plan, rows, image_size, sharding, prefetch=prefetch, workers=workers, step=start_step
     )
@@ -104,42 +105,82 @@ def evaluation_batches(
     return Batches(split, plan, rows, image_size, sharding, prefetch=prefetch, workers=workers)
 
 
-class TrainPlan:
-    """Which examples make up the batch of a step, in training."""
+class _Plan:
+    """Which examples make up which batch: a pure function of what `state` holds.
 
-    def __init__(self, examples: int, batch_size: int, seed: int):
+    Attributes:
+      steps: batches in one pass.
+      state: what must be the same for a step to mean the same batch.
+    """
+
+    steps: int
+    state: dict[str, int]
+
+    def check(self, state: dict[str, int]):
+        """Refuses the state of an iterator over another plan.
+
+        Raises:
+          UserError: the state belongs to another order of batches.
+        """
+        for key, ours in self.state.items():
+            if state.get(key) != ours:
+                raise UserError(
+                    f"The saved data position was made with {key} = {state.get(key)}, this run has "
+                    f"{key} = {ours}; its batches would be others."
+                )
+
+    def batch(self, step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Indices of the examples at some rows of the global batch, and their weights."""
+        epoch, step = divmod(step, self.steps)
+        places = step * self.state["batch_size"] + rows
+        order, weight = self.epoch(epoch)
+        return order[places], None if weight is None else weight[places]
+
+
+class TrainPlan(_Plan):
+    """Every epoch in another order, its incomplete last batch dropped; no weights.
+
+    With repeated augmentation (Hoffer et al., 2020, arXiv 1901.09335) each image comes `repeats`
+    times in a row, to be augmented differently; an epoch has as many steps as ever, and so one
+    image in `repeats`.
+    """
+
+    def __init__(self, examples: int, batch_size: int, seed: int, repeats: int = 1):
         self.state = {"examples": examples, "batch_size": batch_size, "seed": seed}
-        self._per_epoch = steps_per_epoch(examples, batch_size)
+        if repeats > 1:
+            self.state["repeats"] = repeats
+        self.steps = steps_per_epoch(examples, batch_size)
 
     def __len__(self) -> int:
         return sys.maxsize
 
-    def batch(self, step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Indices of the examples at some rows of the global batch; no weights."""
-        epoch, step = divmod(step, self._per_epoch)
-        order = _epoch_order(self.state["examples"], self.state["seed"], epoch)
-        return order[step * self.state["batch_size"] + rows], None
+    def epoch(self, number: int) -> tuple[np.ndarray, None]:
+        """The examples of an epoch in their order, (steps * batch_size,) int32, or more."""
+        state = self.state
+        return _epoch_order(state["examples"], state["seed"], number, state.get("repeats", 1)), None
 
 
-class EvaluationPlan:
-    """Which examples make up a batch, in evaluation."""
+class EvaluationPlan(_Plan):
+    """Every example once, in order; the last batch is filled up with examples of weight 0."""
 
     def __init__(self, examples: int, batch_size: int):
         self.state = {"examples": examples, "batch_size": batch_size}
+        self.steps = -(-examples // batch_size)
 
     def __len__(self) -> int:
-        return -(-self.state["examples"] // self.state["batch_size"])
+        return self.steps
 
-    def batch(self, step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Indices of the examples at some rows of the global batch, and their weights."""
-        positions = step * self.state["batch_size"] + rows
-        real = positions < self.state["examples"]
-        return np.where(real, positions, 0).astype(np.int32), real.astype(np.float32)
+    def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The examples in their order, (steps * batch_size,) int32, and their weights."""
+        del number  # always the same
+        places = np.arange(self.steps * self.state["batch_size"])
+        real = places < self.state["examples"]
+        return np.where(real, places, 0).astype(np.int32), real.astype(np.float32)
 
 
 @functools.lru_cache(maxsize=4)
-def _epoch_order(examples: int, seed: int, epoch: int) -> np.ndarray:
-    return permutation(examples, seed, epoch + 1)
+def _epoch_order(examples: int, seed: int, epoch: int, repeats: int) -> np.ndarray:
+    return np.repeat(permutation(examples, seed, epoch + 1), repeats)[:examples]
 
 
 class Batches(Iterator[Batch]):
@@ -189,12 +230,7 @@ class Batches(Iterator[Batch]):
         Raises:
           UserError: the state belongs to another order of batches.
         """
-        for key, ours in self._plan.state.items():
-            if state.get(key) != ours:
-                raise UserError(
-                    f"The saved data position was made with {key} = {state.get(key)}, this run has "
-                    f"{key} = {ours}; its batches would be others."
-                )
+        self._plan.check(state)
         self.close()
         self._step = int(state["step"])
 
