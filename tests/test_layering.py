@@ -20,7 +20,7 @@ STDLIB = set(sys.stdlib_module_names)
 RULES = {
     "bocb_jax/registry.py": {"ours:errors"},
     "bocb_jax/config.py": {"ours:errors"},
-    "bocb_jax/recipes.py": set(),
+    "bocb_jax/recipes.py": {"ours:errors"},
     "bocb_jax/errors.py": set(),
     "bocb_jax/console.py": {"rich"},
     "bocb_jax/interop.py": {
