@@ -67,28 +67,50 @@ def load_torch_weights(
       Names that kept the model's own values: empty, or the classifier's with `new_head`.
 
     Raises:
-      UserError: names every entry that is missing, unexpected or of another shape.
+      UserError: names the entries that are missing, unexpected or of another shape.
     """
-    named = _named_variables(model)
-    optional = _head_names(model) if new_head else set()
+    return _fill(model, _named_variables(model), state_dict, new_head)
+
+
+def load_weights(
+    model: nnx.Module, arrays: Mapping[str, np.ndarray], *, new_head: bool = False
+) -> list[str]:
+    """Puts arrays of ours into a model, in place, as `load_torch_weights` does PyTorch's.
+
+    Args:
+      model: backbone.
+      arrays: by the variable's path with dots, such as "layer1.0.conv1.kernel".
+      new_head: as there.
+
+    Returns:
+      Names that kept the model's own values.
+
+    Raises:
+      UserError: names the entries that are missing, unexpected or of another shape.
+    """
+    named = {".".join(map(str, path)): ("", variable) for path, variable in variables(model)}
+    return _fill(model, named, arrays, new_head)
+
+
+def _fill(model, named, given, new_head):
+    """Copies `given` into the variables `named`: name -> (last part of a PyTorch path, variable)"""
     missing, misshapen, kept, arrays = [], [], [], {}
+    heads = _head_variables(model) if new_head else ()
     for name, (leaf, variable) in named.items():
-        theirs = _shape(state_dict[name]) if name in state_dict else None
+        theirs = _shape(given[name]) if name in given else None
         ours = _torch_shape(leaf, variable.shape)
         if theirs == ours:
-            arrays[name] = _from_torch(leaf, np.asarray(state_dict[name]))
-        elif name in optional:
+            arrays[name] = _from_torch(leaf, np.asarray(given[name]))
+        elif any(variable is head for head in heads):
             kept.append(name)
         elif theirs is None:
             missing.append(name)
         else:
             misshapen.append(f"{name} ({_written(theirs)} where {_written(ours)} is wanted)")
-    unexpected = [
-        name for name in state_dict if name not in named and not _is_buffer(name, state_dict)
-    ]
+    unexpected = [name for name in given if name not in named and not _is_buffer(name, given)]
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     if any(faults.values()):
-        listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in faults.items() if names)
+        listed = "; ".join(f"{what}: {_some(names)}" for what, names in faults.items() if names)
         raise UserError(
             f"The weights do not fit {type(model).__name__}: {listed}. Is it the same model, at "
             "the same number of classes and image size?"
@@ -137,21 +159,21 @@ def _named_variables(model):
     return found
 
 
-def _head_names(model):
-    """Names of the classifier: kernels of kind "head" and their biases."""
-    found = dict(variables(model))
-    heads = {
-        path[:-1]
-        for path, variable in found.items()
-        if variable.get_metadata().get("kind") == "head"
-    }
-    return {
-        torch_name(model, path, variable) for path, variable in found.items() if path[:-1] in heads
-    }
+def _some(names):
+    """All names of a near miss, the first twenty of another model's."""
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return ", ".join(names[:20]) + more
 
 
-def _is_buffer(name, state_dict):
-    return _BUFFERS.search(name) or np.asarray(state_dict[name]).dtype.kind in "iub"
+def _head_variables(model):
+    """The classifier: kernels of kind "head" and their biases."""
+    found = list(variables(model))
+    heads = {path[:-1] for path, v in found if v.get_metadata().get("kind") == "head"}
+    return [variable for path, variable in found if path[:-1] in heads]
+
+
+def _is_buffer(name, given):
+    return _BUFFERS.search(name) or np.asarray(given[name]).dtype.kind in "iub"
 
 
 def _to_torch(leaf, array):

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-
 from flax import nnx
 
 from bocb_jax import interop, optim

@@ -10,6 +10,7 @@ import argparse
 import ast
 import contextlib
 import dataclasses
+import functools
 import logging
 import sys
 import time
@@ -28,8 +29,17 @@ from bocb_jax.engine import signals
 from bocb_jax.engine.checkpoint import Checkpoints
 from bocb_jax.engine.metrics import Window, Writers, open_writers, write_json
 from bocb_jax.engine.sharding import batch_sharding, check_batch
+from bocb_jax.engine.state import TrainState
 from bocb_jax.errors import Diverged, Interrupted, UserError
-from bocb_jax.program import compiled_program, program_spec, resolve, use_compile_cache
+from bocb_jax.program import (
+    compiled_program,
+    program_spec,
+    resolve,
+    starting_weights,
+    use_compile_cache,
+)
+
+SETTLING_BATCHES = 50  # at most an epoch; as many as the authors of schedule-free advise
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -114,10 +124,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
     )
     settings = resolve(config, dataset)
     epoch_steps = steps_per_epoch(len(dataset.splits["train"]), settings.batch_size)
-    program = compiled_program(program_spec(config, settings, dataset, epoch_steps))
+    spec = program_spec(config, settings, dataset, epoch_steps)
+    program = compiled_program(spec)
     check_batch(settings.batch_size, program.mesh, config.step.accumulate)
 
     folder = config.folder()
+    start = functools.cache(lambda: _start(config, spec))
+    if not (folder / "config.json").exists():
+        start()  # weights that do not fit are found before anything is written
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             record = {"config": config.identity(), "resolved": dataclasses.asdict(settings)}
@@ -127,8 +141,25 @@ def train(config: TrainConfig) -> dict[str, Any]:
             console.print(f"This run has ended already:\n{_closing(earlier, folder)}", markup=False)
             return earlier
         caught = stack.enter_context(signals.catching())
-        run = Run(config, settings, dataset, epoch_steps, program, folder, caught, started, stack)
+        run = Run(
+            config, settings, dataset, epoch_steps, program, start, folder, caught, started, stack
+        )
         return run.train()
+
+
+def _start(config, spec) -> dict[str, Any] | None:
+    """The weights that `--init` names; says so if the classifier is not among them."""
+    if config.init is None:
+        return None
+    weights, new = starting_weights(spec, config.init, jax.random.key(config.seed))
+    if new and jax.process_index() == 0:
+        console.print(
+            f"{config.init} is for another number of classes than the {spec.num_classes} of "
+            f"{config.dataset}: the classifier ({', '.join(new)}) begins anew.",
+            markup=False,
+            soft_wrap=True,
+        )
+    return weights
 
 
 class Run:
@@ -139,7 +170,17 @@ class Run:
     """
 
     def __init__(
-        self, config, settings, dataset, epoch_steps, program, folder, signals, started, stack
+        self,
+        config,
+        settings,
+        dataset,
+        epoch_steps,
+        program,
+        start,
+        folder,
+        signals,
+        started,
+        stack,
     ):
         self.config, self.settings, self.dataset, self.program = config, settings, dataset, program
         self.folder, self.signals, self.started = folder, signals, started
@@ -157,7 +198,9 @@ class Run:
             checkpoints.discard_after(self.step)
         else:
             self.step = 0
-            self.state = program.init(self.key, settings.learning_rate, settings.weight_decay)
+            rates = settings.learning_rate, settings.weight_decay
+            self.state = program.init(self.key, *rates, start())
+            start.cache_clear()  # the state holds its own copy
             self.progress = Progress()
         self.window = Window(self.progress.rows)
 

@@ -43,7 +43,7 @@ RULES = {
         "tensorboardX", "wandb",
     },
     "bocb_jax/engine/step.py": {"jax", "flax", "optax", "ours:engine"},
-    "bocb_jax/engine/checkpoint.py": {"jax", "orbax", "ours:errors"},
+    "bocb_jax/engine/checkpoint.py": {"jax", "numpy", "orbax", "ours:errors"},
     "models": {
         "jax", "flax", "numpy", "einops",
         "ours:errors", "ours:registry", "ours:models.layers", "ours:models.factory",

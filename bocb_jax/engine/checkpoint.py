@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from bocb_jax.errors import UserError
@@ -159,6 +160,40 @@ class Checkpoints:
             target,
         )
         return self._open("last", self._keep)
+
+
+def read_best(folder: Path) -> dict[str, np.ndarray]:
+    """The weights that a run answers with, of whatever shapes they are.
+
+    Args:
+      folder: a run's, or its `checkpoints/best`.
+
+    Returns:
+      Arrays by path with dots, such as "layer1.0.conv1.kernel": parameters and model state.
+
+    Raises:
+      UserError: there are none, or they cannot be read.
+    """
+    best = folder / "checkpoints" / "best"
+    best = best if best.is_dir() else folder
+    steps = [int(path.name) for path in best.iterdir() if path.name.isdigit()]
+    if not steps:
+        raise UserError(
+            f"{folder} holds no weights: neither a run's folder nor a checkpoints/best."
+        )
+    try:
+        path = (best / str(max(steps))).absolute()
+        found = ocp.checkpointables_metadata(path).metadata[_STATE]
+        # To NumPy: the devices that they were written from need not be here.
+        wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), found)
+        tree = ocp.load_checkpointables(path, {_STATE: wanted})[_STATE]
+    except Exception as error:  # Orbax raises many kinds for a damaged file
+        raise UserError(f"The weights in {path} cannot be read: {error}.") from error
+    return {
+        ".".join(str(key.key) for key in keys): leaf
+        for part in tree.values()
+        for keys, leaf in jax.tree.leaves_with_path(part)
+    }
 
 
 @contextlib.contextmanager
