@@ -5,6 +5,8 @@ Standard library only. A config comes from the command line, from TOML or from P
 recipe of the data set, or the row of the optimizer, says"; `bocb_jax.recipes` resolves it.
 """
 
+import ast
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -245,6 +247,19 @@ def from_toml(path: str) -> TrainConfig:
         return from_dict(TrainConfig, tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"The config {path} is not valid TOML: {error}.") from error
+
+
+def dotted(arguments: list[str], name: str) -> dict[str, Any]:
+    """The values of `--name.key value` and `--name.key=value` on a command line."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    found = {}
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        flag, _, key = word.replace("-", "_").partition(".")
+        if flag == f"__{name}":
+            with contextlib.suppress(ValueError, SyntaxError):
+                value = ast.literal_eval(value)
+            found[key] = value
+    return found
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], where: str = "") -> list[str]:

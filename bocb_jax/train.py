@@ -7,7 +7,6 @@ Exit codes: 0 finished, 2 a setting is wrong, 3 diverged, 130 or 143 interrupted
 """
 
 import argparse
-import ast
 import contextlib
 import dataclasses
 import functools
@@ -20,7 +19,7 @@ from typing import Any
 import jax
 import tyro
 
-from bocb_jax.config import TrainConfig, from_toml
+from bocb_jax.config import TrainConfig, dotted, from_toml
 from bocb_jax.console import console, duration, reporter
 from bocb_jax.data.pipeline import evaluation_batches, steps_per_epoch, train_batches
 from bocb_jax.data.sources import open_dataset
@@ -64,22 +63,9 @@ def parse(arguments: list[str]) -> TrainConfig:
     # Settings of one backbone or optimizer have no field: those named on the command line join
     # the defaults, where tyro finds them with their types.
     for name in ("model_args", "opt_args"):
-        named = {**getattr(default, name), **_dotted(arguments, name)}
+        named = {**getattr(default, name), **dotted(arguments, name)}
         default = dataclasses.replace(default, **{name: named})
     return tyro.cli(TrainConfig, args=arguments, default=default, prog="bocb train")
-
-
-def _dotted(arguments: list[str], name: str) -> dict[str, Any]:
-    """The values of `--name.key value` and `--name.key=value`."""
-    words = [word for argument in arguments for word in argument.split("=", 1)]
-    found = {}
-    for word, value in zip(words, [*words[1:], ""], strict=True):
-        flag, _, key = word.replace("-", "_").partition(".")
-        if flag == f"__{name}":
-            with contextlib.suppress(ValueError, SyntaxError):
-                value = ast.literal_eval(value)
-            found[key] = value
-    return found
 
 
 # --- The run -----------------------------------------------------------------------------------
