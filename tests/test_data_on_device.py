@@ -97,9 +97,9 @@ def test_repeated_augmentation_shows_an_image_three_times_in_a_row():
 
 
 def test_by_itself_small_data_goes_to_the_devices(monkeypatch):
-    assert loader(open_dataset("digits"), "auto", image_size=8).on_device("train")
+    assert loader(open_dataset("digits"), "auto").on_device("train")
     monkeypatch.setattr(on_device, "AUTOMATIC_BYTES", 1000)
-    assert not loader(open_dataset("digits"), "auto", image_size=8).on_device("train")
+    assert not loader(open_dataset("digits"), "auto").on_device("train")
 
 
 def test_encoded_images_are_decoded_once_and_unreadable_ones_have_no_weight(tmp_path, caplog):

@@ -5,9 +5,10 @@ the first frame of an animation taken. The orientation tag of cameras is not fol
 field's common loaders, so that results compare.
 """
 
+import dataclasses
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -56,6 +57,35 @@ class Subset:
         return self._records.name(int(self._indices[index]))
 
 
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+    """Inception's crop (Szegedy et al., 2015, arXiv 1409.4842): a random share at a random aspect.
+
+    Args:
+      scale: least and largest share of the image's area.
+      ratio: least and largest width over height; drawn evenly on a logarithmic scale.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def box(self, width: int, height: int, key: tuple[int, ...]) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom in pixels; a pure function of the arguments."""
+        draw = np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).random
+        for _ in range(10):
+            area = width * height * np.interp(draw(), (0, 1), self.scale)
+            aspect = np.exp(np.interp(draw(), (0, 1), np.log(self.ratio)))
+            w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                left, top = int(draw() * (width - w + 1)), int(draw() * (height - h + 1))
+                return left, top, left + w, top + h
+        # None fitted: as much of the middle as the nearest aspect allows.
+        aspect = np.clip(width / height, *self.ratio)
+        w, h = min(width, round(height * aspect)), min(height, round(width / aspect))
+        left, top = (width - w) // 2, (height - h) // 2
+        return left, top, left + w, top + h
+
+
 class EncodedSplit:
     """A split whose images are decoded when they are read.
 
@@ -65,24 +95,36 @@ class EncodedSplit:
       on_corrupt: "fail" raises at an unreadable image; "skip" gives the next readable one instead,
         under its own index.
       size: bring every image to size x size.
+      crop_ratio: how much of the shorter side is kept then.
     """
 
-    def __init__(self, records: Records, image_shape=None, on_corrupt="fail", size=None):
+    def __init__(
+        self,
+        records: Records,
+        image_shape: tuple[int, int, int] | None = None,
+        on_corrupt: str = "fail",
+        size: int | None = None,
+        crop_ratio: float = 1.0,
+    ):
         self.image_shape = image_shape
         self._records = records
         self._on_corrupt = on_corrupt
-        self._size = size
-        self._sized: dict[int | None, EncodedSplit | CachedSplit] = {}
+        self._size, self._crop_ratio = size, crop_ratio
+        self._sized: dict[tuple[int | None, float], EncodedSplit | CachedSplit] = {}
         self._skipped: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
+        return self.draw(index, ())
+
+    def draw(self, index: int, key: tuple[int, ...]) -> Example:
+        """The example at `index`; what is random about it is a pure function of `key`."""
         for found in range(index, index + min(len(self), MOST_SKIPPED)):
             found %= len(self)
             try:
-                image, label = self._read(found)
+                image, label = self._read(found, key)
             except CorruptImage as error:
                 if self._on_corrupt == "fail":
                     raise UserError(
@@ -96,7 +138,9 @@ class EncodedSplit:
             "on can be read."
         )
 
-    def sized(self, image_size: int | None) -> "EncodedSplit | CachedSplit":
+    def sized(
+        self, image_size: int | None, crop_ratio: float = 1.0
+    ) -> "EncodedSplit | CachedSplit":
         """This split with images of one size, kept in memory where that is cheap.
 
         Images that are all of one size already stay so, whatever `image_size`: enlarging them is
@@ -110,26 +154,49 @@ class EncodedSplit:
             if image_size is None:
                 raise UserError("The images of this data set differ in size; give an image_size.")
             shape, size = (image_size, image_size, 3), image_size
-        if size not in self._sized:
-            split = EncodedSplit(self._records, shape, self._on_corrupt, size)
+        wanted = size, crop_ratio
+        if wanted not in self._sized:
+            split = EncodedSplit(self._records, shape, self._on_corrupt, size, crop_ratio)
             small = len(self) * np.prod(shape) <= CACHE_BYTES
-            self._sized[size] = CachedSplit(split) if small else split
-        return self._sized[size]
+            self._sized[wanted] = CachedSplit(split) if small else split
+        return self._sized[wanted]
 
-    def _read(self, index: int) -> tuple[np.ndarray, int]:
+    def cropped(self, image_size: int, crop: RandomCrop) -> "CroppedSplit":
+        """This split with random crops of its images, brought to image_size x image_size."""
+        return CroppedSplit(self._records, self._on_corrupt, image_size, crop)
+
+    def _read(self, index: int, key: tuple[int, ...]) -> tuple[np.ndarray, int]:
         try:
             encoded, label = self._records[index]
-            return decode(encoded, self._size), label
+            return self._decode(encoded, key), label
         except Exception as error:  # Pillow raises of many kinds for broken files
             reason = " ".join(str(error).split()) or type(error).__name__
             raise CorruptImage(
                 f"The image {self._records.name(index)} cannot be read ({reason})."
             ) from error
 
+    def _decode(self, encoded: bytes, key: tuple[int, ...]) -> np.ndarray:
+        return decode(encoded, self._size, self._crop_ratio)
+
     def _note_skipped(self, index: int, error: CorruptImage):
         if index not in self._skipped:
             self._skipped.add(index)
             logger.warning("%s It is skipped (%d so far).", error, len(self._skipped))
+
+
+class CroppedSplit(EncodedSplit):
+    """A split of which every reading gives another crop, by the key of the reading."""
+
+    def __init__(self, records: Records, on_corrupt: str, image_size: int, crop: RandomCrop):
+        super().__init__(records, (image_size, image_size, 3), on_corrupt, image_size)
+        self._crop = crop
+
+    def sized(self, image_size: int | None, crop_ratio: float = 1.0) -> "CroppedSplit":
+        """Itself: its images have one size."""
+        return self
+
+    def _decode(self, encoded: bytes, key: tuple[int, ...]) -> np.ndarray:
+        return decode_crop(encoded, self._size, lambda w, h: self._crop.box(w, h, key))
 
 
 class CachedSplit:
@@ -168,27 +235,54 @@ class CachedSplit:
         }
 
 
-def decode(encoded: bytes, size: int | None = None) -> np.ndarray:
+def decode(encoded: bytes, size: int | None = None, crop_ratio: float = 1.0) -> np.ndarray:
     """Decodes an image file to (H, W, 3) uint8, or to (size, size, 3).
 
     Args:
       encoded: the bytes of a file in any format that Pillow knows.
-      size: the shorter side is brought to `size` (bicubic) and the central square kept.
+      size: the shorter side is brought to `size / crop_ratio`, rounded down (bicubic), and the
+        central square of `size` kept.
+      crop_ratio: share of the shorter side that is kept.
     """
     from PIL import Image
 
+    whole = size and int(size / crop_ratio)  # of the shorter side
     with Image.open(io.BytesIO(encoded)) as image:
         if size is not None:
             # JPEG can decode at 1/2, 1/4 or 1/8; twice the target leaves the filter its work.
-            image.draft(None, (2 * size, 2 * size))
+            image.draft(None, (2 * whole, 2 * whole))
         image = _to_rgb(image)
-    if size is not None and image.size != (size, size):
+    if size is not None and (image.size != (size, size) or whole != size):
         short = min(image.size)
-        width, height = (max(size, round(side * size / short)) for side in image.size)
+        width, height = (max(whole, int(side * whole / short)) for side in image.size)
         left, top = (width - size) // 2, (height - size) // 2
         image = image.resize((width, height), Image.Resampling.BICUBIC)
         image = image.crop((left, top, left + size, top + size))
     return np.array(image, np.uint8)
+
+
+def decode_crop(
+    encoded: bytes, size: int, choose: Callable[[int, int], tuple[int, int, int, int]]
+) -> np.ndarray:
+    """Decodes a part of an image file to (size, size, 3) uint8.
+
+    Args:
+      encoded: the bytes of a file in any format that Pillow knows.
+      size: side of the result (bicubic).
+      choose: from width and height to left, top, right and bottom of the part.
+    """
+    from PIL import Image
+
+    with Image.open(io.BytesIO(encoded)) as image:
+        width, height = image.size
+        left, top, right, bottom = choose(width, height)
+        # As much of JPEG's own scaling as leaves the part twice the size that is wanted.
+        least = 2 * size / min(right - left, bottom - top)
+        image.draft(None, (int(np.ceil(width * least)), int(np.ceil(height * least))))
+        x, y = image.size[0] / width, image.size[1] / height
+        image = _to_rgb(image)
+    box = (left * x, top * y, right * x, bottom * y)
+    return np.array(image.resize((size, size), Image.Resampling.BICUBIC, box), np.uint8)
 
 
 def _to_rgb(image):

@@ -25,9 +25,8 @@ REPLICATED_BYTES = 2**30
 AUTOMATIC_BYTES = 2**29
 
 
-def fits(split: Split, image_size: int | None) -> bool:
+def fits(split: Split) -> bool:
     """Whether a split is held in memory and small enough to live on the devices."""
-    split = split.sized(image_size) if hasattr(split, "sized") else split
     held = isinstance(split, ArraySplit | CachedSplit)
     return held and len(split) * np.prod(split.image_shape) <= AUTOMATIC_BYTES
 
@@ -38,14 +37,13 @@ class DeviceSplit:
     Args:
       split: images of one size.
       sharding: that of the batches; its mesh says which devices.
-      image_size: side to which images are brought on the host where their sizes vary.
 
     Raises:
       UserError: the split cannot be read whole.
     """
 
-    def __init__(self, split: Split, sharding: NamedSharding, *, image_size: int | None = None):
-        images, labels, index = _read_all(split, image_size)
+    def __init__(self, split: Split, sharding: NamedSharding):
+        images, labels, index = _read_all(split)
         mesh = sharding.mesh
         everywhere = NamedSharding(mesh, PartitionSpec())
         self.sharding, self.everywhere = sharding, everywhere
@@ -128,11 +126,12 @@ def _put(array: np.ndarray | None, sharding: NamedSharding) -> jax.Array | None:
     return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
 
-def _read_all(split: Split, image_size: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    if hasattr(split, "sized"):
-        split = split.sized(image_size)
-    if split.image_shape is None:
-        raise UserError("The images of this data set differ in size; give an image_size.")
+def _read_all(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if hasattr(split, "draw"):
+        raise UserError(
+            "Images that are cropped anew every time, or are too many to keep decoded, cannot live "
+            "on the devices; leave out --data.on-device yes."
+        )
     everything = np.arange(len(split), dtype=np.int32)
     if hasattr(split, "gather"):
         parts = [split.gather(part) for part in _in_parallel(split, everything)]

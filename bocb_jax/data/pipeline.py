@@ -282,17 +282,24 @@ class _Reader:
         return len(self._plan) - self._first
 
     def __getitem__(self, number: int) -> Batch:
-        indices, weight = self._plan.batch(self._first + number, self._rows)
-        whole = hasattr(self._split, "gather")
-        batch = self._split.gather(indices) if whole else _stack(self._split, indices)
+        step = self._first + number
+        indices, weight = self._plan.batch(step, self._rows)
+        if hasattr(self._split, "gather"):
+            batch = self._split.gather(indices)
+        else:
+            batch = _stack(self._split, indices, self._plan.state.get("seed", 0), step, self._rows)
         if weight is not None:
             # A source that skips an unreadable image gives the index of the one it took instead.
             batch["weight"] = weight * (batch["index"] == indices)
         return batch
 
 
-def _stack(split: Split, indices: np.ndarray) -> Batch:
-    examples = [split[int(index)] for index in indices]
+def _stack(split: Split, indices: np.ndarray, seed: int, step: int, rows: np.ndarray) -> Batch:
+    if hasattr(split, "draw"):
+        places = zip(indices, rows, strict=True)
+        examples = [split.draw(int(index), (seed, step, int(row))) for index, row in places]
+    else:
+        examples = [split[int(index)] for index in indices]
     return {
         "image": np.stack([example["image"] for example in examples]),
         "label": np.array([example["label"] for example in examples], np.int32),
