@@ -57,6 +57,7 @@ class ModelEntry:
     build: Callable[..., nnx.Module]  # (*, num_classes, image_size, rngs, dtype, **overrides)
     card: ModelCard = ModelCard()
     image_size: int = 224  # side in pixels that it was made for
+    settings: tuple[str, ...] = ()  # what `build` takes beside the above
 
 
 def _adapt(name: str, found: object) -> ModelEntry:
@@ -65,7 +66,9 @@ def _adapt(name: str, found: object) -> ModelEntry:
     if not callable(found):
         raise UserError(f"The model '{name}' is {found!r}, which is no class or function.")
     card = ModelCard(paper=(inspect.getdoc(found) or "").partition("\n")[0])
-    return ModelEntry(name, _accepting(found), card)
+    constructor = found.__init__ if inspect.isclass(found) else found
+    settings = tuple(inspect.signature(constructor).parameters)
+    return ModelEntry(name, _accepting(found), card, settings=settings)
 
 
 MODELS: Registry[ModelEntry] = Registry(
@@ -121,6 +124,7 @@ def register_family(
     variants: Mapping[str, Variant],
     *,
     torch_names: Sequence[tuple[str, str]] = (),
+    torch_sources: Sequence[str] = ("timm",),
 ) -> None:
     """Registers every published variant of one family.
 
@@ -132,8 +136,11 @@ def register_family(
       torch_names: (regular expression, replacement) pairs that turn a dotted path of ours, such as
         "blocks.0.attn.qkv.weight", into the reference's where the two differ; the module's class
         keeps them for `bocb_jax.interop`.
+      torch_sources: whose names those are: "timm", "torchvision", or "official" for the authors'
+        own repository.
     """
     module.torch_names = tuple(torch_names)
+    module.torch_sources = tuple(torch_sources)
     for name, variant in variants.items():
         base = config(**variant.config)
         entry = ModelEntry(
@@ -141,6 +148,7 @@ def register_family(
             _variant_builder(name, module, base, variant.bocb),
             dataclasses.replace(card, **variant.card),
             image_size=MINI_SIZE if name.endswith("_mini") else 224,
+            settings=tuple(field.name for field in dataclasses.fields(config)),
         )
         MODELS.register(name, entry, aliases=variant.aliases)
 
