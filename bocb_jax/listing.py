@@ -7,6 +7,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bocb_jax.errors import UserError
+from bocb_jax.recipes import (
+    NOTES,
+    UNSTATED,
+    compare,
+    get_recipe,
+    list_recipes,
+    settings_of,
+)
 
 
 def main(command: str, arguments: list[str]) -> int:
@@ -103,6 +111,53 @@ def _optimizer_card(name: str) -> list[tuple[str, str]]:
 
 _TABLES = {"models": _models, "optimizers": _optimizers}
 _CARDS = {"models": _model_card, "optimizers": _optimizer_card}
+
+
+def recipes(arguments: list[str]) -> int:
+    """`bocb recipes`: the recipes side by side, or beside the paper."""
+    parser = argparse.ArgumentParser(prog="bocb recipes")
+    parser.add_argument("--dataset", default="cifar100", choices=["cifar100", "imagenet"])
+    parser.add_argument("--check", action="store_true", help="every setting beside the paper's")
+    options = parser.parse_args(arguments)
+    console = Console(highlight=False)
+    if options.check:
+        return _check_recipes(console)
+    names = [name for name in list_recipes() if name != "digits"]
+    columns = {name: settings_of(get_recipe(name, options.dataset)) for name in names}
+    table = _table(f"Recipes on {options.dataset}", "setting", *names)
+    for setting in dict.fromkeys(key for column in columns.values() for key in column):
+        table.add_row(setting, *(_said(column.get(setting)) for column in columns.values()))
+    table.caption = (
+        "images of 32 pixels; larger ones get resized_crop=(0.8, 1.0) in place of pad"
+        if options.dataset == "cifar100"
+        else ""
+    )
+    console.print(table)
+    return 0
+
+
+def _check_recipes(console: Console) -> int:
+    rows = compare()
+    table = _table("Recipes beside the paper", "recipe", "dataset", "setting", "ours", "paper", "why")
+    for row in rows:
+        why = "NO REASON GIVEN" if row.silent else row.reason
+        texts = row.setting, _said(row.ours), _said(row.paper), why
+        table.add_row(row.recipe, row.dataset, *texts)
+    console.print(table)
+    for note in NOTES:
+        console.print(f"- {note}", soft_wrap=True)
+    silent = sum(row.silent for row in rows)
+    differ = sum(bool(row.reason) for row in rows)
+    stated = sum(row.paper != UNSTATED for row in rows)
+    console.print(
+        f"{len(rows)} settings; {stated} of them stated by the paper or its code: {differ} differ "
+        f"for the reason given, {silent} without one."
+    )
+    return 1 if silent else 0
+
+
+def _said(value: object) -> str:
+    return "-" if value in (None, "", False) or value == 0 else str(value)
 
 
 def _table(title: str, *columns: str) -> Table:
