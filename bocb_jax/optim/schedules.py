@@ -21,20 +21,29 @@ class Schedule:
       peak: the largest learning rate.
       warmup_steps: updates below the peak. The rate of update `count` is
         `peak * (count + 1) / (warmup_steps + 1)`, so that no update is spent at zero.
+      warmup_start: begins the warm-up at this fraction of the peak instead, and reaches it at
+        update `warmup_steps`, as OpenMMLab's schedules do.
     """
 
     peak: float | jax.Array
     warmup_steps: int = 0
+    warmup_start: float | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self):
         check_positive("learning rate", self.peak)
         if self.warmup_steps < 0:
             raise UserError(f"warmup_steps is a count of updates, not {self.warmup_steps}.")
+        if self.warmup_start is not None and not 0 <= self.warmup_start <= 1:
+            raise UserError(f"warmup_start is a fraction of the peak, not {self.warmup_start}.")
 
     def shape(self, count: jax.Array) -> jax.Array:
         """The learning rate of update `count` (from 0) as a fraction of the peak."""
-        done = jnp.asarray(count, float) + 1
-        warm = jnp.minimum(done / (self.warmup_steps + 1), 1)
+        done = jnp.asarray(count, float)
+        if self.warmup_start is None:
+            warm = jnp.minimum((done + 1) / (self.warmup_steps + 1), 1)
+        else:
+            risen = jnp.minimum(done / self.warmup_steps, 1) if self.warmup_steps else 1.0
+            warm = self.warmup_start + (1 - self.warmup_start) * risen
         return warm * self.after_warmup(count)
 
     def after_warmup(self, count: jax.Array) -> jax.Array | float:
@@ -51,6 +60,8 @@ class WarmupCosine(Schedule):
 
     total_steps: int = 1
     end_fraction: float = 0.0
+    from_start: bool = dataclasses.field(default=False, kw_only=True)
+    every: int = dataclasses.field(default=1, kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()
@@ -63,9 +74,9 @@ class WarmupCosine(Schedule):
             raise UserError(f"end_fraction is a fraction of the peak, not {self.end_fraction}.")
 
     def after_warmup(self, count):
-        progress = (jnp.asarray(count, float) - self.warmup_steps) / (
-            self.total_steps - self.warmup_steps
-        )
+        first = 0 if self.from_start else self.warmup_steps
+        reached = jnp.asarray(count // self.every * self.every, float)
+        progress = (reached - first) / (self.total_steps - first)
         cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
         return self.end_fraction + (1 - self.end_fraction) * cosine
 
@@ -104,7 +115,14 @@ def constant(peak: float, warmup_steps: int = 0) -> Schedule:
 
 
 def warmup_cosine(
-    peak: float, warmup_steps: int, total_steps: int, end_fraction: float = 0.0
+    peak: float,
+    warmup_steps: int,
+    total_steps: int,
+    end_fraction: float = 0.0,
+    *,
+    warmup_start: float | None = None,
+    from_start: bool = False,
+    every: int = 1,
 ) -> WarmupCosine:
     """Linear warm-up, then half a cosine (Loshchilov and Hutter, 2017, arXiv 1608.03983).
 
@@ -113,8 +131,19 @@ def warmup_cosine(
       warmup_steps: updates of the warm-up.
       total_steps: updates in all; the rate reaches its end one update after the last.
       end_fraction: the final rate over the peak.
+      warmup_start: where the warm-up begins, as a fraction of the peak; see `Schedule`.
+      from_start: the cosine counts the updates of the warm-up, which scales it.
+      every: the cosine moves every so many updates, such as those of an epoch.
     """
-    return WarmupCosine(peak, warmup_steps, total_steps, end_fraction)
+    return WarmupCosine(
+        peak,
+        warmup_steps,
+        total_steps,
+        end_fraction,
+        warmup_start=warmup_start,
+        from_start=from_start,
+        every=every,
+    )
 
 
 def step_decay(
