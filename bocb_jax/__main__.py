@@ -1,4 +1,4 @@
-"""The `bocb` command: `bocb train`, `bocb models`, `bocb optimizers`, `bocb datasets`."""
+"""The `bocb` command: `bocb train`, `bocb models`, `bocb optimizers`, `bocb import-weights`, ..."""
 
 import sys
 
@@ -7,6 +7,9 @@ USAGE = """usage: bocb COMMAND [options]
   train              train one backbone with one optimizer
   models [NAME]      the backbones, or all about one; patterns such as 'conv*' work
   optimizers [NAME]  the optimizers, or all about one
+  recipes            the training recipes side by side; with --check, beside the paper
+  import-weights     a file of PyTorch weights to a folder that `train --init` takes
+  export-weights     the best weights of a run to a file for PyTorch
 
 `bocb COMMAND --help` says more. Also: python -m bocb_jax.train."""
 
@@ -24,6 +27,14 @@ def main(arguments: list[str] | None = None) -> int:
         def door(rest):
             return listing(command, rest)
 
+    elif command in ("import-weights", "export-weights"):
+        from bocb_jax.weights import main as exchange
+
+        def door(rest):
+            return exchange(command, rest)
+
+    elif command == "recipes":
+        from bocb_jax.listing import recipes as door
     elif command in ("-h", "--help", "help"):
         print(USAGE)
         return 0

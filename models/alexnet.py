@@ -141,4 +141,5 @@ register_family(
         (r"^fc7\.", "classifier.4."),
         (r"^fc8\.", "classifier.6."),
     ],
+    torch_sources=["torchvision"],
 )

@@ -182,4 +182,5 @@ register_family(
         "densenet_mini": Variant(config={"depths": (2, 3, 4, 3), "growth": 8}),
     },
     torch_names=[(r"^(?!classifier\.)", "features.")],
+    torch_sources=["timm", "torchvision"],
 )

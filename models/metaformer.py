@@ -374,4 +374,5 @@ register_family(
         "caformer_mini": _mini(_conv_attention),
     },
     torch_names=[(r"\b(act1?|res_scale[12])\.weight$", r"\1.scale")],
+    torch_sources=["official"],
 )

@@ -283,4 +283,5 @@ register_family(
         (r"^patch_embed1\.norm2\.", "patch_embed1.projection.4."),
         (r"\.sigma$", ".sigma.scale"),
     ],
+    torch_sources=["official"],
 )

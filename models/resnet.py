@@ -183,4 +183,5 @@ register_family(
         ),
         "resnet_mini": Variant({"depths": (2, 2, 2, 2), "widths": (8, 16, 32, 64)}),
     },
+    torch_sources=["timm", "torchvision"],
 )

@@ -358,4 +358,5 @@ register_family(
         ),
     },
     torch_names=[(r"\.mlp\.dwconv\.", ".mlp.dwconv.dwconv.")],
+    torch_sources=["official"],
 )

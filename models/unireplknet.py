@@ -377,4 +377,5 @@ register_family(
         (r"\.pwconv2\.", ".pwconv2.0."),
         (r"\.pwconv2_bn\.", ".pwconv2.2."),
     ],
+    torch_sources=["official"],
 )

@@ -52,7 +52,8 @@ RULES = {
     "models/__init__.py": {"ours:models.factory"},
 }  # fmt: skip
 ASSEMBLY = "bocb_jax/program.py"  # where model, optimizer, data and engine meet
-DOORS = {"train", "sweep", "analyze", "transfer", "preflight", "bench", "listing", "__main__"}
+DOORS = {"train", "sweep", "analyze", "transfer", "preflight", "bench", "listing", "weights"}
+DOORS |= {"__main__"}
 
 
 def is_ours(module: str, name: str) -> bool:

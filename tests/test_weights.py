@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import bocb_jax
 from bocb_jax import interop
+from bocb_jax.__main__ import main as bocb
 from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.engine import checkpoint
 from bocb_jax.errors import UserError
@@ -84,6 +85,11 @@ def test_a_run_starts_from_a_file_and_another_from_that_run(config, tmp_path, ca
         train(second)
         same(learned(state_dict_of(second.folder())), learned(load_file(file)))
     assert "begins anew" not in capsys.readouterr().err
+
+    made = tmp_path / "made.safetensors"
+    assert bocb(["export-weights", str(first.folder()), "--to", "timm", "--out", str(made)]) == 0
+    same(load_file(made), load_file(file))
+    assert capsys.readouterr().out == f"{made}\n"
 
     # The file counts as a setting; a run that goes on does not need it any more.
     assert first.folder() != config.folder()
@@ -171,3 +177,59 @@ def test_a_run_of_another_model_is_refused(config, tmp_path):
         train(other)
     record = json.loads((source.folder() / "config.json").read_text())
     assert record["config"]["init"] == source.init
+
+
+def bits(weights):
+    return {name: (w.dtype, w.shape, w.tobytes()) for name, w in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [("resnet_mini", "torchvision"), ("swin_mini", "timm"), ("unireplknet_mini", "official")],
+)
+def test_through_a_folder_and_back_not_a_bit_changes(tmp_path, monkeypatch, capsys, name, names):
+    monkeypatch.chdir(tmp_path)
+    file = a_file(tmp_path / "in", classes=7, name=name)
+    assert bocb(["import-weights", file, "--model", name]) == 0
+    assert bocb(["export-weights", f"weights/{name}", "--to", names]) == 0
+    assert capsys.readouterr().out == f"weights/{name}\nweights/{name}/{name}.safetensors\n"
+    made = load_file(f"weights/{name}/{name}.safetensors")
+    assert bits(made) == bits(load_file(file))
+
+
+def test_settings_of_the_model_come_along(tmp_path):
+    model = nnx.eval_shape(
+        lambda: bocb_jax.create_model(
+            "resnet_mini", stem="imagenet", image_size=48, num_classes=3, rngs=nnx.Rngs(0)
+        )
+    )
+    shapes = interop.torch_shapes(model).items()
+    file, out = tmp_path / "in.safetensors", str(tmp_path / "out")
+    save_file({n: np.ones(shape, np.float32) for n, shape in shapes}, file)
+    arguments = ["import-weights", str(file), "--model", "resnet_mini", "--out", out]
+    assert bocb(arguments) == 2  # at 32 pixels the stem is another
+    assert bocb([*arguments, "--image-size", "48"]) == 0
+    assert bocb(["export-weights", out]) == 0
+    assert bits(load_file(f"{out}/resnet_mini.safetensors")) == bits(load_file(file))
+    stem = ["--model-args.stem", "imagenet", "--out", f"{out}2"]
+    assert bocb([*arguments[:4], *stem]) == 0
+    assert bocb(["export-weights", f"{out}2"]) == 0
+
+
+def test_nothing_is_overwritten_and_wrong_wishes_are_a_sentence(tmp_path, capsys):
+    file, out = a_file(tmp_path / "in"), str(tmp_path / "out")
+    into = ["import-weights", file, "--model", "vit_mini", "--out", out]
+    assert bocb(into) == 0
+    before = sorted(tmp_path.rglob("*"))
+    cases = {
+        ("import-weights", file, "--model", "vit_mini", "--out", out): "exists already",
+        ("export-weights", out, "--out", file): "exists already",
+        ("export-weights", out, "--to", "official"): "cannot have names of official, only those of",
+        ("export-weights", str(tmp_path / "in")): "is no run's folder",
+        ("import-weights", file, "--model", "vit_mni"): "There is no model 'vit_mni'",
+        ("import-weights", file, "--model", "mixer_mini", "--out", f"{out}2"): "do not fit Mixer",
+    }
+    for words, message in cases.items():
+        assert bocb(list(words)) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+    assert sorted(tmp_path.rglob("*")) == before
