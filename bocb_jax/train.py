@@ -254,7 +254,7 @@ class Run:
             self.step += 1
             self.report.step(self.step)
         self._save()
-        test = self._evaluate("test")
+        test = self._evaluate("test", self._settled())
         self.checkpoints.wait()
         return {
             "status": "finished",
@@ -288,7 +288,8 @@ class Run:
     def _validate(self) -> None:
         self._fetch()
         now = time.monotonic()
-        scores = self._evaluate("validation")
+        state = self._settled()
+        scores = self._evaluate("validation", state)
         self.mark_time += time.monotonic() - now  # images/s is that of training
         self._write_line(scores)
         progress = self.progress
@@ -298,14 +299,31 @@ class Run:
         if best is None or progress.validation_accuracy > best:
             progress.best_validation_accuracy = progress.validation_accuracy
             progress.best_step = self.step
-            self.best_weights = self.program.weights(self.state)
+            self.best_weights = self.program.weights(state)
 
-    def _evaluate(self, split: str) -> dict[str, float]:
+    def _settled(self) -> TrainState:
+        """The state to evaluate.
+
+        BatchNorm's running statistics are those of the trained weights. Where others are evaluated,
+        these see training batches first, always the same ones.
+        """
+        settle, model_state = self.program.settle, self.state.model_state
+        if settle is None:
+            return self.state
+        split = self.dataset.splits["train"]
+        with train_batches(split, seed=self.config.seed, **self.reading) as batches:
+            for number in range(min(self.epoch_steps, SETTLING_BATCHES)):
+                key = jax.random.fold_in(self.key, number)
+                model_state = settle(self.state, model_state, next(batches), key)
+                self._stop_if_asked()
+        return dataclasses.replace(self.state, model_state=model_state)
+
+    def _evaluate(self, split: str, state: TrainState) -> dict[str, float]:
         """Mean loss and accuracy over every example of a split."""
         sums = []
         with evaluation_batches(self.dataset.splits[split], **self.reading) as batches:
             for batch in batches:
-                sums.append(self.program.eval_step(self.state, batch))
+                sums.append(self.program.eval_step(state, batch))
                 self._stop_if_asked()
         sums = jax.device_get(sums)
         total = {name: sum(float(part[name]) for part in sums) for name in sums[0]}

@@ -41,13 +41,16 @@ class Program:
     `start`, a tree like that of `weights`;
     `train_step(state, batch, key)` -> (state, metrics), with `state` donated;
     `eval_step(state, batch)` -> sums over the batch;
-    `weights(state)` -> a copy of what answers for the run: "params" and "model_state".
+    `weights(state)` -> a copy of what answers for the run: "params" and "model_state";
+    `settle(state, model_state, batch, key)` -> BatchNorm's running statistics, one training batch
+    further at the weights that are evaluated; None where these are the trained ones.
     """
 
     init: Callable[..., TrainState]
     train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     eval_step: Callable[..., dict[str, jax.Array]]
     weights: Callable[[TrainState], dict[str, Any]]
+    settle: Callable[..., Any] | None
     abstract_state: TrainState  # shapes, types and shardings
     mesh: Mesh
 
@@ -193,6 +196,11 @@ def make_program(
             return evaluation_parameters(state.opt_state, state.params)
         return state.params
 
+    def settle(state: TrainState, model_state, batch: Batch, key):
+        augment_key, dropout_key = (jax.random.fold_in(key, i) for i in range(2))
+        images = prepare_train(batch["image"], augment_key)
+        return forward(train_graph, evaluated(state), model_state, images, dropout_key)[1]
+
     def weights(state: TrainState):
         return jax.tree.map(
             jnp.copy, {"params": evaluated(state), "model_state": state.model_state}
@@ -203,6 +211,8 @@ def make_program(
     shapes = jax.eval_shape(init, key, scalar, scalar)
     shardings = state_sharding(mesh, shapes)
     everywhere = replicated(mesh)
+    elsewhere = settings.ema is not None or evaluation_parameters is not None
+    settles = elsewhere and bool(nnx.to_pure_dict(nnx.state(abstract, nnx.BatchStat)))
     abstract_state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -222,6 +232,13 @@ def make_program(
             out_shardings=everywhere,
         ),
         weights=jax.jit(weights),
+        settle=jax.jit(
+            settle,
+            in_shardings=(shardings, shardings.model_state, batch_sharding(mesh), everywhere),
+            out_shardings=shardings.model_state,
+        )
+        if settles
+        else None,
         abstract_state=abstract_state,
         mesh=mesh,
     )
