@@ -6,7 +6,8 @@ USAGE = """usage: bocb COMMAND [options]
 
   train              train one backbone with one optimizer
   models [NAME]      the backbones, or all about one; patterns such as 'conv*' work
-  optimizers [NAME]  the optimizers, or all about one
+  optimizers [NAME]  the optimizers, or all about one; with --plot FILE, their paths as a picture
+  bench              what things cost on this machine
   recipes            the training recipes side by side; with --check, beside the paper
   import-weights     a file of PyTorch weights to a folder that `train --init` takes
   export-weights     the best weights of a run to a file for PyTorch
@@ -21,6 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
     # Each door is imported when it is entered: most of them load JAX.
     if command == "train":
         from bocb_jax.train import main as door
+    elif command == "bench":
+        from bocb_jax.bench import main as door
     elif command in ("models", "optimizers"):
         from bocb_jax.listing import main as listing
 

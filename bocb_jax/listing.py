@@ -23,10 +23,17 @@ def main(command: str, arguments: list[str]) -> int:
     parser.add_argument(
         "name", nargs="?", default="*", help="a name, or a pattern such as 'conv*'; default: all"
     )
-    name = parser.parse_args(arguments).name
+    if command == "optimizers":
+        parser.add_argument(
+            "--plot", metavar="FILE", help="draw their paths over toy landscapes (.png, .svg, ...)"
+        )
+    options = parser.parse_args(arguments)
+    name = options.name
     console = Console(highlight=False)
     try:
-        if any(sign in name for sign in "*?["):
+        if getattr(options, "plot", None):
+            _plot(name, options.plot)
+        elif any(sign in name for sign in "*?["):
             console.print(_TABLES[command](name))
         else:
             console.print(_card(name, _CARDS[command](name)))
@@ -34,6 +41,14 @@ def main(command: str, arguments: list[str]) -> int:
         Console(stderr=True, highlight=False).print(str(error), markup=False, soft_wrap=True)
         return error.exit_code
     return 0
+
+
+def _plot(pattern: str, path: str) -> None:
+    from bocb_jax.optim import landscapes, list_optimizers
+
+    names = list_optimizers(pattern) if any(sign in pattern for sign in "*?[") else [pattern]
+    landscapes.plot(path, names)
+    Console(stderr=True, highlight=False).print(f"{path} is drawn.", markup=False)
 
 
 def _models(pattern: str) -> Table:
@@ -138,7 +153,9 @@ def recipes(arguments: list[str]) -> int:
 
 def _check_recipes(console: Console) -> int:
     rows = compare()
-    table = _table("Recipes beside the paper", "recipe", "dataset", "setting", "ours", "paper", "why")
+    table = _table(
+        "Recipes beside the paper", "recipe", "dataset", "setting", "ours", "paper", "why"
+    )
     for row in rows:
         why = "NO REASON GIVEN" if row.silent else row.reason
         texts = row.setting, _said(row.ours), _said(row.paper), why

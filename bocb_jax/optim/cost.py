@@ -2,14 +2,13 @@
 
 >>> import jax
 >>> params = {"kernel": jax.ShapeDtypeStruct((256, 256), "float32")}
->>> [(row.name, row.state_bytes // 2**18) for row in cost_table(params, ["sgd", "adamw"], rounds=1)]
-[('sgd', 1), ('adamw', 2)]
+>>> [measure(name, params, rounds=0).state_bytes // 2**18 for name in ("sgd", "adamw")]
+[1, 2]
 """
 
 import dataclasses
-import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -66,9 +65,9 @@ class Cost:
 
     name: str
     state_bytes: int
-    state_per_parameter: float  # numbers of state for each parameter
+    state_bytes_per_parameter: float
     update_seconds: float | None  # median of an update; None if not measured
-    optax_ratio: float | None  # over Optax's own of the same kind, timed in alternation
+    optax_ratio: float | None  # over Optax's own of the same kind, block by block
 
 
 def state_bytes(optimizer: optax.GradientTransformation, params: Any) -> int:
@@ -77,41 +76,34 @@ def state_bytes(optimizer: optax.GradientTransformation, params: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
-def cost_table(
+def measure(
+    name: str,
     params: Any,
-    names: Iterable[str],
     *,
     parameter_kinds: Any | None = None,
     rounds: int = 5,
     steps: int = 10,
-    against_optax: bool = False,
-) -> list[Cost]:
-    """Measures optimizers with their default settings.
+) -> Cost:
+    """Measures an optimizer with its default settings, in turn with Optax's own of its kind.
 
     Args:
+      name: of the optimizer. Its weight decay acts on all parameters, as in Optax.
       params: a tree of arrays or of shapes.
-      names: optimizers.
       parameter_kinds: as for `create_optimizer`.
       rounds: timed blocks of `steps` updates each, of which the median counts; 0 to time nothing.
       steps: updates in a block; ten covers what Sophia or SOAP do at every tenth only.
-      against_optax: also time Optax's own, block by block in turn with ours.
     """
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    rows = []
-    for name in names:
-        rate = optimizer_info(name).default_learning_rate
-        ours = create_optimizer(name, rate, decay_mask="all", parameter_kinds=parameter_kinds)
-        size = state_bytes(ours, params)
-        seconds = ratio = None
-        if rounds:
-            rivals = {name: ours}
-            if against_optax and name in OPTAX_OWN:
-                rivals["optax"] = OPTAX_OWN[name]()
-            taken = update_seconds(rivals, params, rounds=rounds, steps=steps)
-            seconds = taken[name]
-            ratio = seconds / taken["optax"] if "optax" in taken else None
-        rows.append(Cost(name, size, size / 4 / count, seconds, ratio))
-    return rows
+    rate = optimizer_info(name).default_learning_rate
+    ours = create_optimizer(name, rate, decay_mask="all", parameter_kinds=parameter_kinds)
+    size = state_bytes(ours, params)
+    per_parameter = size / sum(leaf.size for leaf in jax.tree.leaves(params))
+    if not rounds:
+        return Cost(name, size, per_parameter, None, None)
+    rivals = {"ours": ours} | ({"optax": OPTAX_OWN[name]()} if name in OPTAX_OWN else {})
+    seconds = update_seconds(rivals, params, rounds=rounds, steps=steps)
+    # Neighbors in time are compared: they share whatever else the machine does.
+    ratio = np.median(seconds["ours"] / seconds["optax"]) if "optax" in seconds else None
+    return Cost(name, size, per_parameter, float(np.median(seconds["ours"])), ratio)
 
 
 def update_seconds(
@@ -120,10 +112,14 @@ def update_seconds(
     *,
     rounds: int = 5,
     steps: int = 10,
-) -> dict[str, float]:
-    """Median seconds of an update, gradients given, with its addition to the parameters.
+) -> dict[str, np.ndarray]:
+    """Seconds of an update, gradients given, with its addition to the parameters.
 
-    The optimizers take turns, block by block, so that a busy machine slows all of them alike.
+    The optimizers take turns, block by block, so that a busy machine slows all of them alike, and
+    go first by turns.
+
+    Returns:
+      optimizer -> the mean of each block, of shape (rounds,).
     """
     draw = np.random.default_rng(0)
 
@@ -142,15 +138,15 @@ def update_seconds(
         kept[name] = jax.block_until_ready(runs[name](*kept[name], grads))  # compiles
 
     blocks = {name: [] for name in optimizers}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            state = kept[name]
+    for number in range(rounds):
+        for name in list(runs)[:: 1 if number % 2 else -1]:
+            run, state = runs[name], kept[name]
             begin = time.perf_counter()
             for _ in range(steps):
                 state = run(*state, grads)
             kept[name] = jax.block_until_ready(state)
             blocks[name].append((time.perf_counter() - begin) / steps)
-    return {name: statistics.median(seconds) for name, seconds in blocks.items()}
+    return {name: np.array(seconds) for name, seconds in blocks.items()}
 
 
 def _compiled_step(optimizer):

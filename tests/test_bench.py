@@ -1,0 +1,37 @@
+"""`bocb bench`: what it prints and writes."""
+
+import json
+
+import pytest
+
+from bocb_jax.__main__ import main
+
+
+def test_optimizers(tmp_path, capsys):
+    file = tmp_path / "costs.json"
+    arguments = ["--optimizers", "--only", "sgd*", "--on", "vit_mini", "--rounds", "2"]
+    assert main(["bench", *arguments, "--steps", "2", "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "Updates of vit_mini" in printed
+    assert "sgdp" in printed
+    record = json.loads(file.read_text())
+    assert record["command"].startswith("bocb bench --optimizers --only 'sgd*' --on vit_mini")
+    assert {"device", "load", "jax"} <= set(record)
+    sgd, sgdp = record["rows"]
+    assert (sgd["model"], sgd["name"], sgdp["name"]) == ("vit_mini", "sgd", "sgdp")
+    assert sgd["state_bytes_per_parameter"] == pytest.approx(4, rel=1e-3)
+    assert sgd["update_seconds"] > 0
+    assert sgd["optax_ratio"] > 0
+    assert sgdp["optax_ratio"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--optimizers", "--only", "adan", "lamp"], "There is no optimizer 'lamp'"),
+        (["--optimizers", "--on", "vit"], "'vit'"),
+    ],
+)
+def test_unknown_names_are_a_sentence(arguments, message, capsys):
+    assert main(["bench", *arguments, "--rounds", "0"]) == 2
+    assert message in capsys.readouterr().err
