@@ -2,8 +2,10 @@
 
 import argparse
 import dataclasses
+import functools
 
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from bocb_jax.errors import UserError
@@ -47,8 +49,11 @@ def _plot(pattern: str, path: str) -> None:
     from bocb_jax.optim import landscapes, list_optimizers
 
     names = list_optimizers(pattern) if any(sign in pattern for sign in "*?[") else [pattern]
-    landscapes.plot(path, names)
-    Console(stderr=True, highlight=False).print(f"{path} is drawn.", markup=False)
+    errors = Console(stderr=True, highlight=False)
+    landscapes.plot(
+        path, names, track=functools.partial(track, description="paths", console=errors)
+    )
+    errors.print(f"{path} is drawn.", markup=False)
 
 
 def _models(pattern: str) -> Table:

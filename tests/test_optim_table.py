@@ -1,5 +1,7 @@
 """The table of optimizers: masks, schedules, bad input, one's own, cards and costs."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from tiny_net import assert_same, hooks, loss_of, tiny_params
 
 import bocb_jax
 from bocb_jax import optim
+from bocb_jax.__main__ import main
 from bocb_jax.errors import UnknownName, UserError
 from bocb_jax.optim import card, cost, landscapes
 
@@ -238,3 +241,29 @@ def test_paths_over_landscapes_go_down():
         assert points.shape == (61, 2)
         assert rate > 0
         assert function(*points[-1]) < 0.3 * function(*start)
+
+
+def test_the_picture_is_drawn(tmp_path, capsys):
+    file = tmp_path / "paths.svg"
+    assert main(["optimizers", "sgd", "--plot", str(file)]) == 0
+    assert "is drawn" in capsys.readouterr().err
+    assert file.read_text().count("<path") > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "message"),
+    [
+        ("sgd", "paths.txt", "its suffix be one of"),
+        ("sgd", "nowhere/paths.png", "its folder must exist"),
+        ("sdg", "paths.png", "There is no optimizer 'sdg'"),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_is_a_sentence(tmp_path, capsys, name, file, message):
+    assert main(["optimizers", name, "--plot", str(tmp_path / file)]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_without_matplotlib_the_picture_is_a_sentence(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["optimizers", "--plot", "paths.png"]) == 2
+    assert "pip install" in capsys.readouterr().err

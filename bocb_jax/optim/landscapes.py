@@ -1,7 +1,7 @@
 """Every optimizer's path over a few toy landscapes, as one picture."""
 
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import optax
 
 from bocb_jax.errors import UserError
 from bocb_jax.optim.hyperparameters import set_hyperparameters
-from bocb_jax.optim.table import create_optimizer, list_optimizers, optimizer_info
+from bocb_jax.optim.table import CATEGORIES, create_optimizer, list_optimizers, optimizer_info
 
 COLORS = {"a": "C0", "b": "C1", "c": "C2", "d": "C3", "later": "C4", "user": "C5"}
 
@@ -40,11 +40,10 @@ RATES = np.logspace(-4, 1.5, 23)
 
 
 def paths(name: str, steps: int = 120) -> dict[str, tuple[float, np.ndarray]]:
-    """The path of an optimizer over each landscape at the best of 23 learning rates.
+    """The path of an optimizer over each landscape at the best of `RATES`.
 
-    Best is the lowest mean height after the first quarter of the steps.
-
-    The two coordinates are one (2, 1) matrix, so that what is made for matrices acts as such.
+    Best is the lowest mean height over the whole path. The two coordinates are one (2, 1) matrix,
+    so that what is made for matrices acts as such.
 
     Returns:
       landscape -> (learning rate, points of shape (steps + 1, 2)).
@@ -83,55 +82,89 @@ def paths(name: str, steps: int = 120) -> dict[str, tuple[float, np.ndarray]]:
         state = set_hyperparameters(optimizer.init(params), learning_rate=rate, **small)
         _, points = jax.lax.scan(step, (params, state), jax.random.split(jax.random.key(0), steps))
         points = jnp.concatenate([starts[which][None], points])
-        late = jax.vmap(lambda p: height({"xy": p[:, None]}, which))(points[steps // 4 :])
-        return points, jnp.where(jnp.isfinite(points).all(), late.mean(), jnp.inf)
+        heights = jax.vmap(lambda p: height({"xy": p[:, None]}, which))(points)
+        return points, jnp.where(jnp.isfinite(points).all(), heights.mean(), jnp.inf)
 
     grid = jax.jit(jax.vmap(jax.vmap(run, (None, 0)), (0, None)))
-    points, final = grid(jnp.arange(len(functions)), jnp.asarray(RATES, jnp.float32))
-    best = np.argmin(np.asarray(final), axis=1)
+    points, mean = grid(jnp.arange(len(functions)), jnp.asarray(RATES, jnp.float32))
+    best = np.argmin(np.asarray(mean), axis=1)
     return {
         landscape: (float(RATES[best[i]]), np.asarray(points[i, best[i]]))
         for i, landscape in enumerate(LANDSCAPES)
     }
 
 
-def plot(path: str | pathlib.Path, names: Iterable[str] | None = None, steps: int = 120) -> None:
+def plot(
+    path: str | pathlib.Path,
+    names: Iterable[str] | None = None,
+    steps: int = 120,
+    track: Callable[[list[str]], Iterable[str]] = iter,
+) -> None:
     """Draws the paths of the optimizers, all by default, into an image file.
 
+    Args:
+      path: its suffix decides the format.
+      names: optimizers; they come out sorted by category.
+      steps: updates on a path.
+      track: goes through the names as they are drawn, to show progress.
+
     Raises:
-      UserError: matplotlib is not installed.
+      UserError: matplotlib is not installed, or cannot write such a file there.
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
     except ModuleNotFoundError as error:
-        raise UserError("The picture needs matplotlib: pip install matplotlib.") from error
-    names = list_optimizers() if names is None else list(names)
+        raise UserError(
+            "The picture needs matplotlib: pip install 'bocb-jax[plots]' or matplotlib."
+        ) from error
+    path = pathlib.Path(path)
+    figure = Figure()
+    known = figure.canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in known or not path.parent.is_dir():
+        raise UserError(
+            f"{path} cannot be drawn: its folder must exist and its suffix be one of "
+            f"{', '.join(sorted(known))}."
+        )
+    categories = {name: optimizer_info(name).category for name in names or list_optimizers()}
+    names = sorted(categories, key=lambda name: (list(COLORS).index(categories[name]), name))
     across = min(4, len(names))
     down = -(-len(names) // across)
-    figure = Figure(figsize=(across * 3.9, down * 1.55), layout="constrained")
-    axes = figure.subplots(down, across * len(LANDSCAPES), squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for i, name in enumerate(names):
-        row, column = divmod(i, across)
-        found = paths(name, steps)
-        for j, (landscape, (rate, points)) in enumerate(found.items()):
-            title = name if j == 0 else ""
-            _draw(axes[row, column * len(LANDSCAPES) + j], landscape, points, rate, title,
-                  COLORS[optimizer_info(name).category])  # fmt: skip
-    figure.savefig(path, dpi=110)
+    width, height = across * (len(LANDSCAPES) * 1.3 + 0.25), down * 1.55 + 0.75
+    figure.set_size_inches(width, height)
+    cells = figure.add_gridspec(
+        down, across, left=0.006, right=0.994, bottom=0.005, top=1 - 0.75 / height,
+        wspace=0.06, hspace=0.2,
+    )  # fmt: skip
+    for name, cell in zip(track(names), cells, strict=False):
+        axes = cell.subgridspec(1, len(LANDSCAPES), wspace=0.03).subplots(squeeze=False)[0]
+        color = COLORS[categories[name]]
+        for axis, (landscape, (rate, points)) in zip(axes, paths(name, steps).items(), strict=True):
+            _draw(axis, landscape, points, rate, color)
+        axes[0].set_title(name, fontsize=9, loc="left", pad=3, color=color, fontweight="bold")
+
+    shown = [category for category in COLORS if category in categories.values()]
+    figure.legend(
+        [Line2D([], [], color=COLORS[category], linewidth=3) for category in shown],
+        [f"{category}: {CATEGORIES[category]}" for category in shown],
+        loc="upper left", ncols=3 if across > 2 else 1, fontsize=8, frameon=False,
+    )  # fmt: skip
+    caption = f"{steps} updates from the gray dot,\neach at the best of {len(RATES)} learning rates"
+    figure.text(0.994, 1 - 0.12 / height, caption, ha="right", va="top", fontsize=8)
+    figure.savefig(path, dpi=120)
 
 
-def _draw(axis, landscape, points, rate, title, color):
+def _draw(axis, landscape, points, rate, color):
     function, start, width = LANDSCAPES[landscape]
     side = np.linspace(-width, width, 80)
-    x, y = np.meshgrid(side, side)
-    heights = np.asarray(function(x, y))
-    axis.contour(x, y, np.sqrt(heights - heights.min()), levels=9, colors="0.8", linewidths=0.5)
+    heights = np.asarray(function(*np.meshgrid(side, side)))
+    levels = np.sqrt(heights - heights.min())
+    axis.contour(side, side, levels, levels=9, colors="0.82", linewidths=0.5)
     axis.plot(*points.T, color=color, linewidth=1)
-    axis.plot(*start, "o", color="0.4", markersize=2.5)
-    axis.plot(*points[-1], "o", color=color, markersize=3.5)
-    axis.set(xlim=(-width, width), ylim=(-width, width), aspect="equal")
-    axis.set_title(title or f"lr {rate:.1g}", fontsize=7, loc="left", pad=2)
-    if title:
-        axis.text(0.02, 0.02, f"lr {rate:.1g}", fontsize=6, transform=axis.transAxes)
+    axis.plot(*start, "o", color="0.4", markersize=3)
+    axis.plot(*points[-1], "o", color=color, markersize=4)
+    axis.set(xlim=(-width, width), ylim=(-width, width), aspect="equal", xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set(color="0.8", linewidth=0.5)
+    axis.text(0.03, 0.03, f"lr {float(f'{rate:.1g}'):g}", fontsize=6.5, transform=axis.transAxes,
+              bbox={"color": "white", "pad": 0.5, "alpha": 0.8})  # fmt: skip
