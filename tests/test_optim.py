@@ -83,6 +83,13 @@ def test_types_and_structure_are_stable(name, dtype):
 
 
 @every_optimizer
+def test_state_made_outside_jit_can_be_donated(name):
+    params = tiny_params()
+    leaves = jax.tree.leaves((params, make(name).init(params)))
+    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
+
+
+@every_optimizer
 def test_program_holds_no_rate(name):
     """Two learning rates and weight decays lower to the same text."""
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from bocb_jax.errors import UserError
+from bocb_jax.optim.moments import scale_by_moments
 from bocb_jax.optim.packaging import Packaging
 from bocb_jax.optim.ranges import Beta, NonNegative, Positive
 from bocb_jax.optim.table import add_row
@@ -23,23 +24,13 @@ def scale_by_adabound(
       gamma: how fast the bounds close.
     """
 
-    def init(params):
-        zeros = optax.tree.zeros_like(params)
-        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
-
-    def update(grads, state, params=None):
-        count = optax.safe_increment(state.count)
-        mu = optax.tree.update_moment(grads, state.mu, b1, 1)
-        nu = optax.tree.update_moment(grads, state.nu, b2, 2)
+    def direction(count, m, v):
         lower = relative_final_lr * (1 - 1 / (gamma * count + 1))
         upper = relative_final_lr * (1 + 1 / (gamma * count))
         size = jnp.sqrt(1 - b2**count) / (1 - b1**count)
-        updates = jax.tree.map(
-            lambda m, v: jnp.clip(size / (jnp.sqrt(v) + eps), lower, upper) * m, mu, nu
-        )
-        return updates, optax.ScaleByAdamState(count, mu, nu)
+        return jnp.clip(size / (jnp.sqrt(v) + eps), lower, upper) * m
 
-    return optax.GradientTransformation(init, update)
+    return scale_by_moments(b1, b2, direction)
 
 
 @add_row(

@@ -52,7 +52,7 @@ def with_hyperparameters(
             count=count,
             hyperparameters={"learning_rate": peak, "weight_decay": decay},
             learning_rate=rate,
-            inner_state=build(rate, peak, decay).init(params),
+            inner_state=_unshared(build(rate, peak, decay).init(params)),
         )
 
     def update(updates, state, params=None, **extra):
@@ -69,6 +69,21 @@ def with_hyperparameters(
         return narrow, OptimizerState(count, state.hyperparameters, rate, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _unshared(tree: Any) -> Any:
+    """Copies of arrays that stand in several places: outside `jax.jit`, two moments may begin as
+    the same zeros, and what is donated to a step must be there once.
+    """
+    seen = set()
+
+    def own(x):
+        if id(x) in seen:
+            return jnp.array(x, copy=True)
+        seen.add(id(x))
+        return x
+
+    return jax.tree.map(own, tree)
 
 
 def _widen(tree: Any) -> Any:

@@ -1,9 +1,11 @@
 """One matrix for each axis of a tensor: the algebra that Shampoo and SOAP share."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 Matrices = tuple[jax.Array | None, ...]  # one (size, size) for each axis; None leaves it alone
 
@@ -30,6 +32,21 @@ def grams(g: jax.Array, max_axis: int) -> Matrices:
 
     used = has_matrix(g.shape, max_axis)
     return tuple(gram(axis) if use else None for axis, use in enumerate(used))
+
+
+def start(params: Any, max_axis: int) -> tuple[Any, Any]:
+    """For each tensor the matrices that the means of its grams begin with, and unit matrices."""
+    ones = jax.tree.map(lambda p: identities(p, max_axis), params)
+    return optax.tree.zeros_like(ones), ones
+
+
+def mean_grams(grads: Any, means: Any, decay: float, max_axis: int) -> Any:
+    """One step on of the moving means of the grams of each tensor."""
+
+    def move(g, old):
+        return each(lambda s, new: decay * s + (1 - decay) * new, old, grams(g, max_axis))
+
+    return jax.tree.map(move, grads, means)
 
 
 def along_axes(g: jax.Array, matrices: Matrices) -> jax.Array:

@@ -130,10 +130,13 @@ def plot(
     names = sorted(categories, key=lambda name: (list(COLORS).index(categories[name]), name))
     across = min(4, len(names))
     down = -(-len(names) // across)
-    width, height = across * (len(LANDSCAPES) * 1.3 + 0.25), down * 1.55 + 0.75
+    shown = [category for category in COLORS if category in categories.values()]
+    columns = 3 if across > 2 else 1
+    header = 0.55 + 0.17 * -(-len(shown) // columns)
+    width, height = across * (len(LANDSCAPES) * 1.3 + 0.25), down * 1.55 + header
     figure.set_size_inches(width, height)
     cells = figure.add_gridspec(
-        down, across, left=0.006, right=0.994, bottom=0.005, top=1 - 0.75 / height,
+        down, across, left=0.006, right=0.994, bottom=0.005, top=1 - header / height,
         wspace=0.06, hspace=0.2,
     )  # fmt: skip
     for name, cell in zip(track(names), cells, strict=False):
@@ -143,14 +146,13 @@ def plot(
             _draw(axis, landscape, points, rate, color)
         axes[0].set_title(name, fontsize=9, loc="left", pad=3, color=color, fontweight="bold")
 
-    shown = [category for category in COLORS if category in categories.values()]
     figure.legend(
         [Line2D([], [], color=COLORS[category], linewidth=3) for category in shown],
         [f"{category}: {CATEGORIES[category]}" for category in shown],
-        loc="upper left", ncols=3 if across > 2 else 1, fontsize=8, frameon=False,
+        loc="upper left", ncols=columns, fontsize=8, frameon=False,
     )  # fmt: skip
-    caption = f"{steps} updates from the gray dot,\neach at the best of {len(RATES)} learning rates"
-    figure.text(0.994, 1 - 0.12 / height, caption, ha="right", va="top", fontsize=8)
+    caption = f"{steps} updates from the gray dot, each at the best of {len(RATES)} learning rates"
+    figure.text(0.006, 1 - (header - 0.24) / height, caption, va="bottom", fontsize=8)
     figure.savefig(path, dpi=120)
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bocb_jax.optim.moments import scale_by_moments
 from bocb_jax.optim.packaging import Packaging
 from bocb_jax.optim.ranges import Beta, NonNegative
 from bocb_jax.optim.table import add_row
@@ -30,23 +31,12 @@ def rectification(count: jax.Array, b2: float, threshold: float = 5.0):
 def scale_by_radam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
     """The mathematics of `radam`."""
 
-    def init(params):
-        zeros = optax.tree.zeros_like(params)
-        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
-
-    def update(grads, state, params=None):
-        count = optax.safe_increment(state.count)
-        mu = optax.tree.update_moment(grads, state.mu, b1, 1)
-        nu = optax.tree.update_moment(grads, state.nu, b2, 2)
+    def direction(count, m, v):
         rectifier, tractable = rectification(count, b2)
+        adaptive = rectifier * jnp.sqrt(1 - b2**count) / (jnp.sqrt(v) + eps)
+        return m / (1 - b1**count) * jnp.where(tractable, adaptive, 1.0)
 
-        def direction(m, v):
-            adaptive = rectifier * jnp.sqrt(1 - b2**count) / (jnp.sqrt(v) + eps)
-            return m / (1 - b1**count) * jnp.where(tractable, adaptive, 1.0)
-
-        return jax.tree.map(direction, mu, nu), optax.ScaleByAdamState(count, mu, nu)
-
-    return optax.GradientTransformation(init, update)
+    return scale_by_moments(b1, b2, direction)
 
 
 @add_row(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bocb_jax.optim.kronecker import along_axes, each, grams, identities
+from bocb_jax.optim.kronecker import along_axes, each, mean_grams, start
 from bocb_jax.optim.packaging import Packaging
 from bocb_jax.optim.ranges import Beta, NonNegative, Steps
 from bocb_jax.optim.table import add_row
@@ -36,19 +36,13 @@ def scale_by_shampoo(
 
     def init(params):
         zeros = optax.tree.zeros_like(params)
-        ones = jax.tree.map(lambda p: identities(p, max_axis), params)
-        count = jnp.zeros((), jnp.int32)
-        return ShampooState(count, zeros, zeros, optax.tree.zeros_like(ones), ones)
+        return ShampooState(jnp.zeros((), jnp.int32), zeros, zeros, *start(params, max_axis))
 
     def update(grads, state, params=None):
         count = optax.safe_increment(state.count)
         mu = optax.tree.update_moment(grads, state.mu, b1, 1)
         nu = optax.tree.update_moment(grads, state.nu, b2, 2)
-        statistics = jax.tree.map(
-            lambda g, old: each(lambda s, new: b2 * s + (1 - b2) * new, old, grams(g, max_axis)),
-            grads,
-            state.statistics,
-        )
+        statistics = mean_grams(grads, state.statistics, b2, max_axis)
 
         def recompute(g, matrices):
             order = 2 * sum(m is not None for m in matrices)

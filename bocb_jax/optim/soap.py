@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bocb_jax.optim.kronecker import Matrices, along_axes, each, grams, identities
+from bocb_jax.optim.kronecker import Matrices, along_axes, each, mean_grams, start
 from bocb_jax.optim.later_from_optax import skip_first_update
 from bocb_jax.optim.packaging import Packaging
 from bocb_jax.optim.ranges import Beta, NonNegative, Steps
@@ -50,18 +50,12 @@ def scale_by_soap(
 
     def init(params):
         zeros = optax.tree.zeros_like(params)
-        ones = jax.tree.map(lambda p: identities(p, max_axis), params)
-        count = jnp.zeros((), jnp.int32)
-        return SoapState(count, zeros, zeros, optax.tree.zeros_like(ones), ones)
+        return SoapState(jnp.zeros((), jnp.int32), zeros, zeros, *start(params, max_axis))
 
     def update(grads, state, params=None):
         first = state.count == 0
         step = jnp.maximum(state.count, 1)  # updates done, the skipped one left out
-        statistics = jax.tree.map(
-            lambda g, old: each(lambda s, new: b3 * s + (1 - b3) * new, old, grams(g, max_axis)),
-            grads,
-            state.statistics,
-        )
+        statistics = mean_grams(grads, state.statistics, b3, max_axis)
 
         def direction(g, m, v, q):
             to_basis = each(jnp.transpose, q)
