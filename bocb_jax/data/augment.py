@@ -1,32 +1,72 @@
 """What happens to images on the device, inside the compiled step: resize, augment, normalize.
 
-Images come as uint8 and stay on the scale 0 ... 255 until `normalize`. Every random choice is a
-pure function of (key, position of the example in the global batch), so that it does not depend on
-how many devices or processes share the batch.
+The order is timm's: crop, flip, then RandAugment or 3-Augment and color jitter on uint8 images,
+then normalization, then random erasing. Every random choice is a pure function of (key, position of
+the example in the global batch), so that it does not depend on how many devices or processes share
+the batch; nearly all arithmetic is on integers, so that results do not depend on it either.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.ndimage import map_coordinates
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from bocb_jax.data import erasing, geometry, operations
+from bocb_jax.data.operations import RandAugment
+from bocb_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Which random changes training images get.
+    """Which random changes training images get; static under `jax.jit`.
 
     Attributes:
-      shift: largest shift each way, as a fraction of the side; what comes in is black.
-      flip: mirror left and right with probability one half.
-      rotate: largest rotation each way, in degrees.
+      shift: largest shift each way, as a fraction of the side; what comes in is as `pad_mode` says.
+      rotate: largest rotation each way, in degrees, bilinear on black.
       scale: largest change of size each way, as a fraction.
+      pad: pixels added on each side before a crop of the image's size.
+      pad_mode: what they are, "zero" or "reflect".
+      resized_crop: lowest and highest share of the area that is cut out and resized (bicubic);
+        None for the whole image.
+      ratio: lowest and highest width by height of what is cut out.
+      flip: mirror left and right with probability one half.
+      rand_augment: timm's notation, such as "rand-m9-mstd0.5-inc1"; None for none.
+      three_augment: grayscale, solarization or blur.
+      color_jitter: largest change of brightness, contrast and saturation. timm leaves it out where
+        there is RandAugment; here both are done if both are given.
+      erase: probability of random erasing.
     """
 
     shift: float = 0.0
     flip: bool = False
     rotate: float = 0.0
     scale: float = 0.0
+    pad: int = 0
+    pad_mode: str = "zero"
+    resized_crop: tuple[float, float] | None = None
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    rand_augment: str | None = None
+    three_augment: bool = False
+    color_jitter: float = 0.0
+    erase: float = 0.0
+
+    def __post_init__(self):
+        if self.shift and self.pad:
+            raise UserError("Give a shift as a fraction of the side or a pad in pixels, not both.")
+        if self.pad_mode not in ("zero", "reflect"):
+            raise UserError(f"pad_mode is 'zero' or 'reflect', not '{self.pad_mode}'.")
+        for name, range_ in (("resized_crop", self.resized_crop or (1, 1)), ("ratio", self.ratio)):
+            if len(range_) != 2 or not 0 < range_[0] <= range_[1]:
+                raise UserError(f"{name} is a lowest and a highest number above 0, not {range_}.")
+        if self.resized_crop and self.resized_crop[1] > 1:
+            raise UserError(f"resized_crop is a share of the area; {self.resized_crop} exceeds 1.")
+        if self.rand_augment:
+            RandAugment.parse(self.rand_augment)
+        if not 0 <= self.erase <= 1:
+            raise UserError(f"erase is a probability, not {self.erase}.")
 
 
 def preprocess(
@@ -37,49 +77,64 @@ def preprocess(
     std: tuple[float, ...],
     key: jax.Array | None = None,
     policy: Augmentation | None = None,
+    crop_ratio: float = 1.0,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """Resizes, augments (given a key and a policy) and normalizes a batch.
 
     Args:
-      images: (B, H, W, C) uint8, or float on the scale 0 ... 255.
+      images: (B, H, W, 3) uint8.
       image_size: side of the square result.
       mean: per channel, of pixels scaled to 0 ... 1.
       std: per channel, of pixels scaled to 0 ... 1.
       key: a different one at every step; None for evaluation.
       policy: None for no augmentation.
+      crop_ratio: share of the shorter side that evaluation keeps, in the middle.
+      mesh: over which the batch is divided. On CPUs images are augmented one after the other, which
+        the compiler cannot divide by itself.
 
     Returns:
-      (B, image_size, image_size, C) float32.
+      (B, image_size, image_size, 3) float32.
     """
-    images = resize(images, image_size)
-    if key is not None and policy is not None:
-        images = augment(images, key=key, policy=policy)
-    return normalize(images, mean, std)
+    if key is None or policy is None:
+        return normalize(geometry.resize(images, image_size, crop_ratio), mean, std)
+    size = (image_size, image_size)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(len(images)))
+    kinds, steps = color_steps(keys, policy, size)
+    draws = {
+        "place": _draws(keys, "place", 5),
+        "crop": _draws(keys, "crop", 22),
+        "steps": steps,
+        "erase": _draws(keys, "erase", erasing.DRAWS),
+        "noise": _keys(keys, "noise"),
+    }
+    if not policy.resized_crop:
+        images = geometry.resize(images, image_size)
+    branching = jax.default_backend() == "cpu"
+    fill = tuple(min(255, round(255 * x)) for x in mean)
 
+    def augment(image_and_draws):
+        image, draws = image_and_draws
+        image = crop(image, size, draws["crop"], draws["place"], policy)
+        if kinds:
+            steps = draws["steps"]
+            image = operations.apply(image, steps, kinds=kinds, fill=fill, branching=branching)
+        image = normalize(image[None], mean, std)[0]
+        if policy.erase:
+            image = erasing.erase(image, draws["erase"], draws["noise"], policy.erase)
+        return image
 
-def resize(images: jax.Array, size: int) -> jax.Array:
-    """Bicubic resize to size x size: the shorter side to `size`, then the central square.
-
-    The kernel (Keys, 1981, a = -0.5) and the handling of edges are those of Pillow; it is widened
-    against aliasing where the image shrinks, and only there.
-
-    Args:
-      images: (B, H, W, C) uint8 or float.
-      size: side of the result.
-
-    Returns:
-      (B, size, size, C) float32.
-    """
-    batch, height, width, channels = images.shape
-    images = images.astype(jnp.float32)
-    if height == width == size:
-        return images
-    short = min(height, width)
-    height, width = (max(size, round(side * size / short)) for side in (height, width))
-    images = jax.image.resize(images, (batch, height, width, channels), "cubic")
-    top, left = (height - size) // 2, (width - size) // 2
-    # A bicubic kernel overshoots at edges; pixels do not.
-    return jnp.clip(images[:, top : top + size, left : left + size], 0.0, 255.0)
+    if not branching or not (policy.resized_crop or kinds or policy.erase):
+        return jax.vmap(augment)((images, draws))
+    # A CPU takes one image after the other: a switch then runs one of its branches only, and small
+    # matrix products are several times faster than one batched product.
+    one_by_one = functools.partial(lax.map, augment)
+    if mesh is not None and mesh.size > 1:
+        split = PartitionSpec(mesh.axis_names)
+        one_by_one = jax.shard_map(
+            one_by_one, mesh=mesh, in_specs=split, out_specs=split, check_vma=False
+        )
+    return one_by_one((images, draws))
 
 
 def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
@@ -94,84 +149,66 @@ def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
     return (images.astype(jnp.float32) - mean) / std
 
 
-def augment(images: jax.Array, *, key: jax.Array, policy: Augmentation) -> jax.Array:
-    """Random changes of each image, by its own key.
+def crop(
+    image: jax.Array,
+    size: tuple[int, int],
+    part: jax.Array,
+    place: jax.Array,
+    policy: Augmentation,
+) -> jax.Array:
+    """Which part of an image is seen, and which way round.
 
     Args:
-      images: (B, H, W, C) float, black = 0.
-      key: a different one at every step.
-      policy: static under `jax.jit`.
+      image: (H, W, C) uint8, of the result's size unless the policy has a resized crop.
+      size: height and width of the result.
+      part: (22,) uniform random numbers for the resized crop.
+      place: (5,) for all else.
+      policy: what is allowed.
 
     Returns:
-      Images of the same shape.
+      (height, width, C); uint8 unless images are turned or scaled.
     """
-    batch, side = images.shape[:2]
-    # One draw per image for everything: what a policy leaves out does not disturb the rest.
-    draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (5,)))
-    angle, size, down, right, mirrored = draw(jnp.arange(batch)).T
+    angle, scale, down, right, side = place
+    mirrored = policy.flip & (side < 0.5)
+    if policy.resized_crop:
+        box = geometry.resized_crop_box(part, image.shape[:2], policy.resized_crop, policy.ratio)
+        image = geometry.crop_and_resize(image, box, size, mirrored)
+    elif policy.flip:
+        image = geometry.flip(image, mirrored)
     if policy.rotate or policy.scale:
-        images = affine(
-            images,
-            angles=policy.rotate * (2 * angle - 1),
-            sizes=1 + policy.scale * (2 * size - 1),
-        )
-    if policy.shift:
-        most = round(policy.shift * side)
-        down, right = (jnp.floor(x * (2 * most + 1)).astype(int) - most for x in (down, right))
-        images = shift(images, down=down, right=right)
-    if policy.flip:
-        images = flip(images, mirrored < 0.5)
-    return images
+        angle, scale = policy.rotate * (2 * angle - 1), 1 + policy.scale * (2 * scale - 1)
+        image = geometry.turn_and_scale(image, angle, scale)
+    pad = policy.pad or round(policy.shift * size[0])
+    if pad:
+        down, right = (jnp.floor(x * (2 * pad + 1)).astype(jnp.int32) for x in (down, right))
+        image = geometry.padded_crop(image, down, right, pad, policy.pad_mode)
+    return image
 
 
-def shift(images: jax.Array, *, down: jax.Array, right: jax.Array) -> jax.Array:
-    """Shifts each image by whole pixels; what comes in is black.
-
-    This is the crop of an image padded with zeros.
-
-    Args:
-      images: (B, H, W, C).
-      down: (B,) integers.
-      right: (B,) integers.
-    """
-    height, width = images.shape[1:3]
-
-    def move(image, down, right):
-        rows, columns = jnp.arange(height) - down, jnp.arange(width) - right
-        # A negative index would wrap round; one past the end is filled.
-        rows = jnp.where(rows < 0, height, rows)
-        columns = jnp.where(columns < 0, width, columns)
-        return image.at[rows[:, None], columns[None, :]].get(mode="fill", fill_value=0)
-
-    return jax.vmap(move)(images, down, right)
+def color_steps(keys: jax.Array, policy: Augmentation, size: tuple[int, int]):
+    """The operations that each image gets, and the kinds that they are chosen from."""
+    parts = []
+    if policy.rand_augment:
+        drawn = RandAugment.parse(policy.rand_augment)
+        draws = _draws(keys, "rand_augment", drawn.draws)
+        steps = jax.vmap(lambda x: drawn.steps(x, size))(draws)
+        parts.append((operations.RAND_AUGMENT_KINDS, steps))
+    if policy.three_augment:
+        steps = jax.vmap(operations.three_augment_steps)(_draws(keys, "three_augment", 2))
+        parts.append((operations.THREE_AUGMENT_KINDS, steps))
+    if policy.color_jitter:
+        jitter = functools.partial(operations.jitter_steps, strength=policy.color_jitter)
+        parts.append((operations.JITTER_KINDS, jax.vmap(jitter)(_draws(keys, "jitter", 6))))
+    return operations.joined(parts)
 
 
-def flip(images: jax.Array, mirrored: jax.Array) -> jax.Array:
-    """Mirrors some images left and right.
-
-    Args:
-      images: (B, H, W, C).
-      mirrored: (B,) booleans.
-    """
-    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+_STREAMS = ("place", "crop", "rand_augment", "three_augment", "jitter", "erase", "noise")
 
 
-def affine(images: jax.Array, *, angles: jax.Array, sizes: jax.Array) -> jax.Array:
-    """Turns and scales each image about its centre, bilinearly; what comes in is black.
+def _draws(keys: jax.Array, stream: str, count: int) -> jax.Array:
+    """(B, count) uniform random numbers; what a policy leaves out does not disturb the rest."""
+    return jax.vmap(lambda key: jax.random.uniform(key, (count,)))(_keys(keys, stream))
 
-    Args:
-      images: (B, H, W, C).
-      angles: (B,) degrees, counter-clockwise.
-      sizes: (B,) 2 shows everything twice as large.
-    """
-    height, width = images.shape[1:3]
-    middle_y, middle_x = (height - 1) / 2, (width - 1) / 2
-    y, x = jnp.meshgrid(jnp.arange(height) - middle_y, jnp.arange(width) - middle_x, indexing="ij")
 
-    def warp(image, angle, size):
-        cos, sin = jnp.cos(jnp.deg2rad(angle)) / size, jnp.sin(jnp.deg2rad(angle)) / size
-        # Where each pixel of the result comes from.
-        place = [cos * y + sin * x + middle_y, cos * x - sin * y + middle_x]
-        return jax.vmap(lambda channel: map_coordinates(channel, place, order=1), -1, -1)(image)
-
-    return jax.vmap(warp)(images, angles, sizes)
+def _keys(keys: jax.Array, stream: str) -> jax.Array:
+    return jax.vmap(lambda key: jax.random.fold_in(key, _STREAMS.index(stream)))(keys)

@@ -1,0 +1,23 @@
+"""Small real images: crops of the two photographs that come with scikit-learn."""
+
+import functools
+
+import numpy as np
+from sklearn.datasets import load_sample_images
+
+
+@functools.cache
+def photographs() -> np.ndarray:
+    """(2, 427, 640, 3) uint8."""
+    return np.stack(load_sample_images().images)
+
+
+def sample_crops(count: int, side: int, seed: int = 0) -> np.ndarray:
+    """(count, side, side, 3) uint8: crops from random places, of every third pixel."""
+    small = photographs()[:, ::3, ::3]
+    random = np.random.RandomState(seed)  # its stream is the same in every version of NumPy
+    rows = random.randint(0, small.shape[1] - side + 1, count)
+    columns = random.randint(0, small.shape[2] - side + 1, count)
+    which = np.arange(count) % 2
+    places = zip(which, rows, columns, strict=True)
+    return np.stack([small[i, y : y + side, x : x + side] for i, y, x in places])
