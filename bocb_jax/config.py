@@ -30,16 +30,48 @@ class DataConfig:
     dir: str | None = None  # where TFDS data sets lie; None: TFDS's own default
     split_seed: int = 0  # which examples are held out for validation
     workers: int = 0  # processes that decode; 0: threads of this process
-    shift: float | None = None  # largest random shift, as a fraction of the side
-    flip: bool | None = None  # random horizontal flips
-    rotate: float | None = None  # largest random rotation, degrees
-    scale: float | None = None  # largest random change of size, as a fraction
+    on_device: Literal["auto", "yes", "no"] = "auto"  # images live there; auto: if small
+    repeats: int | None = None  # times that an image comes in a row (repeated augmentation)
+    crop_ratio: float | None = None  # share of the shorter side of a test image that is kept
 
     def __post_init__(self):
         _check(self.workers >= 0, "data.workers", self.workers, "at least 0")
+        repeats, ratio = self.repeats, self.crop_ratio
+        _check(repeats is None or repeats >= 1, "data.repeats", repeats, "at least 1")
+        _check(ratio is None or 0 < ratio <= 1, "data.crop_ratio", ratio, "in (0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """What happens to training images. Values that are not given come from the recipe."""
+
+    only: bool = False  # just what is given here, nothing of the recipe's
+    pad: int | None = None  # crop at random from an image with so many more pixels at each side
+    pad_mode: Literal["zero", "reflect"] | None = None  # what these pixels are
+    resized_crop: tuple[float, float] | None = None  # least and largest share of a random crop
+    flip: bool | None = None  # random mirroring
+    rand_augment: str | None = None  # such as rand-m9-mstd0.5-inc1; "none" for none
+    three_augment: bool | None = None  # grey, solarized or blurred (DeiT III)
+    color_jitter: float | None = None  # largest change of brightness, contrast and saturation
+    erase: float | None = None  # probability that a rectangle becomes noise
+    shift: float | None = None  # largest random shift, as a fraction of the side
+    rotate: float | None = None  # largest random rotation, degrees
+    scale: float | None = None  # largest random change of size, as a fraction
+    mixup: float | None = None  # alpha of the Beta distribution of Mixup's share; 0: no Mixup
+    cutmix: float | None = None  # alpha of that of CutMix; 0: no CutMix
+
+    def __post_init__(self):
         for name in ("shift", "scale"):
             value = getattr(self, name)
-            _check(value is None or 0 <= value < 1, f"data.{name}", value, "in [0, 1)")
+            _check(value is None or 0 <= value < 1, f"augment.{name}", value, "in [0, 1)")
+        for name in ("pad", "color_jitter", "mixup", "cutmix"):
+            value = getattr(self, name)
+            _check(value is None or value >= 0, f"augment.{name}", value, "at least 0")
+        _check(self.erase is None or 0 <= self.erase <= 1, "augment.erase", self.erase, "in [0, 1]")
+        if self.resized_crop is not None:
+            least, largest = self.resized_crop
+            _check(0 < least <= largest <= 1, "augment.resized_crop", self.resized_crop,
+                   "two rising shares of the area in (0, 1]")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,15 +80,20 @@ class ScheduleConfig:
 
     # After the warm-up; None: the optimizer's own, which is the cosine for nearly all.
     name: Literal["cosine", "step", "constant"] | None = None
-    warmup_epochs: float | None = None  # linear, from 0
-    end_fraction: float = 0.0  # cosine: where it ends, as a fraction of the peak
+    warmup_epochs: float | None = None  # linear
+    warmup_start: float | None = None  # where it begins, as a fraction of the peak
+    end_fraction: float | None = None  # cosine: where it ends, as a fraction of the peak
+    cosine_from: Literal["start", "warmup"] | None = None  # of the run, or the end of the warm-up
+    by: Literal["step", "epoch"] | None = None  # how often the cosine moves
     boundaries: tuple[float, ...] = (0.5, 0.75)  # step: where, as fractions of the run
     factor: float = 0.1  # step: what the rate is multiplied by at each
 
     def __post_init__(self):
         warmup = self.warmup_epochs
         _check(warmup is None or warmup >= 0, "schedule.warmup_epochs", warmup, "at least 0")
-        _check(0 <= self.end_fraction <= 1, "schedule.end_fraction", self.end_fraction, "in [0, 1]")
+        for name in ("warmup_start", "end_fraction"):
+            value = getattr(self, name)
+            _check(value is None or 0 <= value <= 1, f"schedule.{name}", value, "in [0, 1]")
         _check(self.factor > 0, "schedule.factor", self.factor, "positive")
         inside = all(0 < boundary < 1 for boundary in self.boundaries)
         rising = list(self.boundaries) == sorted(set(self.boundaries))
@@ -67,24 +104,29 @@ class ScheduleConfig:
 class StepConfig:
     """What one training step does beside the plain gradient."""
 
+    loss: Literal["cross_entropy", "bce", "bce_sum"] | None = None  # bce: mean over the classes
     label_smoothing: float | None = None  # share of the label spread over all classes
-    clip_norm: float | None = None  # largest global norm of the gradient; None: no clipping
+    clip_norm: float | None = None  # largest global norm of the gradient; 0: no clipping
     accumulate: int = 1  # parts that a batch is split into, one after another
-    ema: float | None = None  # decay of the moving average of the weights; None: no average
+    ema: float | None = None  # decay of the moving average of the weights; 0: no average
+    # Batches that BatchNorm's running statistics see before an evaluation; None: 50 where other
+    # weights are evaluated than were trained, else none.
+    settling_batches: int | None = None
+    batch_norm_momentum: float | None = None  # weight of the newest batch in these statistics
 
     def __post_init__(self):
         smoothing = self.label_smoothing
         _check(
             smoothing is None or 0 <= smoothing < 1, "step.label_smoothing", smoothing, "in [0, 1)"
         )
-        _check(
-            self.clip_norm is None or self.clip_norm > 0,
-            "step.clip_norm",
-            self.clip_norm,
-            "positive",
-        )
+        clip, ema = self.clip_norm, self.ema
+        _check(clip is None or clip >= 0, "step.clip_norm", clip, "at least 0")
         _check(self.accumulate >= 1, "step.accumulate", self.accumulate, "at least 1")
-        _check(self.ema is None or 0 < self.ema < 1, "step.ema", self.ema, "in (0, 1)")
+        _check(ema is None or 0 <= ema < 1, "step.ema", ema, "in [0, 1)")
+        count, momentum = self.settling_batches, self.batch_norm_momentum
+        _check(count is None or count >= 0, "step.settling_batches", count, "at least 0")
+        _check(momentum is None or 0 < momentum <= 1, "step.batch_norm_momentum", momentum,
+               "in (0, 1]")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +184,9 @@ class TrainConfig:
     model: str = "vit_s"  # a listed backbone, or an import path such as mypkg.nets:MyNet
     opt: str = "adamw"  # a listed optimizer, or an import path
     dataset: str = "digits"  # a listed data set, tfds:NAME or folder:PATH
+    recipe: str = "auto"  # auto: the paper's for the backbone; `bocb recipes` lists them
+    hparams: Literal["default", "paper"] = "default"  # paper: the tuned lr and weight decay
+    protocol: Literal["held_out", "paper"] = "held_out"  # paper: tune on the test split, as it did
     init: str | None = None  # weights to start from: .safetensors, .pth, or a folder of a run
     epochs: int | None = None  # passes over the training split
     batch_size: int | None = None  # over all devices together
@@ -149,6 +194,7 @@ class TrainConfig:
     weight_decay: float | None = None
     seed: int = 0  # of the weights, the order of the data, the augmentation and the dropout
     image_size: int | None = None  # side in pixels that the backbone sees
+    test_size: int | None = None  # the same in evaluation; None: as in training
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on accelerators
     on_corrupt: Literal["fail", "skip"] = "fail"  # an image that cannot be read
     workdir: str = "runs"  # where the run's folder goes, or the folder itself
@@ -158,6 +204,7 @@ class TrainConfig:
     model_args: dict[str, Any] = dataclasses.field(default_factory=dict)  # --model-args.stem cifar
     opt_args: dict[str, Any] = dataclasses.field(default_factory=dict)  # --opt-args.momentum 0.95
     data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     step: StepConfig = StepConfig()
     parallel: ParallelConfig = ParallelConfig()
@@ -171,8 +218,9 @@ class TrainConfig:
         _check(self.lr is None or self.lr > 0, "lr", self.lr, "positive")
         decay = self.weight_decay
         _check(decay is None or decay >= 0, "weight_decay", decay, "at least 0")
-        side = self.image_size
-        _check(side is None or side >= 1, "image_size", side, "at least 1")
+        for name in ("image_size", "test_size"):
+            side = getattr(self, name)
+            _check(side is None or side >= 1, name, side, "at least 1")
         _check(0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2**32)")
         if size is not None and size % self.step.accumulate:
             raise UserError(
@@ -187,6 +235,8 @@ class TrainConfig:
             del settings[name]
         for name in ("distributed", "coordinator", "processes", "process"):
             del settings["parallel"][name]
+        for name in ("workers", "on_device"):  # the same bits whichever way they come
+            del settings["data"][name]
         # The other settings of `log` only decide what is said; this one decides what is "best".
         settings["log"] = {"evaluate_every_epochs": self.log.evaluate_every_epochs}
         return settings

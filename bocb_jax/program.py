@@ -15,66 +15,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bocb_jax import interop, optim
-from bocb_jax.config import TrainConfig
 from bocb_jax.data.augment import Augmentation, preprocess
-from bocb_jax.data.sources import Dataset
+from bocb_jax.data.mixing import Mixing, mix, smoothed_one_hot
 from bocb_jax.engine.checkpoint import read_best
 from bocb_jax.engine.sharding import make_mesh
 from bocb_jax.engine.step import Program, StepSettings, make_program, weights_of
 from bocb_jax.models import create_model
-from bocb_jax.models.factory import MODELS
-from bocb_jax.models.layers import parameter_kinds
+from bocb_jax.models.layers import BatchNorm, parameter_kinds
 from bocb_jax.optim import schedules
-from bocb_jax.recipes import recipe_for
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What the config leaves open, as it came out."""
-
-    epochs: int
-    batch_size: int
-    image_size: int
-    num_classes: int
-    learning_rate: float
-    weight_decay: float
-    schedule: str
-    warmup_epochs: float
-    label_smoothing: float
-    precision: str
-    augmentation: dict[str, Any]
-
-
-def resolve(config: TrainConfig, dataset: Dataset) -> Settings:
-    """Fills in from the recipe of the data set, the row of the optimizer and the device."""
-    side = dataset.image_shape[0] if dataset.image_shape else None
-    recipe = recipe_for(config.dataset, side)
-    model = MODELS.get(config.model)
-    optimizer = optim.optimizer_info(config.opt)
-    epochs = _first(config.epochs, recipe.epochs)
-    precision = config.precision
-    if precision == "auto":
-        precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    asked = {name: getattr(config.data, name) for name in ("shift", "flip", "rotate", "scale")}
-    asked = {name: value for name, value in asked.items() if value is not None}
-    return Settings(
-        epochs=epochs,
-        batch_size=_first(config.batch_size, recipe.batch_size),
-        image_size=_first(config.image_size, min(recipe.image_size, model.image_size)),
-        num_classes=dataset.num_classes,
-        learning_rate=_first(config.lr, optimizer.default_learning_rate),
-        weight_decay=_first(config.weight_decay, optimizer.default_weight_decay),
-        schedule=_first(config.schedule.name, optimizer.default_schedule),
-        # A warm-up longer than a tenth of the run is not what a short run means.
-        warmup_epochs=_first(config.schedule.warmup_epochs, min(recipe.warmup_epochs, epochs / 10)),
-        label_smoothing=_first(config.step.label_smoothing, recipe.label_smoothing),
-        precision=precision,
-        augmentation={**dataset.augmentation, **asked},
-    )
-
-
-def _first(*values):
-    return next(value for value in values if value is not None)
+from bocb_jax.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +36,15 @@ class ProgramSpec:
     opt_args: tuple[tuple[str, Any], ...]
     num_classes: int
     image_size: int
+    test_size: int
+    crop_ratio: float
     precision: str
     schedule: schedules.Schedule  # with a peak of 1
     step: StepSettings
-    augmentation: tuple[tuple[str, Any], ...]
+    augmentation: Augmentation
+    mixing: Mixing
+    mixed_smoothing: float  # of the labels, where batches are mixed
+    batch_norm_momentum: float | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fsdp: int
@@ -101,26 +55,49 @@ def program_spec(config, settings: Settings, dataset, steps_per_epoch: int) -> P
     """The part of a run that is compiled in."""
     total = settings.epochs * steps_per_epoch
     warmup = round(settings.warmup_epochs * steps_per_epoch)
+    start = settings.warmup_start
     if settings.schedule == "cosine":
-        schedule = schedules.warmup_cosine(1.0, warmup, total, config.schedule.end_fraction)
+        schedule = schedules.warmup_cosine(
+            1.0,
+            warmup,
+            total,
+            settings.end_fraction,
+            warmup_start=start,
+            from_start=settings.cosine_from == "start",
+            every=steps_per_epoch if settings.schedule_by == "epoch" else 1,
+        )
     elif settings.schedule == "step":
         boundaries = tuple(round(share * total) for share in config.schedule.boundaries)
-        schedule = schedules.step_decay(1.0, boundaries, config.schedule.factor, warmup)
+        factor = config.schedule.factor
+        schedule = schedules.step_decay(1.0, boundaries, factor, warmup, warmup_start=start)
     else:
-        schedule = schedules.constant(1.0, warmup)
+        schedule = schedules.constant(1.0, warmup, warmup_start=start)
+    model_args, opt_args = dict(config.model_args), dict(config.opt_args)
+    if settings.drop_path is not None:
+        model_args["drop_path"] = settings.drop_path
+    opt_args.setdefault("decay_mask", settings.decay_mask)
     return ProgramSpec(
         model=config.model,
-        model_args=tuple(sorted(config.model_args.items())),
+        model_args=tuple(sorted(model_args.items())),
         opt=config.opt,
-        opt_args=tuple(sorted(config.opt_args.items())),
+        opt_args=tuple(sorted(opt_args.items())),
         num_classes=settings.num_classes,
         image_size=settings.image_size,
+        test_size=settings.test_size,
+        crop_ratio=settings.crop_ratio if dataset.image_shape else 1.0,  # else the host crops
         precision=settings.precision,
         schedule=schedule,
         step=StepSettings(
-            settings.label_smoothing, config.step.clip_norm, config.step.accumulate, config.step.ema
+            settings.loss,
+            0.0 if settings.mixup or settings.cutmix else settings.label_smoothing,
+            settings.clip_norm,
+            config.step.accumulate,
+            settings.ema,
         ),
-        augmentation=tuple(sorted(settings.augmentation.items())),
+        augmentation=Augmentation(**settings.augmentation),
+        mixing=Mixing(settings.mixup, settings.cutmix),
+        mixed_smoothing=settings.label_smoothing,
+        batch_norm_momentum=config.step.batch_norm_momentum,
         mean=tuple(dataset.mean),
         std=tuple(dataset.std),
         fsdp=config.parallel.fsdp,
@@ -130,7 +107,7 @@ def program_spec(config, settings: Settings, dataset, steps_per_epoch: int) -> P
 
 def build_model(spec: ProgramSpec, rngs: nnx.Rngs) -> nnx.Module:
     """The backbone of a spec."""
-    return create_model(
+    model = create_model(
         spec.model,
         num_classes=spec.num_classes,
         image_size=spec.image_size,
@@ -138,6 +115,11 @@ def build_model(spec: ProgramSpec, rngs: nnx.Rngs) -> nnx.Module:
         dtype=jnp.dtype(spec.precision),
         **dict(spec.model_args),
     )
+    if spec.batch_norm_momentum is not None:
+        for _, module in nnx.iter_graph(model):
+            if isinstance(module, BatchNorm):
+                module.momentum = spec.batch_norm_momentum
+    return model
 
 
 @functools.lru_cache(maxsize=64)
@@ -152,19 +134,39 @@ def compiled_program(spec: ProgramSpec) -> Program:
             **dict(spec.opt_args),
         )
 
-    prepare = functools.partial(
-        preprocess, image_size=spec.image_size, mean=spec.mean, std=spec.std
+    mesh = make_mesh(spec.fsdp, spec.devices)
+
+    def prepare_train(images, labels, key):
+        images = preprocess(
+            images,
+            image_size=spec.image_size,
+            mean=spec.mean,
+            std=spec.std,
+            key=jax.random.fold_in(key, 0),
+            policy=spec.augmentation,
+            mesh=mesh,
+        )
+        if not spec.mixing.active:
+            return images, labels
+        targets = smoothed_one_hot(labels, spec.num_classes, spec.mixed_smoothing)
+        return mix(images, targets, key=jax.random.fold_in(key, 1), policy=spec.mixing)
+
+    prepare_eval = functools.partial(
+        preprocess,
+        image_size=spec.test_size,
+        mean=spec.mean,
+        std=spec.std,
+        crop_ratio=spec.crop_ratio,
     )
-    policy = Augmentation(**dict(spec.augmentation))
     return make_program(
         functools.partial(build_model, spec),
         make_optimizer,
         optim.set_hyperparameters,
         optim.current_learning_rate,
-        prepare_train=lambda images, key: prepare(images, key=key, policy=policy),
-        prepare_eval=prepare,
+        prepare_train=prepare_train,
+        prepare_eval=prepare_eval,
         settings=spec.step,
-        mesh=make_mesh(spec.fsdp, spec.devices),
+        mesh=mesh,
         evaluation_parameters=optim.optimizer_info(spec.opt).evaluation_parameters,
     )
 

@@ -334,12 +334,3 @@ def compare() -> list[Compared]:
 
 def _equal(ours: Any, paper: Any) -> bool:
     return ours == paper or (not ours and not paper)
-
-
-def recipe_for(dataset: str, image_side: int | None) -> Recipe:
-    """The recipe of a data set."""
-    known = {"digits": "digits", "imagenet": "deit", "cifar100": "pytorch"}
-    regime = regime_for(dataset, image_side)
-    return dataclasses.replace(
-        get_recipe(known[regime], regime), image_size=224 if regime == "imagenet" else 32
-    )

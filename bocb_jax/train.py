@@ -21,7 +21,9 @@ import tyro
 
 from bocb_jax.config import TrainConfig, dotted, from_toml
 from bocb_jax.console import console, duration, reporter
-from bocb_jax.data.pipeline import evaluation_batches, steps_per_epoch, train_batches
+from bocb_jax.data.encoded import RandomCrop
+from bocb_jax.data.loader import Loader
+from bocb_jax.data.pipeline import steps_per_epoch
 from bocb_jax.data.sources import open_dataset
 from bocb_jax.engine import folder as run_folder
 from bocb_jax.engine import signals
@@ -30,13 +32,8 @@ from bocb_jax.engine.metrics import Window, Writers, open_writers, write_json
 from bocb_jax.engine.sharding import batch_sharding, check_batch
 from bocb_jax.engine.state import TrainState
 from bocb_jax.errors import Diverged, Interrupted, UserError
-from bocb_jax.program import (
-    compiled_program,
-    program_spec,
-    resolve,
-    starting_weights,
-    use_compile_cache,
-)
+from bocb_jax.program import compiled_program, program_spec, starting_weights, use_compile_cache
+from bocb_jax.settings import resolve
 
 SETTLING_BATCHES = 50  # at most an epoch; as many as the authors of schedule-free advise
 
@@ -108,6 +105,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         data_dir=config.data.dir,
         on_corrupt=config.on_corrupt,
     )
+    if config.protocol == "paper":
+        dataset = dataset.tuned_on_test()
     settings = resolve(config, dataset)
     epoch_steps = steps_per_epoch(len(dataset.splits["train"]), settings.batch_size)
     spec = program_spec(config, settings, dataset, epoch_steps)
@@ -190,14 +189,20 @@ class Run:
             self.progress = Progress()
         self.window = Window(self.progress.rows)
 
-        self.reading = {
-            "batch_size": settings.batch_size,
-            "image_size": settings.image_size,
-            "sharding": batch_sharding(program.mesh),
-            "workers": config.data.workers,
-        }
-        split = dataset.splits["train"]
-        self.batches = stack.enter_context(train_batches(split, seed=config.seed, **self.reading))
+        self.loader = Loader(
+            dataset,
+            batch_size=settings.batch_size,
+            image_size=settings.image_size,
+            test_size=settings.test_size,
+            sharding=batch_sharding(program.mesh),
+            workers=config.data.workers,
+            crop=settings.host_crop and RandomCrop(settings.host_crop),
+            crop_ratio=settings.crop_ratio,
+            on_device=config.data.on_device,
+        )
+        self.batches = stack.enter_context(
+            self.loader.train(seed=config.seed, repeats=settings.repeats)
+        )
         if restored:
             self.batches.set_state(self.progress.data)
 
@@ -305,14 +310,16 @@ class Run:
         """The state to evaluate.
 
         BatchNorm's running statistics are those of the trained weights. Where others are evaluated,
-        these see training batches first, always the same ones.
+        or where it is asked for, these see training batches first, always the same ones.
         """
         settle, model_state = self.program.settle, self.state.model_state
-        if settle is None:
+        count = self.config.step.settling_batches
+        if count is None:
+            count = SETTLING_BATCHES if self.program.evaluates_others else 0
+        if settle is None or not count:
             return self.state
-        split = self.dataset.splits["train"]
-        with train_batches(split, seed=self.config.seed, **self.reading) as batches:
-            for number in range(min(self.epoch_steps, SETTLING_BATCHES)):
+        with self.loader.train(seed=self.config.seed) as batches:
+            for number in range(min(self.epoch_steps, count)):
                 key = jax.random.fold_in(self.key, number)
                 model_state = settle(self.state, model_state, next(batches), key)
                 self._stop_if_asked()
@@ -321,7 +328,7 @@ class Run:
     def _evaluate(self, split: str, state: TrainState) -> dict[str, float]:
         """Mean loss and accuracy over every example of a split."""
         sums = []
-        with evaluation_batches(self.dataset.splits[split], **self.reading) as batches:
+        with self.loader.evaluation(split) as batches:
             for batch in batches:
                 sums.append(self.program.eval_step(state, batch))
                 self._stop_if_asked()
@@ -372,6 +379,7 @@ class Run:
     def _write_result(self, outcome: dict[str, Any]) -> dict[str, Any]:
         outcome = {
             **outcome,
+            "protocol": self.config.protocol,
             "steps": self.step,
             "parameters": self.program.parameters,
             "wall_seconds": time.monotonic() - self.begun,
@@ -386,9 +394,10 @@ class Run:
         resumed = f", from step {self.step}" if self.step else ""
         return (
             f"{self.config.model} ({self.program.parameters:,} parameters) with {self.config.opt} "
-            f"(lr {settings.learning_rate:g}, weight decay {settings.weight_decay:g}) on "
-            f"{self.config.dataset}: {settings.epochs} epochs of {self.epoch_steps} steps of "
-            f"{settings.batch_size} images of {settings.image_size} px, {settings.precision}, "
+            f"on {self.config.dataset}, recipe {settings.recipe}; lr {settings.learning_rate:g}, "
+            f"weight decay {settings.weight_decay:g} ({settings.rates_from}); "
+            f"{settings.epochs} epochs of {self.epoch_steps} steps of {settings.batch_size} images "
+            f"of {settings.image_size} px, {settings.precision}, "
             f"{mesh.size} {mesh.devices.flat[0].platform} device(s){resumed}\n{self.folder}"
         )
 
@@ -398,6 +407,12 @@ def _closing(outcome: dict[str, Any], folder: Path) -> str:
     if outcome["status"] == "diverged":
         step = outcome["diverged_at_step"]
         return f"Diverged: the loss was no longer finite at step {step}, after {took}. {folder}"
+    if outcome.get("protocol") == "paper":
+        return (
+            f"Test accuracy {outcome['test_accuracy']:.2%}, best "
+            f"{outcome['best_validation_accuracy']:.2%}, looked at every epoch as in the paper; "
+            f"{took}. {folder / 'result.json'}"
+        )
     return (
         f"Test accuracy {outcome['test_accuracy']:.2%} "
         f"(validation {outcome['validation_accuracy']:.2%}), {took}. {folder / 'result.json'}"

@@ -19,9 +19,13 @@ from bocb_jax.models import create_model
 SIDE, CLASSES, BATCH = 32, 10, 16
 
 
-def scale(images, key=None):
-    del key
+def scale(images):
     return images.astype(jnp.float32) / 128 - 1
+
+
+def scale_both(images, targets, key):
+    del key
+    return scale(images), targets
 
 
 PLAIN = StepSettings()
@@ -35,7 +39,7 @@ def program(model="vit_mini", opt="sgd", mesh=None, settings=PLAIN, **model_args
         lambda model: optim.create_optimizer(opt, optim.schedules.constant(1.0)),
         optim.set_hyperparameters,
         optim.current_learning_rate,
-        scale,
+        scale_both,
         scale,
         settings,
         mesh or sharding.make_mesh(devices=1),
@@ -165,7 +169,7 @@ def test_a_module_without_modes_or_rngs_trains():
         lambda model: optim.create_optimizer("sgd", optim.schedules.constant(1.0)),
         optim.set_hyperparameters,
         optim.current_learning_rate,
-        scale,
+        scale_both,
         scale,
         StepSettings(),
         sharding.make_mesh(devices=1),

@@ -16,7 +16,8 @@ from bocb_jax.engine.sharding import make_mesh
 from bocb_jax.engine.step import StepSettings, make_program
 from bocb_jax.models import create_model, layers
 from bocb_jax.optim.schedules import Schedule, WarmupCosine
-from bocb_jax.program import program_spec, resolve
+from bocb_jax.program import program_spec
+from bocb_jax.settings import resolve
 from bocb_jax.train import Run, train
 
 
@@ -59,7 +60,7 @@ def program(opt, model=f"{__name__}:NormNet", ema=None):
         lambda model: optim.create_optimizer(opt, optim.schedules.constant(1.0)),
         optim.set_hyperparameters,
         optim.current_learning_rate,
-        scale,
+        scale_both,
         scale,
         StepSettings(ema=ema),
         make_mesh(devices=1),
@@ -67,9 +68,13 @@ def program(opt, model=f"{__name__}:NormNet", ema=None):
     )
 
 
-def scale(images, key=None):
-    del key
+def scale(images):
     return images.astype(jnp.float32) / 128 - 1
+
+
+def scale_both(images, targets, key):
+    del key
+    return scale(images), targets
 
 
 def batch(seed):

@@ -104,7 +104,8 @@ def test_a_run_starts_from_a_file_and_another_from_that_run(config, tmp_path, ca
 
 def test_the_first_step_sees_the_logits_of_the_model_that_came_in(config, tmp_path):
     from bocb_jax.data.sources import open_dataset
-    from bocb_jax.program import compiled_program, program_spec, resolve, starting_weights
+    from bocb_jax.program import compiled_program, program_spec, starting_weights
+    from bocb_jax.settings import resolve
 
     file = a_file(tmp_path / "in")
     dataset = open_dataset("digits")

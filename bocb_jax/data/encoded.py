@@ -86,6 +86,28 @@ class RandomCrop:
         return left, top, left + w, top + h
 
 
+class Joined:
+    """Two sets of records, one after the other."""
+
+    def __init__(self, first: Records, second: Records):
+        self._first, self._second = first, second
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        records, index = self._find(index)
+        return records[index]
+
+    def name(self, index: int) -> str:
+        records, index = self._find(index)
+        return records.name(index)
+
+    def _find(self, index: int) -> tuple[Records, int]:
+        first = len(self._first)
+        return (self._first, index) if index < first else (self._second, index - first)
+
+
 class EncodedSplit:
     """A split whose images are decoded when they are read.
 
@@ -160,6 +182,11 @@ class EncodedSplit:
             small = len(self) * np.prod(shape) <= CACHE_BYTES
             self._sized[wanted] = CachedSplit(split) if small else split
         return self._sized[wanted]
+
+    def joined(self, other: "EncodedSplit") -> "EncodedSplit":
+        """The examples of both."""
+        records = Joined(self._records, other._records)
+        return EncodedSplit(records, self.image_shape, self._on_corrupt)
 
     def cropped(self, image_size: int, crop: RandomCrop) -> "CroppedSplit":
         """This split with random crops of its images, brought to image_size x image_size."""

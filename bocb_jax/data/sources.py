@@ -17,8 +17,6 @@ from bocb_jax.registry import Registry
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Shift is a fraction of the side: 4 pixels of 32.
-DEFAULT_AUGMENTATION = {"shift": 0.125, "flip": True}
 
 Example = dict[str, Any]
 
@@ -45,7 +43,6 @@ class Dataset:
       class_names: a name per label, where known.
       mean: per channel, of pixels scaled to 0 ... 1.
       std: per channel, of pixels scaled to 0 ... 1.
-      augmentation: keyword arguments of `augment.Augmentation` that suit these images.
     """
 
     name: str
@@ -55,9 +52,19 @@ class Dataset:
     class_names: tuple[str, ...] | None = None
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    augmentation: Mapping[str, float | bool] = dataclasses.field(
-        default_factory=lambda: dict(DEFAULT_AUGMENTATION)
-    )
+
+    def tuned_on_test(self) -> "Dataset":
+        """The way of the BOCB paper: trained on all training images, tuned on the test split.
+
+        Raises:
+          UserError: the splits of this data set cannot be joined.
+        """
+        train, validation = self.splits["train"], self.splits["validation"]
+        if not hasattr(train, "joined"):
+            raise UserError(f"The splits of '{self.name}' cannot be joined for --protocol paper.")
+        test = self.splits["test"]
+        splits = {"train": train.joined(validation), "validation": test, "test": test}
+        return dataclasses.replace(self, splits=splits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +164,11 @@ class ArraySplit:
         images = np.ascontiguousarray(self.images[indices])
         return {"image": images, "label": self.labels[indices], "index": indices}
 
+    def joined(self, other: "ArraySplit") -> "ArraySplit":
+        """The examples of both."""
+        pairs = (self.images, other.images), (self.labels, other.labels)
+        return ArraySplit(*(np.concatenate(pair) for pair in pairs))
+
 
 def from_arrays(
     name: str,
@@ -179,7 +191,7 @@ def from_arrays(
       test: images and labels of the test split; held out of `images` when None.
       held_out: fraction of `images` for each split that is held out, the same in every class.
       split_seed: decides which examples are held out.
-      **description: further fields of `Dataset` (class_names, mean, std, augmentation).
+      **description: further fields of `Dataset` (class_names, mean, std).
 
     Raises:
       UserError: arrays of other shapes, types or lengths.
@@ -295,6 +307,4 @@ def open_digits(options: OpenOptions) -> Dataset:
         class_names=tuple("0123456789"),
         mean=(0.305, 0.305, 0.305),
         std=(0.376, 0.376, 0.376),
-        # Mirrored digits are other signs; small turns are not.
-        augmentation={"shift": 0.125, "rotate": 12.0, "scale": 0.1},
     )

@@ -40,7 +40,7 @@ def open_tfds(
       name: as TensorFlow Datasets has it: "cifar10", "oxford_flowers102:2.1.1", "name/config".
       options: all count.
       test: the official split to test on, where that is not the obvious one.
-      **description: further fields of `Dataset` (mean, std, augmentation).
+      **description: further fields of `Dataset` (mean, std).
 
     Raises:
       UnknownName: no such data set, there or in the catalogue.

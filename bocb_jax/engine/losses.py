@@ -4,6 +4,35 @@ import jax
 import jax.numpy as jnp
 import optax
 
+LOSSES = ("cross_entropy", "bce", "bce_sum")
+
+
+def loss(name: str, logits: jax.Array, targets: jax.Array, smoothing: float = 0.0) -> jax.Array:
+    """The loss of each example, by name.
+
+    Args:
+      name: "cross_entropy" of the softmax, in nats; "bce", the binary cross entropy averaged over
+        the classes, as timm has it; "bce_sum", the same summed over them, as OpenMMLab has it.
+      logits: (batch, classes).
+      targets: (batch,) integers, or (batch, classes) of probabilities.
+      smoothing: share of the label that is spread evenly over all classes
+        (Szegedy et al., 2016, arXiv 1512.00567).
+
+    Returns:
+      (batch,) losses.
+    """
+    logits = logits.astype(jnp.float32)
+    if name == "cross_entropy" and targets.ndim == 1:
+        return cross_entropy(logits, targets, smoothing)
+    classes = logits.shape[-1]
+    if targets.ndim == 1:
+        targets = jax.nn.one_hot(targets, classes)
+    targets = (1 - smoothing) * targets + smoothing / classes
+    if name == "cross_entropy":
+        return optax.softmax_cross_entropy(logits, targets)
+    each = optax.sigmoid_binary_cross_entropy(logits, targets)
+    return each.sum(axis=-1) if name == "bce_sum" else each.mean(axis=-1)
+
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
     """Softmax cross entropy of each example, in nats.
@@ -25,6 +54,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
     return (1 - smoothing) * loss + smoothing * uniform
 
 
-def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """(batch,) of 1.0 where the largest logit is the label's, else 0.0."""
+def correct(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """(batch,) of 1.0 where the largest logit is the label's, or the likeliest one's, else 0.0."""
+    labels = targets if targets.ndim == 1 else jnp.argmax(targets, axis=-1)
     return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)

@@ -20,13 +20,13 @@ from bocb_jax.engine.sharding import batch_sharding, replicated, state_sharding
 from bocb_jax.engine.state import TrainState
 
 Batch = dict[str, jax.Array]
-PrepareFn = Callable[..., jax.Array]  # (uint8 images, key or None) -> float images
 
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
     """What one training step does beside the plain gradient."""
 
+    loss: str = "cross_entropy"  # a name of `losses.loss`
     label_smoothing: float = 0.0
     clip_norm: float | None = None
     accumulate: int = 1
@@ -39,18 +39,21 @@ class Program:
 
     `init(key, learning_rate, weight_decay, start=None)` -> state, from random weights or from
     `start`, a tree like that of `weights`;
+    `prepare(step, batch, key)` -> (images, targets), as `train_step` makes them of that batch;
     `train_step(state, batch, key)` -> (state, metrics), with `state` donated;
     `eval_step(state, batch)` -> sums over the batch;
     `weights(state)` -> a copy of what answers for the run: "params" and "model_state";
     `settle(state, model_state, batch, key)` -> BatchNorm's running statistics, one training batch
-    further at the weights that are evaluated; None where these are the trained ones.
+    further at the weights that are evaluated; None for a backbone without any.
     """
 
     init: Callable[..., TrainState]
+    prepare: Callable[..., tuple[jax.Array, jax.Array]]
     train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     eval_step: Callable[..., dict[str, jax.Array]]
     weights: Callable[[TrainState], dict[str, Any]]
     settle: Callable[..., Any] | None
+    evaluates_others: bool  # whether other weights are evaluated than are trained
     abstract_state: TrainState  # shapes, types and shardings
     mesh: Mesh
 
@@ -65,8 +68,8 @@ def make_program(
     make_optimizer: Callable[[Any], optax.GradientTransformationExtraArgs],
     set_hyperparameters: Callable[..., Any],
     learning_rate: Callable[[Any], jax.Array],
-    prepare_train: PrepareFn,
-    prepare_eval: PrepareFn,
+    prepare_train: Callable[..., tuple[jax.Array, jax.Array]],
+    prepare_eval: Callable[[jax.Array], jax.Array],
     settings: StepSettings,
     mesh: Mesh,
     evaluation_parameters: Callable[[Any, Any], Any] | None = None,
@@ -79,8 +82,9 @@ def make_program(
         metadata come from the kinds of its layers.
       set_hyperparameters: (optimizer state, learning_rate=, weight_decay=) -> optimizer state.
       learning_rate: optimizer state -> the rate that the last update used.
-      prepare_train: (uint8 images, key) -> augmented, normalised float images.
-      prepare_eval: uint8 images -> normalised float images.
+      prepare_train: (uint8 images, labels, key) -> augmented, normalized float images, and targets:
+        labels, or probabilities where images are mixed.
+      prepare_eval: uint8 images -> normalized float images.
       settings: the rest of the step.
       mesh: devices.
       evaluation_parameters: (optimizer state, params) -> the weights to evaluate, for optimizers
@@ -107,16 +111,20 @@ def make_program(
         ema = jax.tree.map(jnp.copy, params) if settings.ema is not None else None
         return TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state, ema)
 
-    def loss_fn(params, model_state, images, labels, key):
+    def loss_fn(params, model_state, images, targets, key):
         logits, model_state = forward(train_graph, params, model_state, images, key)
-        loss = losses.cross_entropy(logits, labels, settings.label_smoothing).mean()
-        return loss, (model_state, losses.correct(logits, labels).mean(), logits)
+        loss = losses.loss(settings.loss, logits, targets, settings.label_smoothing).mean()
+        return loss, (model_state, losses.correct(logits, targets).mean(), logits)
+
+    def prepare(step: jax.Array, batch: Batch, key: jax.Array):
+        key = jax.random.fold_in(jax.random.fold_in(key, step), 0)
+        return prepare_train(batch["image"], batch["label"], key)
 
     def train_step(state: TrainState, batch: Batch, key: jax.Array):
+        images, targets = prepare(state.step, batch, key)
         key = jax.random.fold_in(key, state.step)
-        augment_key, dropout_key, optimizer_key = (jax.random.fold_in(key, i) for i in range(3))
-        images = prepare_train(batch["image"], augment_key)
-        parts = _split(images, batch["label"], dropout_key, settings.accumulate)
+        dropout_key, optimizer_key = (jax.random.fold_in(key, i) for i in (1, 2))
+        parts = _split(images, targets, dropout_key, settings.accumulate)
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
 
         def accumulate(carry, part):
@@ -198,7 +206,7 @@ def make_program(
 
     def settle(state: TrainState, model_state, batch: Batch, key):
         augment_key, dropout_key = (jax.random.fold_in(key, i) for i in range(2))
-        images = prepare_train(batch["image"], augment_key)
+        images, _ = prepare_train(batch["image"], batch["label"], augment_key)
         return forward(train_graph, evaluated(state), model_state, images, dropout_key)[1]
 
     def weights(state: TrainState):
@@ -211,8 +219,7 @@ def make_program(
     shapes = jax.eval_shape(init, key, scalar, scalar)
     shardings = state_sharding(mesh, shapes)
     everywhere = replicated(mesh)
-    elsewhere = settings.ema is not None or evaluation_parameters is not None
-    settles = elsewhere and bool(nnx.to_pure_dict(nnx.state(abstract, nnx.BatchStat)))
+    has_statistics = bool(nnx.to_pure_dict(nnx.state(abstract, nnx.BatchStat)))
     abstract_state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -220,6 +227,11 @@ def make_program(
     )
     return Program(
         init=jax.jit(init, out_shardings=shardings),
+        prepare=jax.jit(
+            prepare,
+            in_shardings=(everywhere, batch_sharding(mesh), everywhere),
+            out_shardings=batch_sharding(mesh),
+        ),
         train_step=jax.jit(
             train_step,
             donate_argnums=0,
@@ -237,8 +249,9 @@ def make_program(
             in_shardings=(shardings, shardings.model_state, batch_sharding(mesh), everywhere),
             out_shardings=shardings.model_state,
         )
-        if settles
+        if has_statistics
         else None,
+        evaluates_others=settings.ema is not None or evaluation_parameters is not None,
         abstract_state=abstract_state,
         mesh=mesh,
     )
@@ -260,7 +273,7 @@ def _view(model: nnx.Module, *, training: bool) -> nnx.Module:
     )
 
 
-def _split(images, labels, key, parts: int):
+def _split(images, targets, key, parts: int):
     """Each array as (parts, batch // parts, ...), with one dropout key a part.
 
     Part p takes the examples p, p + parts, ...: on a batch that is split over devices, every part
@@ -271,4 +284,4 @@ def _split(images, labels, key, parts: int):
         return jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
 
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(parts))
-    return split(images), split(labels), keys
+    return split(images), split(targets), keys

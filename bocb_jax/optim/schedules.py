@@ -109,9 +109,9 @@ class Scaled(Schedule):
         return self.function(count)
 
 
-def constant(peak: float, warmup_steps: int = 0) -> Schedule:
+def constant(peak: float, warmup_steps: int = 0, *, warmup_start: float | None = None) -> Schedule:
     """The same learning rate throughout, after a linear warm-up."""
-    return Schedule(peak, warmup_steps)
+    return Schedule(peak, warmup_steps, warmup_start=warmup_start)
 
 
 def warmup_cosine(
@@ -147,10 +147,15 @@ def warmup_cosine(
 
 
 def step_decay(
-    peak: float, boundaries: tuple[int, ...], factor: float = 0.1, warmup_steps: int = 0
+    peak: float,
+    boundaries: tuple[int, ...],
+    factor: float = 0.1,
+    warmup_steps: int = 0,
+    *,
+    warmup_start: float | None = None,
 ) -> StepDecay:
     """The rate is multiplied by `factor` at each of the boundaries (counts of updates)."""
-    return StepDecay(peak, warmup_steps, tuple(boundaries), factor)
+    return StepDecay(peak, warmup_steps, tuple(boundaries), factor, warmup_start=warmup_start)
 
 
 def as_schedule(learning_rate: float | Schedule | Callable[[jax.Array], jax.Array]) -> Schedule:
