@@ -125,6 +125,21 @@ def test_resumes_bit_for_bit(name):
 
 
 @every_optimizer
+@pytest.mark.parametrize("dead", ["units", "net"])
+def test_tensors_without_any_gradient_stay_finite(name, dead):
+    """Dead units: their kernels get gradients of exactly zero, here from the first step on."""
+    params = tiny_params()
+    block = params["blocks"][0]
+    block["norm"]["scale"] = jnp.zeros_like(block["norm"]["scale"])
+    if dead == "net":
+        params["head"]["kernel"] = jnp.zeros_like(params["head"]["kernel"])
+    dead_grads = jax.grad(loss_of)(params)
+    assert not dead_grads["blocks"][0]["conv"]["kernel"].any()
+    params, state = run(name, 3, params=params)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((params, state)))
+
+
+@every_optimizer
 def test_lowers_the_loss(name):
     """At its learning rate, or some factor on it: the net is smaller than those it is for."""
     losses = []

@@ -84,7 +84,8 @@ def scale_by_adafactor(
                 row = move(factors.row, squares.mean(axes[1], keepdims=True))
                 column = move(factors.column, squares.mean(axes[0], keepdims=True))
                 factors = Factors(row, column)
-                variance = row * column / jnp.maximum(row.mean(axes[0], keepdims=True), low)
+                # In this order, since the product of two small means would be zero in float32.
+                variance = row / jnp.maximum(row.mean(axes[0], keepdims=True), low) * column
             u = g * jax.lax.rsqrt(jnp.maximum(variance, low**2))
             return u / jnp.maximum(1, root_mean_square(u) / clipping_threshold), factors
 

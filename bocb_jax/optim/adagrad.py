@@ -35,13 +35,17 @@ def scale_by_adagrad(initial_accumulator: float, eps: float) -> optax.GradientTr
     category="d",
     paper="Duchi, Hazan and Singer, 2011, JMLR 12",
     decays=("l2", "decoupled"),
-    default_learning_rate=5e-4,
+    default_learning_rate=1e-2,
     default_weight_decay=1e-4,
     paper_learning_rate=(5e-4,),
     paper_weight_decay=(1e-4,),
     reference="torch.optim.Adagrad",
     numeric_class="exact",
     state_per_parameter=1,
+    notes=(
+        "The default learning rate is PyTorch's; at the paper's the weights hardly move in a short "
+        "run."
+    ),
 )
 def adagrad(pack: Packaging, *, initial_accumulator: NonNegative = 0.0, eps: NonNegative = 1e-10):
     """Adagrad: the gradient over the root of the sum of all its squares.

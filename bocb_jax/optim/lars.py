@@ -33,7 +33,11 @@ def _for_each_tensor(
     numeric_class="exact",
     state_per_parameter=1,
     cost="element-wise and two norms for each tensor",
-    notes="Optax's lars divides by |g + wd p| and has the learning rate inside the momentum.",
+    notes=(
+        "Optax's lars divides by |g + wd p| and has the learning rate inside the momentum. "
+        "Biases, norms and tokens take plain SGD steps, which transformers do not bear at this "
+        "learning rate."
+    ),
 )
 def lars(
     pack: Packaging,
