@@ -76,7 +76,7 @@ def test_the_formulations_for_cpus_and_accelerators_agree():
     np.testing.assert_allclose(one_by_one, at_once, atol=1e-5)  # the noise is not of integers
 
 
-@pytest.mark.parametrize("name", ["pytorch", "deit"])
+@pytest.mark.parametrize("name", ["pytorch", "deit 3"])
 def test_the_draw_depends_on_the_position_in_the_batch_alone(name):
     images, key = sample_crops(16, 32), jax.random.key(0)
     few, many = (prepare(POLICIES[name])(images[:count], key) for count in (4, 16))

@@ -11,6 +11,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
@@ -119,10 +120,10 @@ def preprocess(
         if kinds:
             steps = draws["steps"]
             image = operations.apply(image, steps, kinds=kinds, fill=fill, branching=branching)
-        image = normalize(image[None], mean, std)[0]
-        if policy.erase:
-            image = erasing.erase(image, draws["erase"], draws["noise"], policy.erase)
-        return image
+        if not policy.erase:
+            return normalize(image, mean, std)
+        scale = functools.partial(normalize, mean=mean, std=std)
+        return erasing.erase(image, draws["erase"], draws["noise"], policy.erase, scale)
 
     if not branching or not (policy.resized_crop or kinds or policy.erase):
         return jax.vmap(augment)((images, draws))
@@ -141,12 +142,15 @@ def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
     """Pixels on the scale 0 ... 255 to zero mean and unit variance, channel by channel.
 
     Args:
-      images: (B, H, W, C).
+      images: (..., C).
       mean: C values, of pixels scaled to 0 ... 1.
       std: C values, of pixels scaled to 0 ... 1.
     """
-    mean, std = (jnp.asarray(x, jnp.float32).reshape(1, 1, 1, -1) * 255 for x in (mean, std))
-    return (images.astype(jnp.float32) - mean) / std
+    shape = (1,) * (images.ndim - 1) + (-1,)
+    mean = np.float32(mean).reshape(shape) * 255
+    # As a product: a compiler may or may not make one of a division, and round differently.
+    scale = 1 / (np.float32(std).reshape(shape) * 255)
+    return (images.astype(jnp.float32) - mean) * scale
 
 
 def crop(

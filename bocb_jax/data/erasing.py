@@ -1,6 +1,7 @@
 """Random erasing (Zhong et al., 2017, arXiv 1708.04896): a box of noise over part of an image."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,24 +15,34 @@ AREA = (0.02, 1 / 3)  # share of the image
 ASPECT = (0.3, 1 / 0.3)  # width by height
 
 
-def erase(image: jax.Array, draws: jax.Array, key: jax.Array, probability: float) -> jax.Array:
+def erase(
+    image: jax.Array,
+    draws: jax.Array,
+    key: jax.Array,
+    probability: float,
+    normalize: Callable[[jax.Array], jax.Array] = lambda image: image,
+) -> jax.Array:
     """Fills a random box with standard normal noise, one value per pixel and channel.
 
     Up to ten boxes of random area and aspect are tried, as in timm; if none fits, nothing happens.
 
     Args:
-      image: (H, W, C) float, normalized.
+      image: (H, W, C).
       draws: (23,) uniform random numbers.
       key: of the noise.
       probability: of erasing at all.
+      normalize: done before, in the same pass over the pixels.
+
+    Returns:
+      The normalized image with its box of noise.
     """
-    top, left, height, width = erased_box(draws[1:], image.shape[:2])
-    wanted = (draws[0] < probability) & (height > 0)
+    box = erased_box(draws[1:], image.shape[:2])
+    wanted = (draws[0] < probability) & (box[2] > 0)
 
     def fill(image):
-        return fill_with_noise(image, (top, left, height, width), key)
+        return fill_with_noise(normalize(image), box, key)
 
-    return lax.cond(wanted, fill, lambda image: image, image)
+    return lax.cond(wanted, fill, normalize, image)
 
 
 def erased_box(draws: jax.Array, size: tuple[int, int]):

@@ -78,11 +78,10 @@ class RandAugment:
 
     @classmethod
     def parse(cls, text: str) -> "RandAugment":
-        r"""Reads timm's notation.
+        """Reads timm's notation.
 
-        >>> RandAugment.parse("rand-m9-mstd0.5-inc1")
-        RandAugment(magnitude=9.0, layers=2, probability=0.5, noise=0.5, limit=10.0, \
-increasing=True)
+        >>> RandAugment.parse("rand-m9-mstd0.5-inc1").magnitude
+        9.0
 
         Raises:
           UserError: it is not of that form.

@@ -1,0 +1,173 @@
+"""How quick the augmentation is: images per second, in turn with timm's in a PyTorch DataLoader.
+
+Neither side decodes: both have the same 32-pixel images in memory as uint8. PyTorch and timm are no
+dependencies: they are used where the given interpreter has them, in a process of their own.
+"""
+
+import dataclasses
+import functools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bocb_jax.data.augment import Augmentation, preprocess
+from bocb_jax.data.mixing import Mixing, mix, smoothed_one_hot
+from bocb_jax.data.sources import IMAGENET_MEAN, IMAGENET_STD
+from bocb_jax.errors import UserError
+
+SOURCE = 32  # pixels of a side, before cropping
+CLASSES = 100
+DEIT = {"flip": True, "rand_augment": "rand-m9-mstd0.5-inc1", "erase": 0.25}
+# As in the code of DeiT: small images are padded and cropped.
+POLICIES = {
+    32: Augmentation(pad=4, **DEIT),
+    224: Augmentation(resized_crop=(0.08, 1.0), **DEIT),
+}
+
+_THEIRS = """
+import json, sys, time
+import numpy as np, torch
+from PIL import Image
+from timm.data import Mixup, create_transform
+from torchvision import transforms
+
+size, batch, batches, workers, source, classes, mean, std = json.loads(sys.argv[1])
+transform = create_transform(size, is_training=True, color_jitter=None, interpolation="bicubic",
+    auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25, re_mode="pixel", mean=mean, std=std)
+if size <= 32:
+    transform.transforms[0] = transforms.RandomCrop(size, padding=4)
+
+class Images(torch.utils.data.Dataset):
+    images = np.frombuffer(sys.stdin.buffer.read(batch * batches * source * source * 3), np.uint8)
+    images = images.reshape(-1, source, source, 3)
+    def __len__(self):
+        return len(self.images)
+    def __getitem__(self, index):
+        return transform(Image.fromarray(self.images[index])), index % classes
+
+torch.set_num_threads(1)  # the workers need the cores
+loader = torch.utils.data.DataLoader(Images(), batch, shuffle=True, num_workers=workers,
+    persistent_workers=True)
+mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=classes)
+print("ready", flush=True)
+for _ in sys.stdin.buffer:
+    start = time.perf_counter()
+    for images, labels in loader:
+        mixup(images, labels)
+    print(len(loader.dataset) / (time.perf_counter() - start), flush=True)
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """Images per second in every round; `theirs` is empty without PyTorch and timm."""
+
+    size: int
+    ours: list[float]
+    theirs: list[float]
+
+    @property
+    def ratio(self) -> float | None:
+        """Median of ours over median of theirs."""
+        if not self.theirs:
+            return None
+        return statistics.median(self.ours) / statistics.median(self.theirs)
+
+
+def measure(
+    size: int,
+    *,
+    rounds: int = 5,
+    batch: int | None = None,
+    batches: int = 8,
+    workers: int = 2,
+    python: Sequence[str] = (sys.executable,),
+) -> Speed:
+    """The DeiT recipe's augmentation, with Mixup and CutMix, round after round on both sides.
+
+    Args:
+      size: side of the result, 32 or 224.
+      rounds: how often each side is timed; they take turns.
+      batch: images of a batch; None for 128 small or 32 large ones. (An array that the allocator
+        takes from the system and gives back each time would cost as much as the augmentation.)
+      batches: batches in a round.
+      workers: processes of the DataLoader.
+      python: command of an interpreter that has PyTorch, torchvision and timm.
+
+    Raises:
+      UserError: no recipe for this size.
+    """
+    if size not in POLICIES:
+        raise UserError(f"The recipe is measured at {' or '.join(map(str, POLICIES))} pixels.")
+    batch = batch or (128 if size <= 32 else 32)
+    images = np.random.default_rng(0).integers(0, 256, (batches * batch, SOURCE, SOURCE, 3))
+    # As smooth as photographs are: look-ups and branches take their usual time.
+    images = ((images + np.roll(images, 1, 1) + np.roll(images, 1, 2)) // 3).astype(np.uint8)
+    ours = _ours(size, images.reshape(batches, batch, *images.shape[1:]))
+    with _theirs(size, images, batch, workers, python) as theirs:
+        ours(), theirs()  # compilation, and the start of the workers
+        pairs = [(ours(), theirs()) for _ in range(rounds)]
+    return Speed(size, [x for x, _ in pairs], [x for _, x in pairs if x is not None])
+
+
+def _ours(size: int, images: np.ndarray):
+    prepare = functools.partial(
+        preprocess, image_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, policy=POLICIES[size]
+    )
+
+    @jax.jit
+    def step(images, key):
+        labels = smoothed_one_hot(jnp.arange(len(images)) % CLASSES, CLASSES, 0.1)
+        augment, mixing = jax.random.split(key)
+        return mix(prepare(images, key=augment), labels, key=mixing, policy=Mixing(0.8, 1.0))
+
+    batches = [jax.device_put(x) for x in images]
+
+    def once():
+        start = time.perf_counter()
+        for i, batch in enumerate(batches):
+            jax.block_until_ready(step(batch, jax.random.key(i)))
+        return images.shape[0] * images.shape[1] / (time.perf_counter() - start)
+
+    return once
+
+
+class _theirs:
+    """A process that times one pass of the DataLoader whenever it is called."""
+
+    def __init__(self, size, images, batch, workers, python):
+        settings = [size, batch, len(images) // batch, workers, SOURCE, CLASSES]
+        settings += [IMAGENET_MEAN, IMAGENET_STD]
+        self._process = subprocess.Popen(
+            [*python, "-c", _THEIRS, json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        self._images = images
+
+    def __enter__(self):
+        try:
+            self._process.stdin.write(self._images.tobytes())
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # there is no PyTorch or no timm
+        self._ready = self._process.stdout.readline() == b"ready\n"
+        return self
+
+    def __call__(self) -> float | None:
+        if not self._ready:
+            return None
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def __exit__(self, *exception):
+        self._process.communicate()
