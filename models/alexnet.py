@@ -8,7 +8,7 @@ from flax import nnx
 
 from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, register_family
+from bocb_jax.models.factory import ModelCard, Variant, published, register_family
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,12 @@ class AlexNetConfig:
     grid: int = 6  # side to which the last map is averaged before the dense layers
     dropout: float = 0.5  # before each of the two hidden dense layers
     init: str = "torch"  # uniform within 1/sqrt(fan_in) | "he": normal, He's variance by fan_in
+
+    def __post_init__(self):
+        if self.init not in ("he", "torch"):
+            raise UserError(f"init is 'he' or 'torch', not '{self.init}'.")
+        if len(self.widths) != 5:
+            raise UserError(f"widths has {len(self.widths)} entries; AlexNet has 5 convolutions.")
 
 
 class AlexNet(nnx.Module):
@@ -106,7 +112,6 @@ register_family(
     AlexNetConfig,
     ModelCard(
         paper="Krizhevsky, One weird trick for parallelizing CNNs, arXiv:1404.5997",
-        reference="torchvision alexnet",
         category="primary CNN",
         stage_design="plain",
         block_design="plain",
@@ -115,9 +120,8 @@ register_family(
         recipe="pytorch",
     ),
     {
-        "alexnet": Variant(
-            card={"parameters": 61_100_840, "top1": 56.52, "top1_source": "torchvision V1"},
-            bocb={"init": "he"},
+        "alexnet": published("torchvision", "torchvision V1", bocb={"init": "he"})(
+            "alexnet", 61_100_840, 56.52
         ),
         "alexnet_mini": Variant(
             config={

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, register_family
+from bocb_jax.models.factory import ModelCard, Variant, published, register_family, same_length
 
 INIT = layers.trunc_normal(0.02)
+INITS = {"kernel_init": INIT, "bias_init": nnx.initializers.zeros}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,9 @@ class ConvNeXtConfig:
     dropout: float = 0.0
     stem: str = "auto"
 
+    def __post_init__(self):
+        same_length(self, "depths", "widths")
+
 
 class GlobalResponseNorm(nnx.Module):
     """Gives each channel the gain of its norm over the map, relative to the other channels'.
@@ -53,12 +56,7 @@ class GlobalResponseNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((num_features,), jnp.float32), kind="bias")
 
     def __call__(self, x):
-        energy = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=(1, 2), keepdims=True)
-        # The floor keeps the gradient of a channel that is zero everywhere from being 0 / 0.
-        norm = jnp.sqrt(jnp.maximum(energy, 1e-30))
-        relative = norm / (norm.mean(axis=-1, keepdims=True) + 1e-6)
-        gain = 1 + layers.per_channel(self.scale[...], x) * relative
-        return x * gain.astype(x.dtype) + layers.per_channel(self.bias[...].astype(x.dtype), x)
+        return layers.response_norm(x, self.scale[...], self.bias[...])
 
 
 class Mlp(nnx.Module):
@@ -79,14 +77,8 @@ class Block(nnx.Module):
     """Depthwise convolution, norm and MLP on one residual branch."""
 
     def __init__(self, config: ConvNeXtConfig, width: int, drop_path: float, *, dtype, rngs):
-        self.conv_dw = layers.Conv(
-            width,
-            width,
-            config.kernel_size,
-            groups=width,
-            kernel_init=INIT,
-            dtype=dtype,
-            rngs=rngs,
+        self.conv_dw = layers.depthwise(
+            width, config.kernel_size, kernel_init=INIT, dtype=dtype, rngs=rngs
         )
         self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(config, width, dtype=dtype, rngs=rngs)
@@ -112,7 +104,9 @@ class Stage(nnx.Module):
         if index > 0:
             before = config.widths[index - 1]
             self.downsample.append(nnx.LayerNorm(before, dtype=dtype, rngs=rngs))
-            self.downsample.append(_patches(before, width, 2, dtype=dtype, rngs=rngs))
+            self.downsample.append(
+                layers.patches(before, width, 2, **INITS, dtype=dtype, rngs=rngs)
+            )
         self.blocks = nnx.List(
             [Block(config, width, rate, dtype=dtype, rngs=rngs) for rate in rates]
         )
@@ -151,14 +145,7 @@ class ConvNeXt(nnx.Module):
         self.head = nnx.Dict(
             norm=nnx.LayerNorm(width, dtype=dtype, rngs=rngs),
             drop=nnx.Dropout(config.dropout),
-            fc=nnx.Linear(
-                width,
-                num_classes,
-                kernel_init=INIT,
-                kernel_metadata={"kind": "head"},
-                dtype=dtype,
-                rngs=rngs,
-            ),
+            fc=layers.classifier(width, num_classes, kernel_init=INIT, dtype=dtype, rngs=rngs),
         )
 
     def __call__(self, x, *, rngs=None):
@@ -179,41 +166,13 @@ class ConvNeXt(nnx.Module):
 
 
 def _stem_convolution(config, image_size, *, dtype, rngs):
-    stem = config.stem
-    if stem == "auto":
-        stem = "cifar" if image_size <= 32 else "imagenet"
-    if stem == "imagenet":
-        return _patches(3, config.widths[0], 4, dtype=dtype, rngs=rngs)
-    if stem == "cifar":
-        return layers.Conv(3, config.widths[0], 3, kernel_init=INIT, dtype=dtype, rngs=rngs)
-    raise UserError(f"ConvNeXt has the stems 'auto', 'imagenet' and 'cifar', not '{stem}'.")
+    if layers.resolve_stem(config.stem, image_size) == "imagenet":
+        return layers.patches(3, config.widths[0], 4, **INITS, dtype=dtype, rngs=rngs)
+    return layers.Conv(3, config.widths[0], 3, **INITS, dtype=dtype, rngs=rngs)
 
 
-def _patches(channels_in, channels_out, side, *, dtype, rngs):
-    return layers.Conv(
-        channels_in,
-        channels_out,
-        side,
-        strides=side,
-        padding=0,
-        kernel_init=INIT,
-        dtype=dtype,
-        rngs=rngs,
-    )
-
-
-_SOURCES = {
-    "convnext": "ConvNeXt, official README",
-    "convnextv2": "ConvNeXt V2, official README: fine-tuned after masked pre-training",
-}
-
-
-def _size(timm, parameters, top1, **config):
-    card = {"reference": f"timm {timm}", "parameters": parameters, "top1": top1}
-    card["top1_source"] = _SOURCES[timm.partition("_")[0]] if top1 else ""
-    return Variant(config, card=card)
-
-
+_size = published("timm", "ConvNeXt, official README")
+_size_v2 = published("timm", "ConvNeXt V2, official README: fine-tuned after masked pre-training")
 _CARD = ModelCard(
     paper="Liu et al., A ConvNet for the 2020s, CVPR 2022, arXiv:2201.03545",
     category="modern DNN",
@@ -224,30 +183,31 @@ _CARD = ModelCard(
     recipe="convnext",
     input_size=32,
 )
-_DEEP = (3, 3, 27, 3)
+_DEEP = {"depths": (3, 3, 27, 3)}
+_B, _L = {"widths": (128, 256, 512, 1024)}, {"widths": (192, 384, 768, 1536)}
 
 register_family(
     ConvNeXt,
     ConvNeXtConfig,
     _CARD,
     {
-        "convnext_t": _size("convnext_tiny", 28_589_128, 82.1),
-        "convnext_s": _size("convnext_small", 50_223_688, 83.1, depths=_DEEP),
-        "convnext_b": _size(
-            "convnext_base", 88_591_464, 83.8, depths=_DEEP, widths=(128, 256, 512, 1024)
+        "convnext_t": _size("convnext_tiny", 28_589_128, 82.1, drop_path=0.1, cifar_drop_path=0.3),
+        "convnext_s": _size(
+            "convnext_small", 50_223_688, 83.1, **_DEEP, drop_path=0.4, cifar_drop_path=0.5
         ),
-        "convnext_l": _size(
-            "convnext_large", 197_767_336, 84.3, depths=_DEEP, widths=(192, 384, 768, 1536)
-        ),
+        "convnext_b": _size("convnext_base", 88_591_464, 83.8, **_DEEP, **_B, drop_path=0.5),
+        "convnext_l": _size("convnext_large", 197_767_336, 84.3, **_DEEP, **_L, drop_path=0.5),
         "convnext_xl": _size(
-            "convnext_xlarge", 350_196_968, None, depths=_DEEP, widths=(256, 512, 1024, 2048)
+            "convnext_xlarge", 350_196_968, **_DEEP, widths=(256, 512, 1024, 2048)
         ),
         "convnext_mini": Variant({"depths": (1, 1, 3, 1), "widths": (16, 32, 64, 128)}),
     },
 )
 
 _V2 = {"layer_scale": None, "response_norm": True}
-_SMALLEST = dict(depths=(2, 2, 6, 2), conv_mlp=True, **_V2)
+_SMALLEST = {**_V2, "depths": (2, 2, 6, 2), "conv_mlp": True}
+_NANO = {**_SMALLEST, "depths": (2, 2, 8, 2), "widths": (80, 160, 320, 640)}
+_HUGE = {"widths": (352, 704, 1408, 2816)}
 
 register_family(
     ConvNeXt,
@@ -258,31 +218,27 @@ register_family(
         "Autoencoders, CVPR 2023, arXiv:2301.00808",
     ),
     {
-        "convnextv2_atto": _size(
-            "convnextv2_atto", 3_708_400, 76.7, widths=(40, 80, 160, 320), **_SMALLEST
+        "convnextv2_atto": _size_v2(
+            "convnextv2_atto",
+            3_708_400,
+            76.7,
+            widths=(40, 80, 160, 320),
+            **_SMALLEST,
+            drop_path=0.1,
         ),
-        "convnextv2_femto": _size(
+        "convnextv2_femto": _size_v2(
             "convnextv2_femto", 5_233_240, 78.5, widths=(48, 96, 192, 384), **_SMALLEST
         ),
-        "convnextv2_pico": _size(
+        "convnextv2_pico": _size_v2(
             "convnextv2_pico", 9_066_280, 80.3, widths=(64, 128, 256, 512), **_SMALLEST
         ),
-        "convnextv2_nano": _size(
-            "convnextv2_nano",
-            15_623_800,
-            81.9,
-            **_SMALLEST | {"depths": (2, 2, 8, 2), "widths": (80, 160, 320, 640)},
+        "convnextv2_nano": _size_v2("convnextv2_nano", 15_623_800, 81.9, **_NANO),
+        "convnextv2_t": _size_v2("convnextv2_tiny", 28_635_496, 83.0, **_V2, drop_path=0.2),
+        "convnextv2_b": _size_v2(
+            "convnextv2_base", 88_717_800, 84.9, **_DEEP, **_B, **_V2, drop_path=0.1
         ),
-        "convnextv2_t": _size("convnextv2_tiny", 28_635_496, 83.0, **_V2),
-        "convnextv2_b": _size(
-            "convnextv2_base", 88_717_800, 84.9, depths=_DEEP, widths=(128, 256, 512, 1024), **_V2
-        ),
-        "convnextv2_l": _size(
-            "convnextv2_large", 197_956_840, 85.8, depths=_DEEP, widths=(192, 384, 768, 1536), **_V2
-        ),
-        "convnextv2_h": _size(
-            "convnextv2_huge", 660_289_640, 86.3, depths=_DEEP, widths=(352, 704, 1408, 2816), **_V2
-        ),
-        "convnextv2_mini": Variant(dict(depths=(1, 1, 3, 1), widths=(16, 32, 64, 128), **_V2)),
+        "convnextv2_l": _size_v2("convnextv2_large", 197_956_840, 85.8, **_DEEP, **_L, **_V2),
+        "convnextv2_h": _size_v2("convnextv2_huge", 660_289_640, 86.3, **_DEEP, **_HUGE, **_V2),
+        "convnextv2_mini": Variant({"depths": (1, 1, 3, 1), "widths": (16, 32, 64, 128), **_V2}),
     },
 )

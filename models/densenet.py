@@ -7,9 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, register_family
-
-he_normal = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
+from bocb_jax.models.factory import ModelCard, Variant, published, register_family
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +28,12 @@ class DenseLayer(nnx.Module):
 
     def __init__(self, in_features, config: DenseNetConfig, *, dtype, rngs):
         width = config.bottleneck * config.growth
-        kwargs = {"use_bias": False, "dtype": dtype, "kernel_init": he_normal, "rngs": rngs}
+        kwargs = {
+            "use_bias": False,
+            "dtype": dtype,
+            "kernel_init": layers.he_normal_fan_in,
+            "rngs": rngs,
+        }
         self.norm1 = layers.BatchNorm(in_features, dtype=dtype, rngs=rngs)
         self.conv1 = layers.Conv(in_features, width, 1, **kwargs)
         self.norm2 = layers.BatchNorm(width, dtype=dtype, rngs=rngs)
@@ -54,7 +57,7 @@ class Transition(nnx.Module):
             1,
             use_bias=False,
             dtype=dtype,
-            kernel_init=he_normal,
+            kernel_init=layers.he_normal_fan_in,
             rngs=rngs,
         )
 
@@ -84,7 +87,7 @@ class DenseNet(nnx.Module):
             strides=strides,
             use_bias=False,
             dtype=dtype,
-            kernel_init=he_normal,
+            kernel_init=layers.he_normal_fan_in,
             rngs=rngs,
         )
         if self.stem == "imagenet":
@@ -100,13 +103,8 @@ class DenseNet(nnx.Module):
                 width += config.growth
             setattr(self, f"denseblock{stage}", nnx.Dict(block))
         self.norm5 = layers.BatchNorm(width, dtype=dtype, rngs=rngs)
-        self.classifier = nnx.Linear(
-            width,
-            num_classes,
-            dtype=dtype,
-            kernel_init=layers.torch_uniform,
-            kernel_metadata={"kind": "head"},
-            rngs=rngs,
+        self.classifier = layers.classifier(
+            width, num_classes, kernel_init=layers.torch_uniform, dtype=dtype, rngs=rngs
         )
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
@@ -130,6 +128,8 @@ class DenseNet(nnx.Module):
         return self.classifier(x).astype(jnp.float32)
 
 
+_size = published("timm", "torchvision V1")
+
 register_family(
     DenseNet,
     DenseNetConfig,
@@ -144,41 +144,10 @@ register_family(
         input_size=32,
     ),
     {
-        "densenet121": Variant(
-            card={
-                "reference": "timm densenet121",
-                "parameters": 7_978_856,
-                "top1": 74.43,
-                "top1_source": "torchvision V1",
-            },
-        ),
-        "densenet161": Variant(
-            config={"depths": (6, 12, 36, 24), "growth": 48},
-            card={
-                "reference": "timm densenet161",
-                "parameters": 28_681_000,
-                "top1": 77.14,
-                "top1_source": "torchvision V1",
-            },
-        ),
-        "densenet169": Variant(
-            config={"depths": (6, 12, 32, 32)},
-            card={
-                "reference": "timm densenet169",
-                "parameters": 14_149_480,
-                "top1": 75.60,
-                "top1_source": "torchvision V1",
-            },
-        ),
-        "densenet201": Variant(
-            config={"depths": (6, 12, 48, 32)},
-            card={
-                "reference": "timm densenet201",
-                "parameters": 20_013_928,
-                "top1": 76.90,
-                "top1_source": "torchvision V1",
-            },
-        ),
+        "densenet121": _size("densenet121", 7_978_856, 74.43),
+        "densenet161": _size("densenet161", 28_681_000, 77.14, depths=(6, 12, 36, 24), growth=48),
+        "densenet169": _size("densenet169", 14_149_480, 75.60, depths=(6, 12, 32, 32)),
+        "densenet201": _size("densenet201", 20_013_928, 76.90, depths=(6, 12, 48, 32)),
         "densenet_mini": Variant(config={"depths": (2, 3, 4, 3), "growth": 8}),
     },
     torch_names=[(r"^(?!classifier\.)", "features.")],

@@ -8,11 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, register_family
-
-# He's variance by fan_out / groups: for a depthwise kernel that is its fan_in.
-depthwise_init = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
+from bocb_jax.models.factory import ModelCard, Variant, published, register_family
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +18,7 @@ class EfficientNetConfig:
     """Settings of EfficientNet; the defaults are B0's.
 
     `variant="bocb"` pads as TensorFlow does and adds 1e-3 to the variances, as the net's first
-    release in TensorFlow did, and has neither dropout nor stochastic depth.
+    release in TensorFlow did; it has no dropout, and begins as PyTorch's layers do.
     """
 
     # (kernel, channels, strides, expansion, blocks) of each stage
@@ -41,41 +39,45 @@ class EfficientNetConfig:
     head: int = 1280  # channels before the classifier, before `width`
     same_padding: bool = False  # zeros more on the right and below at stride 2, as in TensorFlow
     epsilon: float = 1e-5  # added to the variances
-    drop_path: float = 0.2
+    drop_path: float = 0.0
     dropout: float = 0.2  # before the classifier
+    init: str = "he"  # of the convolutions | "torch": uniform within 1/sqrt(fan_in)
+
+    def __post_init__(self):
+        if not self.taps or max(self.taps) >= len(self.stages):
+            raise UserError(f"taps {self.taps} name stages that are not among {len(self.stages)}.")
+        if self.init not in ("he", "torch"):
+            raise UserError(f"init is 'he' or 'torch', not '{self.init}'.")
 
 
-def round_width(channels: float) -> int:
-    """The multiple of 8 next to `channels`, at most a tenth below them."""
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * channels else rounded
+def conv(config, in_features, out_features, kernel_size=1, *, groups=1, use_bias=False, **kwargs):
+    """A convolution, padded and initialized as the variant wants it."""
+    kwargs["kernel_init"] = layers.he_normal_fan_out if groups == 1 else layers.he_normal_fan_in
+    if config.init == "torch":
+        kwargs["kernel_init"] = layers.torch_uniform
+        fan_in = in_features // groups * kernel_size**2
+        kwargs["bias_init"] = layers.symmetric_uniform(fan_in**-0.5)
+    return layers.Conv(
+        in_features,
+        out_features,
+        kernel_size,
+        padding="SAME" if config.same_padding else None,
+        groups=groups,
+        use_bias=use_bias,
+        **kwargs,
+    )
 
 
 class SqueezeExcite(nnx.Module):
     """Gates the channels by what their means say (Hu et al., 2018, arXiv:1709.01507)."""
 
-    def __init__(self, features, reduced, *, dtype, rngs):
-        self.conv_reduce = layers.Conv(features, reduced, 1, dtype=dtype, rngs=rngs)
-        self.conv_expand = layers.Conv(reduced, features, 1, dtype=dtype, rngs=rngs)
+    def __init__(self, features, reduced, config, **kwargs):
+        self.conv_reduce = conv(config, features, reduced, use_bias=True, **kwargs)
+        self.conv_expand = conv(config, reduced, features, use_bias=True, **kwargs)
 
     def __call__(self, x):
         gate = nnx.silu(self.conv_reduce(x.mean((1, 2), keepdims=True)))
         return x * nnx.sigmoid(self.conv_expand(gate))
-
-
-def depthwise(features, kernel_size, strides, config, **kwargs):
-    """The depthwise convolution of a block, padded as the variant wants it."""
-    return layers.Conv(
-        features,
-        features,
-        kernel_size,
-        strides=strides,
-        padding="SAME" if config.same_padding else None,
-        groups=features,
-        use_bias=False,
-        kernel_init=depthwise_init,
-        **kwargs,
-    )
 
 
 class DepthwiseSeparable(nnx.Module):
@@ -85,10 +87,11 @@ class DepthwiseSeparable(nnx.Module):
         self, in_features, out_features, kernel_size, strides, config, drop_path, **kwargs
     ):
         norm = functools.partial(layers.BatchNorm, epsilon=config.epsilon, **kwargs)
-        self.conv_dw = depthwise(in_features, kernel_size, strides, config, **kwargs)
+        depthwise = {"strides": strides, "groups": in_features, **kwargs}
+        self.conv_dw = conv(config, in_features, in_features, kernel_size, **depthwise)
         self.bn1 = norm(in_features)
-        self.se = SqueezeExcite(in_features, in_features // 4, **kwargs)
-        self.conv_pw = layers.Conv(in_features, out_features, 1, use_bias=False, **kwargs)
+        self.se = SqueezeExcite(in_features, in_features // 4, config, **kwargs)
+        self.conv_pw = conv(config, in_features, out_features, **kwargs)
         self.bn2 = norm(out_features)
         self.shortcut = strides == 1 and in_features == out_features
         self.drop_path = layers.DropPath(drop_path)
@@ -108,19 +111,20 @@ class InvertedResidual(nnx.Module):
         out_features,
         kernel_size,
         strides,
-        expansion,
         config,
         drop_path,
+        expansion,
         **kwargs,
     ):
         norm = functools.partial(layers.BatchNorm, epsilon=config.epsilon, **kwargs)
         hidden = expansion * in_features
-        self.conv_pw = layers.Conv(in_features, hidden, 1, use_bias=False, **kwargs)
+        self.conv_pw = conv(config, in_features, hidden, **kwargs)
         self.bn1 = norm(hidden)
-        self.conv_dw = depthwise(hidden, kernel_size, strides, config, **kwargs)
+        depthwise = {"strides": strides, "groups": hidden, **kwargs}
+        self.conv_dw = conv(config, hidden, hidden, kernel_size, **depthwise)
         self.bn2 = norm(hidden)
-        self.se = SqueezeExcite(hidden, in_features // 4, **kwargs)
-        self.conv_pwl = layers.Conv(hidden, out_features, 1, use_bias=False, **kwargs)
+        self.se = SqueezeExcite(hidden, in_features // 4, config, **kwargs)
+        self.conv_pwl = conv(config, hidden, out_features, **kwargs)
         self.bn3 = norm(out_features)
         self.shortcut = strides == 1 and in_features == out_features
         self.drop_path = layers.DropPath(drop_path)
@@ -146,16 +150,8 @@ class EfficientNet(nnx.Module):
     def __init__(self, config: EfficientNetConfig, *, num_classes, image_size, dtype=None, rngs):
         del image_size
         kwargs = {"dtype": dtype, "rngs": rngs}
-        width = round_width(config.stem * config.width)
-        self.conv_stem = layers.Conv(
-            3,
-            width,
-            3,
-            strides=config.stem_strides,
-            padding="SAME" if config.same_padding else None,
-            use_bias=False,
-            **kwargs,
-        )
+        width = layers.round_width(config.stem * config.width)
+        self.conv_stem = conv(config, 3, width, 3, strides=config.stem_strides, **kwargs)
         self.bn1 = layers.BatchNorm(width, epsilon=config.epsilon, **kwargs)
         self.taps = config.taps
         self.blocks = nnx.List()
@@ -165,28 +161,25 @@ class EfficientNet(nnx.Module):
         for (kernel_size, channels, strides, expansion, _), stage_rates in zip(
             config.stages, rates, strict=True
         ):
-            out = round_width(channels * config.width)
+            out = layers.round_width(channels * config.width)
             stage = nnx.List()
             for i, rate in enumerate(stage_rates):
                 shape = (width, out, kernel_size, strides if i == 0 else 1)
                 stage.append(
                     DepthwiseSeparable(*shape, config, rate, **kwargs)
                     if expansion == 1
-                    else InvertedResidual(*shape, expansion, config, rate, **kwargs)
+                    else InvertedResidual(*shape, config, rate, expansion, **kwargs)
                 )
                 width = out
             self.blocks.append(stage)
-        head = round_width(config.head * config.width)
-        self.conv_head = layers.Conv(width, head, 1, use_bias=False, **kwargs)
+        head = layers.round_width(config.head * config.width)
+        self.conv_head = conv(config, width, head, **kwargs)
         self.bn2 = layers.BatchNorm(head, epsilon=config.epsilon, **kwargs)
         self.dropout = nnx.Dropout(config.dropout)
-        self.classifier = nnx.Linear(
-            head,
-            num_classes,
-            kernel_init=layers.symmetric_uniform(num_classes**-0.5),
-            kernel_metadata={"kind": "head"},
-            **kwargs,
-        )
+        init = layers.symmetric_uniform(num_classes**-0.5)
+        if config.init == "torch":
+            init = nnx.initializers.normal(0.01)
+        self.classifier = layers.classifier(head, num_classes, kernel_init=init, **kwargs)
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
         """The last map at each of the strides 4, 8, 16 and 32."""
@@ -204,20 +197,11 @@ class EfficientNet(nnx.Module):
         return self.classifier(x).astype(jnp.float32)
 
 
-BOCB = {"same_padding": True, "epsilon": 1e-3, "drop_path": 0.0, "dropout": 0.0}
-
-
-def _scaled(name, width, depth, dropout, parameters, top1=None, source=""):
-    return Variant(
-        config={"width": width, "depth": depth, "dropout": dropout},
-        card={
-            "reference": f"timm {name}",
-            "parameters": parameters,
-            "top1": top1,
-            "top1_source": source,
-        },
-        bocb=BOCB,
-    )
+# What is published is the rate of every size; BOCB's code builds the layer and leaves it out.
+_BOCB = {"same_padding": True, "epsilon": 1e-3, "dropout": 0.0, "init": "torch"}
+_size = functools.partial(
+    published("timm", "torchvision V1", bocb=_BOCB), drop_path=0.2, cifar_drop_path=0.0
+)
 
 
 register_family(
@@ -234,18 +218,21 @@ register_family(
         recipe="rsb_a2",
     ),
     {
-        "efficientnet_b0": _scaled(
-            "efficientnet_b0", 1.0, 1.0, 0.2, 5_288_548, 77.69, "torchvision V1"
-        ),
-        "efficientnet_b1": _scaled("efficientnet_b1", 1.0, 1.1, 0.2, 7_794_184),
-        "efficientnet_b2": _scaled("efficientnet_b2", 1.1, 1.2, 0.3, 9_109_994),
-        "efficientnet_b3": _scaled("efficientnet_b3", 1.2, 1.4, 0.3, 12_233_232),
-        "efficientnet_b4": _scaled("efficientnet_b4", 1.4, 1.8, 0.4, 19_341_616),
-        "efficientnet_b5": _scaled("efficientnet_b5", 1.6, 2.2, 0.4, 30_389_784),
-        "efficientnet_b6": _scaled("efficientnet_b6", 1.8, 2.6, 0.5, 43_040_704),
-        "efficientnet_b7": _scaled("efficientnet_b7", 2.0, 3.1, 0.5, 66_347_960),
-        "efficientnet_b8": _scaled("efficientnet_b8", 2.2, 3.6, 0.5, 87_413_142),
-        "efficientnet_l2": _scaled("efficientnet_l2", 4.3, 5.3, 0.5, 480_309_308),
+        name: _size(name, parameters, top1, width=width, depth=depth, dropout=dropout)
+        for name, parameters, top1, width, depth, dropout in (
+            ("efficientnet_b0", 5_288_548, 77.69, 1.0, 1.0, 0.2),
+            ("efficientnet_b1", 7_794_184, None, 1.0, 1.1, 0.2),
+            ("efficientnet_b2", 9_109_994, None, 1.1, 1.2, 0.3),
+            ("efficientnet_b3", 12_233_232, None, 1.2, 1.4, 0.3),
+            ("efficientnet_b4", 19_341_616, None, 1.4, 1.8, 0.4),
+            ("efficientnet_b5", 30_389_784, None, 1.6, 2.2, 0.4),
+            ("efficientnet_b6", 43_040_704, None, 1.8, 2.6, 0.5),
+            ("efficientnet_b7", 66_347_960, None, 2.0, 3.1, 0.5),
+            ("efficientnet_b8", 87_413_142, None, 2.2, 3.6, 0.5),
+            ("efficientnet_l2", 480_309_308, None, 4.3, 5.3, 0.5),
+        )
+    }
+    | {
         "efficientnet_mini": Variant(
             config={
                 "stages": ((3, 16, 1, 1, 1), (3, 24, 2, 6, 2), (5, 40, 2, 6, 2), (3, 64, 2, 6, 2)),
@@ -255,7 +242,7 @@ register_family(
                 "head": 192,
             },
             card={"input_size": 32},
-            bocb=BOCB,
+            bocb=_BOCB,
         ),
     },
 )

@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+import types
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +31,10 @@ class ModelCard:
     residual: str = ""
     recipe: str = ""  # the recipe that BOCB gives it on CIFAR-100
     input_size: int = 224  # the input size that BOCB gives it on CIFAR-100
+    # Rate of stochastic depth that this size was published with; None: the recipe's. The second one
+    # is BOCB's on CIFAR-100, where that differs.
+    drop_path: float | None = None
+    cifar_drop_path: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,17 +159,96 @@ def register_family(
         MODELS.register(name, entry, aliases=variant.aliases)
 
 
-def _variant_builder(name, module, base, bocb):
-    fields = [field.name for field in dataclasses.fields(base)]
+def published(reference: str, source: str = "", **shared) -> Callable[..., Variant]:
+    """A function that writes one line of a family's table.
 
+    It takes the reference's name of the size, its exact count of parameters at 1000 classes, and
+    its top-1 or None; then as keywords the fields of the config that differ, and of the card
+    `drop_path` and the like.
+
+    Args:
+      reference: what stands before that name in the card, such as "timm".
+      source: where the top-1 is published.
+      **shared: fields of `Variant` that all sizes share, such as `bocb`.
+    """
+    of_card = ("drop_path", "cifar_drop_path", "operator")
+
+    def size(name, parameters, top1=None, *, aliases=(), **config):
+        card = {key: config.pop(key) for key in of_card if key in config}
+        card |= {"reference": f"{reference} {name}", "parameters": parameters, "top1": top1}
+        card["top1_source"] = source if top1 else ""
+        return Variant(config, card, aliases, **shared)
+
+    return size
+
+
+def same_length(config: Any, *names: str) -> None:
+    """Raises UserError unless these fields of a config have one entry a stage each."""
+    lengths = {name: len(getattr(config, name)) for name in names}
+    if len(set(lengths.values())) > 1 or not all(lengths.values()):
+        listed = " and ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise UserError(f"{listed} entries; there must be one for every stage.")
+
+
+_RATES = ("drop_path", "dropout", "attention_dropout")
+_MAY_BE_ZERO = (
+    *_RATES, "depth", "depths", "taps", "layer_scale", "stem_padding", "scaled_shortcuts", "stem",
+    "gate_activations",
+)  # fmt: skip
+
+
+def _checked(name: str, config: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as a config class wants them: lists as tuples, and each of its type."""
+    fields = {field.name: field.type for field in dataclasses.fields(config)}
+    unknown = sorted(set(settings) - set(fields))
+    if unknown:
+        raise UserError(
+            f"{name} has no setting {', '.join(unknown)}. It has: {', '.join(fields)}, variant."
+        )
+    checked = {key: _tuples(value) for key, value in settings.items()}
+    for key, value in checked.items():
+        if not _is_a(value, fields[key]):
+            kind = getattr(fields[key], "__name__", None) if type(fields[key]) is type else None
+            raise UserError(f"The setting {key} of {name} is {value!r}, not {kind or fields[key]}.")
+        if key in _RATES and not 0 <= value <= 1:
+            raise UserError(f"The setting {key} of {name} is {value}; it must be in [0, 1].")
+        if any(
+            number < 0 or (not number and key not in _MAY_BE_ZERO) for number in _numbers(value)
+        ):
+            raise UserError(f"The setting {key} of {name} is {value}; it must be positive.")
+    return checked
+
+
+def _tuples(value):
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _numbers(value):
+    if isinstance(value, tuple):
+        return [number for part in value for number in _numbers(part)]
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value fits an annotation of a config's field."""
+    parts = typing.get_args(kind)
+    if isinstance(kind, types.UnionType):
+        return any(_is_a(value, part) for part in parts)
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        parts = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+        return len(parts) == len(value) and all(map(_is_a, value, parts))
+    if isinstance(value, bool):  # which Python counts among the integers
+        return kind is bool
+    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
+
+
+def _variant_builder(name, module, base, bocb):
     def build(*, num_classes, image_size, rngs, dtype=None, variant="official", **overrides):
         if variant not in ("official", "bocb"):
             raise UserError(f"{name} has the variants 'official' and 'bocb', not '{variant}'.")
-        unknown = sorted(set(overrides) - set(fields))
-        if unknown:
-            raise UserError(
-                f"{name} has no setting {', '.join(unknown)}. It has: {', '.join(fields)}, variant."
-            )
+        overrides = _checked(name, type(base), overrides)
         config = dataclasses.replace(base, **({**bocb} if variant == "bocb" else {}) | overrides)
         return module(
             config, num_classes=num_classes, image_size=image_size, dtype=dtype, rngs=rngs
@@ -197,8 +282,11 @@ def create_model(
 
     Raises:
       UnknownName: no such model; the message lists near matches.
-      UserError: no such setting; the message lists those that exist.
+      UserError: no such setting, or one that does not fit the others.
     """
+    for what, value in (("num_classes", num_classes), ("image_size", image_size)):
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{what} is {value}; it must be a whole number from 1 on.")
     return MODELS.get(name).build(
         num_classes=num_classes, image_size=image_size, rngs=rngs, dtype=dtype, **overrides
     )

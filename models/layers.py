@@ -8,21 +8,28 @@ deterministic=..., use_running_average=...)` switches between training and evalu
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from bocb_jax.errors import UserError
 from bocb_jax.models.convolution import conv
+from bocb_jax.models.resampling import adaptive_avg_pool as adaptive_avg_pool
+from bocb_jax.models.resampling import avg_pool as avg_pool
+from bocb_jax.models.resampling import global_average_pool as global_average_pool
+from bocb_jax.models.resampling import max_pool as max_pool
+from bocb_jax.models.resampling import pair
+from bocb_jax.models.resampling import resize_bicubic as resize_bicubic
+from bocb_jax.models.resampling import resize_position_embedding as resize_position_embedding
 
 Dtype = Any
 Initializer = Callable[..., jax.Array]
 
 he_normal_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+he_normal_fan_in = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
 # What PyTorch gives a layer that nobody initializes: uniform within 1 / sqrt(fan_in).
 torch_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 xavier_uniform = nnx.initializers.xavier_uniform()
@@ -48,11 +55,6 @@ def symmetric_uniform(bound: float) -> Initializer:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
-
-
-def pair(value: int | Sequence[int]) -> tuple[int, int]:
-    """(v, v) of a number, or the two numbers given."""
-    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 class Conv(nnx.Module):
@@ -121,6 +123,27 @@ class Conv(nnx.Module):
         return y if self.bias is None else y + per_channel(self.bias[...].astype(dtype), y)
 
 
+def depthwise(features: int, kernel_size: int, **kwargs) -> Conv:
+    """A convolution of each channel by itself.
+
+    Its initial variance is He's by fan_out over groups, which is the fan_in of such a kernel.
+    """
+    kwargs.setdefault("kernel_init", he_normal_fan_in)
+    return Conv(features, features, kernel_size, groups=features, **kwargs)
+
+
+def patches(in_features: int, out_features: int, side: int, **kwargs) -> Conv:
+    """A convolution whose windows neither overlap nor leave gaps, initialized as PyTorch's."""
+    kwargs.setdefault("kernel_init", torch_uniform)
+    kwargs.setdefault("bias_init", symmetric_uniform((in_features * side**2) ** -0.5))
+    return Conv(in_features, out_features, side, strides=side, padding=0, **kwargs)
+
+
+def classifier(in_features: int, num_classes: int, **kwargs) -> nnx.Linear:
+    """The last dense layer, which a new number of classes replaces."""
+    return nnx.Linear(in_features, num_classes, kernel_metadata={"kind": "head"}, **kwargs)
+
+
 class DropPath(nnx.Dropout):
     """Stochastic depth: drops a whole residual branch per sample (Huang et al., 2016).
 
@@ -145,6 +168,12 @@ class DropPath(nnx.Dropout):
         return x * (kept / keep).astype(x.dtype) if keep else jnp.zeros_like(x)
 
 
+def round_width(channels: float) -> int:
+    """The multiple of 8 next to `channels`, at most a tenth below them."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
 def resolve_stem(stem: str, image_size: int) -> str:
     """ "imagenet" or "cifar"; "auto" is the latter for images of up to 32 pixels a side."""
     if stem == "auto":
@@ -160,6 +189,25 @@ def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
     ramp = [rate * i / max(total - 1, 1) for i in range(total)]
     starts = [sum(depths[:i]) for i in range(len(depths))]
     return [ramp[start : start + depth] for start, depth in zip(starts, depths, strict=True)]
+
+
+def stage_maps(x: jax.Array, stages: Iterable[Sequence], rngs: nnx.Rngs | None) -> list[jax.Array]:
+    """What each stage gives.
+
+    Args:
+      x: input of the first stage.
+      stages: (layer, blocks) or (layer, blocks, layer) each; only blocks take `rngs`.
+      rngs: of the call.
+    """
+    maps = []
+    for before, blocks, *after in stages:
+        x = before(x)
+        for block in blocks:
+            x = block(x, rngs=rngs)
+        for layer in after:
+            x = layer(x)
+        maps.append(x)
+    return maps
 
 
 def per_channel(value: jax.Array, like: jax.Array) -> jax.Array:
@@ -242,6 +290,22 @@ class LayerScale(nnx.Module):
         return x * per_channel(self.gamma[...].astype(x.dtype), x)
 
 
+def response_norm(x: jax.Array, gain: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """Stresses the channels that are strong on the whole map (Woo et al., 2023, arXiv:2301.00808).
+
+    Args:
+      x: maps (batch, h, w, c).
+      gain: learned (c,); 0 is the identity.
+      bias: learned (c,).
+    """
+    energy = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=(1, 2), keepdims=True)
+    # The floor keeps the gradient of a channel that is zero everywhere from being 0 / 0.
+    norm = jnp.sqrt(jnp.maximum(energy, 1e-30))
+    relative = norm / (norm.mean(axis=-1, keepdims=True) + 1e-6)
+    y = x * (1 + per_channel(gain, x) * relative).astype(x.dtype)
+    return y if bias is None else y + per_channel(bias.astype(x.dtype), x)
+
+
 class Mlp(nnx.Module):
     """Two dense layers over the last axis, with an activation and dropout between.
 
@@ -313,128 +377,6 @@ def attention(
     weights = dropout(jax.nn.softmax(scores if bias is None else scores + bias))
     y = jnp.swapaxes(weights.astype(v.dtype) @ v, -3, -2)
     return y.reshape(*y.shape[:-2], -1)
-
-
-def max_pool(x, window, strides=None, padding=0):
-    """Maximum over windows of (batch, h, w, c); `strides` defaults to the window, as in PyTorch."""
-    lowest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
-    return _reduce_window(x, lowest, jax.lax.max, window, strides, padding)
-
-
-def avg_pool(x, window, strides=None, padding=0, *, count_include_pad=True):
-    """Mean over windows of (batch, h, w, c); `strides` defaults to the window, as in PyTorch.
-
-    Args:
-      x: maps.
-      window: side, or (height, width).
-      strides: step, or (vertical, horizontal).
-      padding: zeros on every side, or (vertical, horizontal).
-      count_include_pad: divide by the window's size; if False, by the pixels inside the image.
-    """
-    total = _reduce_window(x, 0.0, jax.lax.add, window, strides, padding)
-    if count_include_pad:
-        return total / math.prod(pair(window))
-    counts = [
-        [min(start + k, size) - max(start, 0) for start in range(-p, size + p - k + 1, s)]
-        for k, s, p, size in zip(
-            pair(window), pair(strides or window), pair(padding), x.shape[1:3], strict=True
-        )
-    ]
-    inside = np.outer(*counts)[None, :, :, None]
-    return total / jnp.asarray(inside, x.dtype)
-
-
-def _reduce_window(x, start, combine, window, strides, padding):
-    padding = ((0, 0), *((p, p) for p in pair(padding)), (0, 0))
-    return jax.lax.reduce_window(
-        x,
-        np.asarray(start, x.dtype),
-        combine,
-        (1, *pair(window), 1),
-        (1, *pair(strides or window), 1),
-        padding,
-    )
-
-
-def adaptive_avg_pool(x: jax.Array, output_size: int | Sequence[int]) -> jax.Array:
-    """Means over a grid of `output_size` cells that overlap where the size does not divide."""
-    return _resample(x, pair(output_size), _cell_means)
-
-
-def global_average_pool(x: jax.Array) -> jax.Array:
-    """(batch, h, w, c) -> (batch, c)."""
-    return x.mean((1, 2))
-
-
-def resize_bicubic(x: jax.Array, size: int | Sequence[int], *, antialias: bool = True) -> jax.Array:
-    """Bicubic resize of (batch, h, w, c), as `torch.nn.functional.interpolate` does it.
-
-    Args:
-      x: maps.
-      size: new side, or (height, width).
-      antialias: PyTorch's flag. It changes the spline too: a = -0.5 with it, -0.75 without.
-    """
-    return _resample(x, pair(size), functools.partial(_cubic_weights, antialias=antialias))
-
-
-def resize_position_embedding(
-    embedding: jax.Array, size: int | Sequence[int], *, prefix_tokens: int = 0
-) -> jax.Array:
-    """Absolute position embedding (1, prefix + h * w, c) of a square grid, for another grid.
-
-    Args:
-      embedding: learned at one size.
-      size: new grid, side or (height, width).
-      prefix_tokens: leading tokens, such as the class token, that have no place on the grid.
-    """
-    size = pair(size)
-    prefix, grid = embedding[:, :prefix_tokens], embedding[:, prefix_tokens:]
-    side = math.isqrt(grid.shape[1])
-    if (side, side) == size:
-        return embedding
-    grid = grid.reshape(1, side, side, -1)
-    grid = resize_bicubic(grid, size).reshape(1, size[0] * size[1], -1)
-    return jnp.concatenate([prefix, grid], axis=1)
-
-
-def _resample(x, size, weights):
-    """Applies one weight matrix (out, in) along the rows and one along the columns."""
-    for axis, equation in ((1, "oh,bhwc->bowc"), (2, "ow,bhwc->bhoc")):
-        old, new = x.shape[axis], size[axis - 1]
-        if old != new:
-            matrix = jnp.asarray(weights(old, new), x.dtype)
-            x = jnp.einsum(equation, matrix, x, precision="highest")
-    return x
-
-
-def _cell_means(old, new):
-    matrix = np.zeros((new, old))
-    for i in range(new):
-        start, stop = i * old // new, -(-(i + 1) * old // new)
-        matrix[i, start:stop] = 1 / (stop - start)
-    return matrix
-
-
-def _cubic_weights(old, new, antialias):
-    a = -0.5 if antialias else -0.75
-    stretch = max(old / new, 1.0) if antialias else 1.0
-    matrix = np.zeros((new, old))
-    for i in range(new):
-        center = (i + 0.5) * old / new - 0.5
-        reach = math.ceil(2 * stretch)
-        for j in range(math.floor(center) - reach, math.floor(center) + reach + 2):
-            t = abs(j - center) / stretch
-            if t < 1:
-                weight = (a + 2) * t**3 - (a + 3) * t**2 + 1
-            elif t < 2:
-                weight = a * (t**3 - 5 * t**2 + 8 * t - 4)
-            else:
-                continue
-            if not antialias:  # the border pixel repeats
-                matrix[i, min(max(j, 0), old - 1)] += weight
-            elif 0 <= j < old:
-                matrix[i, j] += weight
-    return matrix / matrix.sum(1, keepdims=True)
 
 
 _NORMS = (BatchNorm, nnx.BatchNorm, nnx.LayerNorm, nnx.GroupNorm, nnx.RMSNorm, nnx.InstanceNorm)

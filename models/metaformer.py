@@ -9,7 +9,7 @@ from flax import nnx
 
 from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, register_family
+from bocb_jax.models.factory import ModelCard, published, register_family, same_length
 
 INIT = layers.trunc_normal(0.02)
 NORM_EPSILON = 1e-6
@@ -46,6 +46,13 @@ class MetaFormerConfig:
     dropout: float = 0.0
     drop_path: float = 0.0
 
+    def __post_init__(self):
+        same_length(self, "depths", "widths")
+        if len(self.mixers) < len(self.depths):
+            raise UserError(f"mixers has {len(self.mixers)} entries for {len(self.depths)} stages.")
+        if not all(self.stem[:2]):
+            raise UserError(f"stem is {self.stem}; kernel size and stride must be positive.")
+
 
 class StarReLU(nnx.Module):
     """`scale * relu(x) ** 2 + bias`, with two learned scalars."""
@@ -61,16 +68,6 @@ class StarReLU(nnx.Module):
         return scale * jnp.square(jax.nn.relu(x)) + bias
 
 
-class Scale(nnx.Module):
-    """A learned gain per channel of a shortcut; begins at one."""
-
-    def __init__(self, width: int):
-        self.scale = nnx.Param(jnp.ones((width,), jnp.float32), kind="scale")
-
-    def __call__(self, x):
-        return x * layers.per_channel(self.scale[...].astype(x.dtype), x)
-
-
 class Pooling(nnx.Module):
     """Mean over 3x3 neighbors, less the pixel itself, as its shortcut adds it again."""
 
@@ -81,20 +78,11 @@ class Pooling(nnx.Module):
 class SepConv(nnx.Module):
     """Inverted separable convolution as in MobileNetV2, without norms."""
 
-    def __init__(self, width: int, *, dtype, rngs):
-        dense = functools.partial(_dense, dtype=dtype, rngs=rngs)
+    def __init__(self, width: int, **kwargs):
+        dense = functools.partial(_dense, **kwargs)
         self.pwconv1 = dense(width, 2 * width)
         self.act1 = StarReLU()
-        self.dwconv = layers.Conv(
-            2 * width,
-            2 * width,
-            7,
-            groups=2 * width,
-            use_bias=False,
-            kernel_init=INIT,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.dwconv = layers.depthwise(2 * width, 7, use_bias=False, kernel_init=INIT, **kwargs)
         self.pwconv2 = dense(2 * width, width)
 
     def __call__(self, x):
@@ -104,11 +92,11 @@ class SepConv(nnx.Module):
 class Attention(nnx.Module):
     """Self-attention over all pixels of the map."""
 
-    def __init__(self, width: int, head_channels: int, *, dtype, rngs):
+    def __init__(self, width: int, head_channels: int, **kwargs):
         self.heads = max(width // head_channels, 1)
         inner = self.heads * head_channels
-        self.qkv = _dense(width, 3 * inner, dtype=dtype, rngs=rngs)
-        self.proj = _dense(inner, width, dtype=dtype, rngs=rngs)
+        self.qkv = _dense(width, 3 * inner, **kwargs)
+        self.proj = _dense(inner, width, **kwargs)
 
     def __call__(self, x):
         batch, height, width, _ = x.shape
@@ -120,23 +108,22 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """Token mixer and MLP, each pre-normed, with its own shortcut and perhaps a gain on it."""
 
-    def __init__(self, config: MetaFormerConfig, stage: int, drop_path: float, *, dtype, rngs):
+    def __init__(self, config: MetaFormerConfig, stage: int, drop_path: float, **kwargs):
         width = config.widths[stage]
         scaled = stage >= config.scaled_shortcuts
-        self.norm1 = _block_norm(config, width, dtype=dtype, rngs=rngs)
-        self.token_mixer = _mixer(config, stage, dtype=dtype, rngs=rngs)
-        self.res_scale1 = Scale(width) if scaled else jax.nn.identity
-        self.norm2 = _block_norm(config, width, dtype=dtype, rngs=rngs)
+        self.norm1 = _block_norm(config, width, **kwargs)
+        self.token_mixer = _mixer(config, stage, **kwargs)
+        self.res_scale1 = layers.LayerScale(width, 1.0) if scaled else jax.nn.identity
+        self.norm2 = _block_norm(config, width, **kwargs)
         self.mlp = layers.Mlp(
             width,
             int(config.mlp_ratio * width),
             activation=StarReLU(),
             use_bias=False,
             kernel_init=INIT,
-            dtype=dtype,
-            rngs=rngs,
+            **kwargs,
         )
-        self.res_scale2 = Scale(width) if scaled else jax.nn.identity
+        self.res_scale2 = layers.LayerScale(width, 1.0) if scaled else jax.nn.identity
         self.drop_path = layers.DropPath(drop_path)
 
     def __call__(self, x, *, rngs=None):
@@ -149,23 +136,14 @@ class Block(nnx.Module):
 class Downsampling(nnx.Module):
     """The stem: convolution, then norm; before every other stage: norm, then 3x3 of stride 2."""
 
-    def __init__(self, config: MetaFormerConfig, stage: int, *, dtype, rngs):
+    def __init__(self, config: MetaFormerConfig, stage: int, **kwargs):
         width = config.widths[stage]
         before = config.widths[stage - 1] if stage else 3
         side, stride, padding = (3, 2, 1) if stage else config.stem
-        norm = functools.partial(
-            nnx.LayerNorm, epsilon=NORM_EPSILON, use_bias=False, dtype=dtype, rngs=rngs
-        )
+        norm = functools.partial(nnx.LayerNorm, epsilon=NORM_EPSILON, use_bias=False, **kwargs)
         self.pre_norm = norm(before) if stage else jax.nn.identity
         self.conv = layers.Conv(
-            before,
-            width,
-            side,
-            strides=stride,
-            padding=padding,
-            kernel_init=INIT,
-            dtype=dtype,
-            rngs=rngs,
+            before, width, side, strides=stride, padding=padding, kernel_init=INIT, **kwargs
         )
         self.post_norm = jax.nn.identity if stage else norm(width)
 
@@ -176,10 +154,10 @@ class Downsampling(nnx.Module):
 class MlpHead(nnx.Module):
     """Classifier with one hidden layer, squared ReLU and LayerNorm."""
 
-    def __init__(self, width: int, num_classes: int, dropout: float, *, dtype, rngs):
-        dense = functools.partial(nnx.Linear, kernel_init=INIT, dtype=dtype, rngs=rngs)
+    def __init__(self, width: int, num_classes: int, dropout: float, **kwargs):
+        dense = functools.partial(nnx.Linear, kernel_init=INIT, **kwargs)
         self.fc1 = dense(width, 4 * width)
-        self.norm = nnx.LayerNorm(4 * width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(4 * width, epsilon=1e-5, **kwargs)
         self.drop = nnx.Dropout(dropout)
         self.fc2 = dense(4 * width, num_classes, kernel_metadata={"kind": "head"})
 
@@ -209,20 +187,18 @@ class MetaFormer(nnx.Module):
 
     def __init__(self, config: MetaFormerConfig, *, num_classes, image_size, dtype=None, rngs):
         del image_size
+        kwargs = {"dtype": dtype, "rngs": rngs}
         stages = range(len(config.depths))
         self.downsample_layers = nnx.List(
-            [Downsampling(config, stage, dtype=dtype, rngs=rngs) for stage in stages]
+            [Downsampling(config, stage, **kwargs) for stage in stages]
         )
         rates = layers.drop_path_rates(config.drop_path, config.depths)
         self.stages = nnx.List(
-            [
-                nnx.List([Block(config, i, rate, dtype=dtype, rngs=rngs) for rate in rates[i]])
-                for i in stages
-            ]
+            [nnx.List([Block(config, i, rate, **kwargs) for rate in rates[i]]) for i in stages]
         )
         width = config.widths[-1]
-        self.norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs)
-        self.head = _head(config, num_classes, dtype=dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, **kwargs)
+        self.head = _head(config, num_classes, **kwargs)
 
     def __call__(self, x, *, rngs=None):
         """(batch, height, width, 3) -> logits (batch, classes)."""
@@ -231,22 +207,15 @@ class MetaFormer(nnx.Module):
 
     def features(self, x, *, rngs=None):
         """The map after each stage: strides 4, 8, 16, 32 with the default stem."""
-        maps = []
-        for downsample, blocks in zip(self.downsample_layers, self.stages, strict=True):
-            x = downsample(x)
-            for block in blocks:
-                x = block(x, rngs=rngs)
-            maps.append(x)
-        return maps
+        stages = zip(self.downsample_layers, self.stages, strict=True)
+        return layers.stage_maps(x, stages, rngs)
 
 
-def _dense(features_in, features_out, *, dtype, rngs):
-    return nnx.Linear(
-        features_in, features_out, use_bias=False, kernel_init=INIT, dtype=dtype, rngs=rngs
-    )
+def _dense(features_in, features_out, **kwargs):
+    return nnx.Linear(features_in, features_out, use_bias=False, kernel_init=INIT, **kwargs)
 
 
-def _block_norm(config, width, *, dtype, rngs):
+def _block_norm(config, width, **kwargs):
     axes = {"channel": -1, "map": (-3, -2, -1)}
     if config.block_norm not in axes:
         raise UserError(f"block_norm is 'channel' or 'map', not '{config.block_norm}'.")
@@ -255,12 +224,11 @@ def _block_norm(config, width, *, dtype, rngs):
         epsilon=NORM_EPSILON,
         use_bias=False,
         reduction_axes=axes[config.block_norm],
-        dtype=dtype,
-        rngs=rngs,
+        **kwargs,
     )
 
 
-def _mixer(config, stage, *, dtype, rngs):
+def _mixer(config, stage, **kwargs):
     width = config.widths[stage]
     match config.mixers[stage]:
         case "identity":
@@ -268,66 +236,60 @@ def _mixer(config, stage, *, dtype, rngs):
         case "pool":
             return Pooling()
         case "conv":
-            return SepConv(width, dtype=dtype, rngs=rngs)
+            return SepConv(width, **kwargs)
         case "attention":
-            return Attention(width, config.head_channels, dtype=dtype, rngs=rngs)
+            return Attention(width, config.head_channels, **kwargs)
         case unknown:
             raise UserError(
                 f"A token mixer is 'identity', 'pool', 'conv' or 'attention', not '{unknown}'."
             )
 
 
-def _head(config, num_classes, *, dtype, rngs):
+def _head(config, num_classes, **kwargs):
     width = config.widths[-1]
     match config.head:
         case "mlp":
-            return MlpHead(width, num_classes, config.dropout, dtype=dtype, rngs=rngs)
+            return MlpHead(width, num_classes, config.dropout, **kwargs)
         case "linear":
-            return LinearHead(
-                width,
-                num_classes,
-                kernel_init=INIT,
-                kernel_metadata={"kind": "head"},
-                dtype=dtype,
-                rngs=rngs,
-            )
+            kind = {"kernel_init": INIT, "kernel_metadata": {"kind": "head"}}
+            return LinearHead(width, num_classes, **kind, **kwargs)
     raise UserError(f"head is 'mlp' or 'linear', not '{config.head}'.")
 
 
-def _size(reference, parameters, top1, operator, mixers, **config):
-    names = mixers if isinstance(mixers, tuple) else (mixers,) * 4
-    card = {
-        "reference": f"sail-sg/metaformer {reference}",
-        "parameters": parameters,
-        "top1": top1,
-        "top1_source": "MetaFormer baselines, official README" if top1 else "",
-        "operator": operator,
-    }
-    bocb = {"block_norm": "channel", "head": "mlp"} if "head" in config else {}
-    return Variant({"mixers": names, **config}, card=card, bocb=bocb)
+_README = "MetaFormer baselines, official README"
+
+
+def _sizes(operator, mixers, **config):
+    """A function that writes a line of the table, for one kind of token mixer a stage."""
+    bocb = {"block_norm": "channel", "head": "mlp"} if config else {}
+    size = published("sail-sg/metaformer", _README, bocb=bocb)
+    return functools.partial(size, operator=operator, mixers=mixers, **config)
 
 
 def _mini(size):
-    variant = size("", None, None, depths=(1, 1, 3, 1), widths=(16, 32, 64, 96))
-    config = {**variant.config, "head_channels": 16, "stem": (3, 2, 1)}
+    small = {"depths": (1, 1, 3, 1), "widths": (16, 32, 64, 96), "head_channels": 16}
+    variant = size("", None, stem=(3, 2, 1), **small)
     card = {**variant.card, "reference": "", "input_size": 32}
-    return dataclasses.replace(variant, config=config, card=card)
+    return dataclasses.replace(variant, card=card)
 
 
 _BASIC = {"block_norm": "map", "head": "linear"}
-_identity = functools.partial(_size, operator="identity", mixers="identity", **_BASIC)
-_pool = functools.partial(_size, operator="pooling", mixers="pool", **_BASIC)
-_conv = functools.partial(_size, operator="separable convolution", mixers="conv")
-_attention = functools.partial(_size, operator="attention", mixers="attention")
-_conv_attention = functools.partial(
-    _size,
-    operator="separable convolution, attention",
-    mixers=("conv", "conv", "attention", "attention"),
-)
+_identity = _sizes("identity", ("identity",) * 4, **_BASIC)
+_pool = _sizes("pooling", ("pool",) * 4, **_BASIC)
+_conv = _sizes("separable convolution", ("conv",) * 4)
+_attention = _sizes("attention", ("attention",) * 4)
+_both = _sizes("separable convolution, attention", ("conv", "conv", "attention", "attention"))
 
-_S24, _S36, _S48 = (4, 4, 12, 4), (6, 6, 18, 6), (8, 8, 24, 8)
-_S18, _C36 = (3, 3, 9, 3), (3, 12, 18, 3)
-_M, _CM, _CB = (96, 192, 384, 768), (96, 192, 384, 576), (128, 256, 512, 768)
+_M = (96, 192, 384, 768)
+_S12 = {"drop_path": 0.1}
+_S24 = {"depths": (4, 4, 12, 4), "drop_path": 0.1}
+_S36 = {"depths": (6, 6, 18, 6), "drop_path": 0.2}
+_M36 = {"depths": (6, 6, 18, 6), "widths": _M, "drop_path": 0.3}
+_M48 = {"depths": (8, 8, 24, 8), "widths": _M, "drop_path": 0.4}
+_S18 = {"depths": (3, 3, 9, 3)}
+_C36 = {"depths": (3, 12, 18, 3), "drop_path": 0.3}
+_CM36 = {"depths": (3, 12, 18, 3), "widths": (96, 192, 384, 576), "drop_path": 0.4}
+_CB36 = {"depths": (3, 12, 18, 3), "widths": (128, 256, 512, 768), "drop_path": 0.6}
 
 register_family(
     MetaFormer,
@@ -341,38 +303,34 @@ register_family(
         recipe="rsb_a2",
     ),
     {
-        "identityformer_s12": _identity("identityformer_s12", 11_891_712, 74.6),
-        "identityformer_s24": _identity("identityformer_s24", 21_341_464, 78.2, depths=_S24),
-        "identityformer_s36": _identity("identityformer_s36", 30_791_216, 79.3, depths=_S36),
-        "identityformer_m36": _identity(
-            "identityformer_m36", 56_077_168, 80.0, depths=_S36, widths=_M
-        ),
-        "identityformer_m48": _identity(
-            "identityformer_m48", 73_346_056, 80.4, depths=_S48, widths=_M
-        ),
-        "poolformerv2_s12": _pool("poolformerv2_s12", 11_891_712, 78.0),
-        "poolformerv2_s24": _pool("poolformerv2_s24", 21_341_464, 80.7, depths=_S24),
-        "poolformerv2_s36": _pool("poolformerv2_s36", 30_791_216, 81.6, depths=_S36),
-        "poolformerv2_m36": _pool("poolformerv2_m36", 56_077_168, 82.2, depths=_S36, widths=_M),
-        "poolformerv2_m48": _pool("poolformerv2_m48", 73_346_056, 82.6, depths=_S48, widths=_M),
+        "identityformer_s12": _identity("identityformer_s12", 11_891_712, 74.6, **_S12),
+        "identityformer_s24": _identity("identityformer_s24", 21_341_464, 78.2, **_S24),
+        "identityformer_s36": _identity("identityformer_s36", 30_791_216, 79.3, **_S36),
+        "identityformer_m36": _identity("identityformer_m36", 56_077_168, 80.0, **_M36),
+        "identityformer_m48": _identity("identityformer_m48", 73_346_056, 80.4, **_M48),
+        "poolformerv2_s12": _pool("poolformerv2_s12", 11_891_712, 78.0, **_S12),
+        "poolformerv2_s24": _pool("poolformerv2_s24", 21_341_464, 80.7, **_S24),
+        "poolformerv2_s36": _pool("poolformerv2_s36", 30_791_216, 81.6, **_S36),
+        "poolformerv2_m36": _pool("poolformerv2_m36", 56_077_168, 82.2, **_M36),
+        "poolformerv2_m48": _pool("poolformerv2_m48", 73_346_056, 82.6, **_M48),
         # The three S12 below are BOCB's: the official code begins at S18.
-        "convformer_s12": _conv("MetaFormer", 19_527_192, None),
-        "convformer_s18": _conv("convformer_s18", 26_774_448, 83.0, depths=_S18),
-        "convformer_s36": _conv("convformer_s36", 40_012_152, 84.1, depths=_C36),
-        "convformer_m36": _conv("convformer_m36", 57_051_640, 84.5, depths=_C36, widths=_CM),
-        "convformer_b36": _conv("convformer_b36", 99_882_616, 84.8, depths=_C36, widths=_CB),
-        "attentionformer_s12": _attention("MetaFormer", 19_201_024, None),
-        "caformer_s12": _conv_attention("MetaFormer", 19_238_664, None),
-        "caformer_s18": _conv_attention("caformer_s18", 26_341_656, 83.6, depths=_S18),
-        "caformer_s36": _conv_attention("caformer_s36", 39_297_102, 84.5, depths=_C36),
-        "caformer_m36": _conv_attention("caformer_m36", 56_204_878, 85.2, depths=_C36, widths=_CM),
-        "caformer_b36": _conv_attention("caformer_b36", 98_753_614, 85.5, depths=_C36, widths=_CB),
+        "convformer_s12": _conv("MetaFormer", 19_527_192, **_S12),
+        "convformer_s18": _conv("convformer_s18", 26_774_448, 83.0, **_S18, drop_path=0.2),
+        "convformer_s36": _conv("convformer_s36", 40_012_152, 84.1, **_C36),
+        "convformer_m36": _conv("convformer_m36", 57_051_640, 84.5, **_CM36),
+        "convformer_b36": _conv("convformer_b36", 99_882_616, 84.8, **_CB36),
+        "attentionformer_s12": _attention("MetaFormer", 19_201_024, **_S12),
+        "caformer_s12": _both("MetaFormer", 19_238_664, **_S12),
+        "caformer_s18": _both("caformer_s18", 26_341_656, 83.6, **_S18, drop_path=0.15),
+        "caformer_s36": _both("caformer_s36", 39_297_102, 84.5, **_C36),
+        "caformer_m36": _both("caformer_m36", 56_204_878, 85.2, **_CM36),
+        "caformer_b36": _both("caformer_b36", 98_753_614, 85.5, **_CB36),
         "identityformer_mini": _mini(_identity),
         "poolformerv2_mini": _mini(_pool),
         "convformer_mini": _mini(_conv),
         "attentionformer_mini": _mini(_attention),
-        "caformer_mini": _mini(_conv_attention),
+        "caformer_mini": _mini(_both),
     },
-    torch_names=[(r"\b(act1?|res_scale[12])\.weight$", r"\1.scale")],
+    torch_names=[(r"\b(act1?)\.weight$", r"\1.scale"), (r"\b(res_scale[12])\.gamma$", r"\1.scale")],
     torch_sources=["official"],
 )

@@ -7,7 +7,7 @@ from flax import nnx
 
 from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, register_family
+from bocb_jax.models.factory import ModelCard, Variant, published, register_family
 
 MLP_BIAS = nnx.initializers.normal(1e-6)
 
@@ -89,13 +89,12 @@ class Mixer(nnx.Module):
             )
         self.image_size = image_size
         self.stem = nnx.Dict(
-            proj=layers.Conv(
+            proj=layers.patches(
                 3,
                 config.width,
                 config.patch_size,
-                strides=config.patch_size,
-                padding=0,
                 kernel_init=nnx.initializers.lecun_normal(),
+                bias_init=nnx.initializers.zeros,
                 dtype=dtype,
                 rngs=rngs,
             )
@@ -108,13 +107,8 @@ class Mixer(nnx.Module):
         self.norm = nnx.LayerNorm(config.width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
         # The paper starts the classifier at zero; not here, as a zero kernel would pass no gradient
         # to the rest of the net in the first step.
-        self.head = nnx.Linear(
-            config.width,
-            num_classes,
-            kernel_init=layers.trunc_normal(0.02),
-            kernel_metadata={"kind": "head"},
-            dtype=dtype,
-            rngs=rngs,
+        self.head = layers.classifier(
+            config.width, num_classes, kernel_init=layers.trunc_normal(0.02), dtype=dtype, rngs=rngs
         )
 
     def __call__(self, x, *, rngs=None):
@@ -137,11 +131,8 @@ class Mixer(nnx.Module):
         return [self.norm(x).reshape(grid)]
 
 
-def _size(timm, parameters, top1=None, **config):
-    card = {"reference": f"timm {timm}", "parameters": parameters, "top1": top1}
-    card["top1_source"] = "MLP-Mixer, section 3.2: ImageNet-1k alone" if top1 else ""
-    return Variant(config, card=card, bocb={"norm_epsilon": 1e-5, "dropout": 0.1})
-
+_BOCB = {"norm_epsilon": 1e-5, "dropout": 0.1}
+_size = published("timm", "MLP-Mixer, section 3.2: ImageNet-1k alone", bocb=_BOCB)
 
 register_family(
     Mixer,
@@ -157,7 +148,7 @@ register_family(
         recipe="deit",
     ),
     {
-        "mixer_s": _size("mixer_s16_224", 18_528_264),
+        "mixer_s": _size("mixer_s16_224", 18_528_264, drop_path=0.0),
         "mixer_s32": _size("mixer_s32_224", 19_104_624, patch_size=32),
         "mixer_b": _size("mixer_b16_224", 59_880_472, 76.44, width=768, depth=12),
         "mixer_b32": _size("mixer_b32_224", 60_293_428, patch_size=32, width=768, depth=12),
@@ -166,7 +157,7 @@ register_family(
         "mixer_mini": Variant(
             {"patch_size": 4, "width": 64, "depth": 4},
             card={"input_size": 32},
-            bocb={"norm_epsilon": 1e-5, "dropout": 0.1},
+            bocb=_BOCB,
         ),
     },
 )

@@ -7,11 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, register_family
-
-# He's variance by fan_out / groups: for a depthwise kernel that is its fan_in.
-depthwise_init = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
+from bocb_jax.models.factory import ModelCard, Variant, published, register_family
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +35,9 @@ class MobileNetV2Config:
     scale_ends: bool = True  # whether `width` multiplies the stem and the head too
     dropout: float = 0.0  # before the classifier
 
-
-def round_width(channels: float) -> int:
-    """The multiple of 8 next to `channels`, at most a tenth below them."""
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * channels else rounded
+    def __post_init__(self):
+        if not self.taps or max(self.taps) >= len(self.stages):
+            raise UserError(f"taps {self.taps} name stages that are not among {len(self.stages)}.")
 
 
 class DepthwiseSeparable(nnx.Module):
@@ -49,16 +45,7 @@ class DepthwiseSeparable(nnx.Module):
 
     def __init__(self, in_features, out_features, *, strides, dtype, rngs):
         kwargs = {"dtype": dtype, "rngs": rngs}
-        self.conv_dw = layers.Conv(
-            in_features,
-            in_features,
-            3,
-            strides=strides,
-            groups=in_features,
-            use_bias=False,
-            kernel_init=depthwise_init,
-            **kwargs,
-        )
+        self.conv_dw = layers.depthwise(in_features, 3, strides=strides, use_bias=False, **kwargs)
         self.bn1 = layers.BatchNorm(in_features, **kwargs)
         self.conv_pw = layers.Conv(in_features, out_features, 1, use_bias=False, **kwargs)
         self.bn2 = layers.BatchNorm(out_features, **kwargs)
@@ -78,16 +65,7 @@ class InvertedResidual(nnx.Module):
         kwargs = {"dtype": dtype, "rngs": rngs}
         self.conv_pw = layers.Conv(in_features, hidden, 1, use_bias=False, **kwargs)
         self.bn1 = layers.BatchNorm(hidden, **kwargs)
-        self.conv_dw = layers.Conv(
-            hidden,
-            hidden,
-            3,
-            strides=strides,
-            groups=hidden,
-            use_bias=False,
-            kernel_init=depthwise_init,
-            **kwargs,
-        )
+        self.conv_dw = layers.depthwise(hidden, 3, strides=strides, use_bias=False, **kwargs)
         self.bn2 = layers.BatchNorm(hidden, **kwargs)
         self.conv_pwl = layers.Conv(hidden, out_features, 1, use_bias=False, **kwargs)
         self.bn3 = layers.BatchNorm(out_features, **kwargs)
@@ -115,7 +93,7 @@ class MobileNetV2(nnx.Module):
         del image_size
         kwargs = {"dtype": dtype, "rngs": rngs}
         ends = config.width if config.scale_ends else 1.0
-        width = round_width(config.stem * ends)
+        width = layers.round_width(config.stem * ends)
         self.conv_stem = layers.Conv(
             3, width, 3, strides=config.stem_strides, use_bias=False, **kwargs
         )
@@ -126,7 +104,7 @@ class MobileNetV2(nnx.Module):
             if 0 < i < len(config.stages) - 1:
                 depth = math.ceil(depth * config.depth)
             stage = nnx.List()
-            out = round_width(channels * config.width)
+            out = layers.round_width(channels * config.width)
             for j in range(depth):
                 step = strides if j == 0 else 1
                 stage.append(
@@ -136,17 +114,12 @@ class MobileNetV2(nnx.Module):
                 )
                 width = out
             self.blocks.append(stage)
-        head = max(config.head, round_width(config.head * ends))
+        head = max(config.head, layers.round_width(config.head * ends))
         self.conv_head = layers.Conv(width, head, 1, use_bias=False, **kwargs)
         self.bn2 = layers.BatchNorm(head, **kwargs)
         self.dropout = nnx.Dropout(config.dropout)
-        self.classifier = nnx.Linear(
-            head,
-            num_classes,
-            kernel_init=layers.symmetric_uniform(num_classes**-0.5),
-            kernel_metadata={"kind": "head"},
-            **kwargs,
-        )
+        init = layers.symmetric_uniform(num_classes**-0.5)
+        self.classifier = layers.classifier(head, num_classes, kernel_init=init, **kwargs)
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
         """The last map at each of the strides 4, 8, 16 and 32."""
@@ -165,11 +138,7 @@ class MobileNetV2(nnx.Module):
         return self.classifier(x).astype(jnp.float32)
 
 
-def _variant(reference, parameters, top1=None, source="", *, aliases=(), **config):
-    card = {"reference": f"timm {reference}", "parameters": parameters}
-    card |= {"top1": top1, "top1_source": source}
-    return Variant(config=config, card=card, aliases=aliases)
-
+_size = published("timm", "torchvision V1")
 
 register_family(
     MobileNetV2,
@@ -185,19 +154,17 @@ register_family(
         recipe="pytorch",
     ),
     {
-        "mobilenetv2_035": _variant("mobilenetv2_035", 1_677_128, width=0.35),
-        "mobilenetv2_050": _variant("mobilenetv2_050", 1_968_680, width=0.5),
-        "mobilenetv2_075": _variant("mobilenetv2_075", 2_636_424, width=0.75),
-        "mobilenetv2": _variant(
-            "mobilenetv2_100", 3_504_872, 71.88, "torchvision V1", aliases=("mobilenetv2_100",)
-        ),
-        "mobilenetv2_110d": _variant(
+        "mobilenetv2_035": _size("mobilenetv2_035", 1_677_128, width=0.35),
+        "mobilenetv2_050": _size("mobilenetv2_050", 1_968_680, width=0.5),
+        "mobilenetv2_075": _size("mobilenetv2_075", 2_636_424, width=0.75),
+        "mobilenetv2": _size("mobilenetv2_100", 3_504_872, 71.88, aliases=("mobilenetv2_100",)),
+        "mobilenetv2_110d": _size(
             "mobilenetv2_110d", 4_516_520, width=1.1, depth=1.2, scale_ends=False
         ),
-        "mobilenetv2_120d": _variant(
+        "mobilenetv2_120d": _size(
             "mobilenetv2_120d", 5_831_144, width=1.2, depth=1.4, scale_ends=False
         ),
-        "mobilenetv2_140": _variant("mobilenetv2_140", 6_108_776, width=1.4),
+        "mobilenetv2_140": _size("mobilenetv2_140", 6_108_776, width=1.4),
         "mobilenetv2_mini": Variant(
             config={
                 "stages": ((1, 16, 1, 1), (6, 24, 2, 2), (6, 40, 2, 2), (6, 64, 2, 2)),

@@ -6,11 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, register_family
-
-# He's variance by fan_out / groups: for a depthwise kernel that is its fan_in.
-depthwise_init = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
+from bocb_jax.models.factory import ModelCard, Variant, published, register_family, same_length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +18,16 @@ class MogaNetConfig:
     depths: tuple[int, ...] = (2, 3, 12, 2)
     widths: tuple[int, ...] = (64, 128, 320, 512)  # multiples of 8
     mlp_ratios: tuple[int, ...] = (8, 8, 4, 4)
-    drop_path: float = 0.1
+    drop_path: float = 0.0
     dropout: float = 0.0  # inside the channel block
     layer_scale: float = 1e-5  # initial gain of the branches and of the decompositions
     gate_activations: int = 1  # the authors of BOCB apply SiLU twice to gate and value
     stem: str = "auto"  # "imagenet": two 3x3/2 | "cifar": two 3x3/1 | "auto": by image size
+
+    def __post_init__(self):
+        same_length(self, "depths", "widths", "mlp_ratios")
+        if any(width % 8 for width in self.widths):
+            raise UserError(f"widths are {self.widths}; 8 must divide every one.")
 
 
 def _scale(features: int, value: float) -> nnx.Param:
@@ -43,22 +46,9 @@ class MultiOrderConv(nnx.Module):
         self.splits = (features - features // 2 - features * 3 // 8, features // 2)
         _, wide = self.splits
         middle = features * 3 // 8
-
-        def depthwise(features, kernel_size, dilation):
-            return layers.Conv(
-                features,
-                features,
-                kernel_size,
-                dilation=dilation,
-                groups=features,
-                kernel_init=depthwise_init,
-                dtype=dtype,
-                rngs=rngs,
-            )
-
-        self.DW_conv0 = depthwise(features, 5, 1)
-        self.DW_conv1 = depthwise(middle, 5, 2)
-        self.DW_conv2 = depthwise(wide, 7, 3)
+        self.DW_conv0 = layers.depthwise(features, 5, dtype=dtype, rngs=rngs)
+        self.DW_conv1 = layers.depthwise(middle, 5, dilation=2, dtype=dtype, rngs=rngs)
+        self.DW_conv2 = layers.depthwise(wide, 7, dilation=3, dtype=dtype, rngs=rngs)
         self.PW_conv = layers.Conv(features, features, 1, dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
@@ -99,9 +89,7 @@ class ChannelAggregation(nnx.Module):
     def __init__(self, features, hidden, config: MogaNetConfig, *, dtype, rngs):
         kwargs = {"dtype": dtype, "rngs": rngs}
         self.fc1 = layers.Conv(features, hidden, 1, **kwargs)
-        self.dwconv = layers.Conv(
-            hidden, hidden, 3, groups=hidden, kernel_init=depthwise_init, **kwargs
-        )
+        self.dwconv = layers.depthwise(hidden, 3, **kwargs)
         self.decompose = layers.Conv(hidden, 1, 1, **kwargs)
         self.sigma = _scale(hidden, config.layer_scale)
         self.fc2 = layers.Conv(hidden, features, 1, **kwargs)
@@ -185,44 +173,22 @@ class MogaNet(nnx.Module):
             setattr(self, f"patch_embed{i + 1}", embed)
             setattr(self, f"blocks{i + 1}", nnx.List(blocks))
             setattr(self, f"norm{i + 1}", layers.BatchNorm(features, **kwargs))
-        self.head = nnx.Linear(
-            config.widths[-1],
-            num_classes,
-            kernel_init=layers.trunc_normal(0.02),
-            kernel_metadata={"kind": "head"},
-            **kwargs,
-        )
+        init = layers.trunc_normal(0.02)
+        self.head = layers.classifier(config.widths[-1], num_classes, kernel_init=init, **kwargs)
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
         """What each stage gives, normalized."""
-        maps = []
-        for i in range(1, self.num_stages + 1):
-            x = getattr(self, f"patch_embed{i}")(x)
-            for block in getattr(self, f"blocks{i}"):
-                x = block(x, rngs=rngs)
-            x = getattr(self, f"norm{i}")(x)
-            maps.append(x)
-        return maps
+        parts = ("patch_embed", "blocks", "norm")
+        stages = [[getattr(self, f"{p}{i + 1}") for p in parts] for i in range(self.num_stages)]
+        return layers.stage_maps(x, stages, rngs)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = layers.global_average_pool(self.features(x, rngs=rngs)[-1])
         return self.head(x).astype(jnp.float32)
 
 
-BOCB = {"gate_activations": 2}
-
-
-def _variant(name, parameters, top1, **config):
-    return Variant(
-        config=config,
-        card={
-            "reference": f"Westlake-AI/MogaNet moganet_{name}",
-            "parameters": parameters,
-            "top1": top1,
-            "top1_source": "MogaNet, official README",
-        },
-        bocb=BOCB,
-    )
+_BOCB = {"gate_activations": 2}
+_size = published("Westlake-AI/MogaNet", "MogaNet, official README", bocb=_BOCB)
 
 
 register_family(
@@ -240,40 +206,30 @@ register_family(
         input_size=32,
     ),
     {
-        "moganet_xt": _variant(
-            "xtiny", 2_956_066, 76.5, depths=(3, 3, 10, 2), widths=(32, 64, 96, 192), drop_path=0.05
+        "moganet_xt": _size(
+            "moganet_xtiny", 2_956_066, 76.5, drop_path=0.05,
+            depths=(3, 3, 10, 2), widths=(32, 64, 96, 192),
         ),
-        "moganet_t": _variant(
-            "tiny", 5_197_332, 79.0, depths=(3, 3, 12, 2), widths=(32, 64, 128, 256)
+        "moganet_t": _size(
+            "moganet_tiny", 5_197_332, 79.0, drop_path=0.1,
+            depths=(3, 3, 12, 2), widths=(32, 64, 128, 256),
         ),
-        "moganet_s": _variant("small", 25_335_675, 83.4),
-        "moganet_b": _variant(
-            "base",
-            43_720_475,
-            84.3,
-            depths=(4, 6, 22, 3),
-            widths=(64, 160, 320, 512),
-            drop_path=0.2,
+        "moganet_s": _size("moganet_small", 25_335_675, 83.4, drop_path=0.1),
+        "moganet_b": _size(
+            "moganet_base", 43_720_475, 84.3, drop_path=0.2,
+            depths=(4, 6, 22, 3), widths=(64, 160, 320, 512),
         ),
-        "moganet_l": _variant(
-            "large",
-            82_480_978,
-            84.7,
-            depths=(4, 6, 44, 4),
-            widths=(64, 160, 320, 640),
-            drop_path=0.3,
+        "moganet_l": _size(
+            "moganet_large", 82_480_978, 84.7, drop_path=0.3,
+            depths=(4, 6, 44, 4), widths=(64, 160, 320, 640),
         ),
-        "moganet_xl": _variant(
-            "xlarge",
-            180_991_924,
-            85.1,
-            depths=(6, 6, 44, 4),
-            widths=(96, 192, 480, 960),
-            drop_path=0.4,
+        "moganet_xl": _size(
+            "moganet_xlarge", 180_991_924, 85.1, drop_path=0.4,
+            depths=(6, 6, 44, 4), widths=(96, 192, 480, 960),
         ),
         "moganet_mini": Variant(
             config={"depths": (1, 1, 2, 1), "widths": (16, 24, 48, 96), "mlp_ratios": (3, 3, 3, 3)},
-            bocb=BOCB,
+            bocb=_BOCB,
         ),
     },
     torch_names=[
@@ -284,4 +240,4 @@ register_family(
         (r"\.sigma$", ".sigma.scale"),
     ],
     torch_sources=["official"],
-)
+)  # fmt: skip

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, register_family
+from bocb_jax.models.factory import ModelCard, Variant, published, register_family, same_length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,11 @@ class RepVGGConfig:
     stem_strides: int = 2
     groups: int = 1  # of every second block of a stage
     deploy: bool = False  # one convolution a block, as `fuse()` gives
+
+    def __post_init__(self):
+        same_length(self, "depths", "widths")
+        if any(width % self.groups for width in self.widths):
+            raise UserError(f"groups {self.groups} do not divide the widths {self.widths}.")
 
 
 class ConvNorm(nnx.Module):
@@ -101,13 +107,9 @@ class Head(nnx.Module):
     """The classifier, in the place where timm has it."""
 
     def __init__(self, in_features, num_classes, *, dtype, rngs):
-        self.fc = nnx.Linear(
-            in_features,
-            num_classes,
-            kernel_init=nnx.initializers.normal(0.01),
-            kernel_metadata={"kind": "head"},
-            dtype=dtype,
-            rngs=rngs,
+        init = nnx.initializers.normal(0.01)
+        self.fc = layers.classifier(
+            in_features, num_classes, kernel_init=init, dtype=dtype, rngs=rngs
         )
 
     def __call__(self, x):
@@ -167,17 +169,7 @@ class RepVGG(nnx.Module):
         return self.head(self.features(x)[-1]).astype(jnp.float32)
 
 
-def _variant(name, parameters, top1, **config):
-    return Variant(
-        config=config,
-        card={
-            "reference": f"timm {name}",
-            "parameters": parameters,
-            "top1": top1,
-            "top1_source": "timm results-imagenet.csv" if top1 else "",
-        },
-    )
-
+_size = published("timm", "timm results-imagenet.csv")
 
 A = (2, 4, 14, 1)
 B = (4, 6, 16, 1)
@@ -199,18 +191,18 @@ register_family(
         recipe="pytorch",
     ),
     {
-        "repvgg_a0": _variant(
+        "repvgg_a0": _size(
             "repvgg_a0", 9_108_968, None, depths=A, widths=(48, 96, 192, 1280), stem=48
         ),
-        "repvgg_a1": _variant("repvgg_a1", 14_092_264, 74.47),
-        "repvgg_a2": _variant("repvgg_a2", 28_210_600, None, depths=A, widths=(96, 192, 384, 1408)),
-        "repvgg_b0": _variant("repvgg_b0", 15_817_960, None, depths=B),
-        "repvgg_b1": _variant("repvgg_b1", 57_415_016, None, **B1),
-        "repvgg_b1g4": _variant("repvgg_b1g4", 39_966_056, None, **B1, groups=4),
-        "repvgg_b2": _variant("repvgg_b2", 89_022_376, None, **B2),
-        "repvgg_b2g4": _variant("repvgg_b2g4", 61_758_376, None, **B2, groups=4),
-        "repvgg_b3": _variant("repvgg_b3", 123_085_288, None, **B3),
-        "repvgg_b3g4": _variant("repvgg_b3g4", 83_825_128, None, **B3, groups=4),
+        "repvgg_a1": _size("repvgg_a1", 14_092_264, 74.47),
+        "repvgg_a2": _size("repvgg_a2", 28_210_600, None, depths=A, widths=(96, 192, 384, 1408)),
+        "repvgg_b0": _size("repvgg_b0", 15_817_960, None, depths=B),
+        "repvgg_b1": _size("repvgg_b1", 57_415_016, None, **B1),
+        "repvgg_b1g4": _size("repvgg_b1g4", 39_966_056, None, **B1, groups=4),
+        "repvgg_b2": _size("repvgg_b2", 89_022_376, None, **B2),
+        "repvgg_b2g4": _size("repvgg_b2g4", 61_758_376, None, **B2, groups=4),
+        "repvgg_b3": _size("repvgg_b3", 123_085_288, None, **B3),
+        "repvgg_b3g4": _size("repvgg_b3g4", 83_825_128, None, **B3, groups=4),
         "repvgg_mini": Variant(
             config={
                 "depths": (1, 2, 3, 1),

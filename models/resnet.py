@@ -9,7 +9,7 @@ from flax import nnx
 
 from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, register_family
+from bocb_jax.models.factory import ModelCard, Variant, published, register_family, same_length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,7 @@ class ResNetConfig:
     drop_path: float = 0.0
 
     def __post_init__(self):
+        same_length(self, "depths", "widths")
         if self.block not in ("basic", "bottleneck"):
             raise UserError(f"block is 'basic' or 'bottleneck', not '{self.block}'.")
 
@@ -116,12 +117,11 @@ class ResNet(nnx.Module):
                 width = out_width * block.expansion
             setattr(self, f"layer{i + 1}", nnx.List(blocks))
         self.dropout = nnx.Dropout(config.dropout)
-        self.fc = nnx.Linear(
+        self.fc = layers.classifier(
             width,
             num_classes,
             kernel_init=layers.torch_uniform,
             bias_init=layers.symmetric_uniform(width**-0.5),
-            kernel_metadata={"kind": "head"},
             dtype=dtype,
             rngs=rngs,
         )
@@ -143,9 +143,7 @@ class ResNet(nnx.Module):
         return self.fc(self.dropout(x, rngs=rngs)).astype(jnp.float32)
 
 
-def _v1(accuracy):
-    return {"top1": accuracy, "top1_source": "torchvision IMAGENET1K_V1"}
-
+_size = published("timm", "torchvision IMAGENET1K_V1")
 
 register_family(
     ResNet,
@@ -162,25 +160,11 @@ register_family(
         input_size=32,
     ),
     {
-        "resnet18": Variant(
-            {"block": "basic", "depths": (2, 2, 2, 2)},
-            {"reference": "timm resnet18", "parameters": 11_689_512, **_v1(69.76)},
-        ),
-        "resnet34": Variant(
-            {"block": "basic"},
-            {"reference": "timm resnet34", "parameters": 21_797_672, **_v1(73.31)},
-        ),
-        "resnet50": Variant(
-            card={"reference": "timm resnet50", "parameters": 25_557_032, **_v1(76.13)}
-        ),
-        "resnet101": Variant(
-            {"depths": (3, 4, 23, 3)},
-            {"reference": "timm resnet101", "parameters": 44_549_160, **_v1(77.37)},
-        ),
-        "resnet152": Variant(
-            {"depths": (3, 8, 36, 3)},
-            {"reference": "timm resnet152", "parameters": 60_192_808, **_v1(78.31)},
-        ),
+        "resnet18": _size("resnet18", 11_689_512, 69.76, block="basic", depths=(2, 2, 2, 2)),
+        "resnet34": _size("resnet34", 21_797_672, 73.31, block="basic"),
+        "resnet50": _size("resnet50", 25_557_032, 76.13),
+        "resnet101": _size("resnet101", 44_549_160, 77.37, depths=(3, 4, 23, 3)),
+        "resnet152": _size("resnet152", 60_192_808, 78.31, depths=(3, 8, 36, 3)),
         "resnet_mini": Variant({"depths": (2, 2, 2, 2), "widths": (8, 16, 32, 64)}),
     },
     torch_sources=["timm", "torchvision"],

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, register_family
+from bocb_jax.models.factory import ModelCard, Variant, published, register_family, same_length
 
 INIT = layers.trunc_normal(0.02)
 
@@ -41,6 +42,14 @@ class SwinConfig:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     drop_path: float = 0.0
+
+    def __post_init__(self):
+        same_length(self, "depths", "heads")
+        for i, heads in enumerate(self.heads):
+            if self.width * 2**i % heads:
+                raise UserError(
+                    f"heads {heads} do not divide the width {self.width * 2**i} of stage {i + 1}."
+                )
 
 
 def relative_position_index(window: int) -> np.ndarray:
@@ -158,7 +167,7 @@ class Stage(nnx.Module):
     """Patch merging (not in the first stage), then the blocks."""
 
     def __init__(self, config: SwinConfig, index: int, side: int, rates, *, dtype, rngs):
-        width = config.width * 2**index
+        width, heads = config.width * 2**index, config.heads[index]
         self.downsample = (
             PatchMerging(width // 2, dtype=dtype, rngs=rngs) if index else jax.nn.identity
         )
@@ -167,16 +176,7 @@ class Stage(nnx.Module):
         shift = config.window // 2 if side > config.window else 0
         self.blocks = nnx.List(
             [
-                Block(
-                    config,
-                    width,
-                    config.heads[index],
-                    window,
-                    shift if i % 2 else 0,
-                    rate,
-                    dtype=dtype,
-                    rngs=rngs,
-                )
+                Block(config, width, heads, window, shift * (i % 2), rate, dtype=dtype, rngs=rngs)
                 for i, rate in enumerate(rates)
             ]
         )
@@ -202,19 +202,8 @@ class Swin(nnx.Module):
 
     def __init__(self, config: SwinConfig, *, num_classes, image_size, dtype=None, rngs):
         patch = config.patch_size
-        bound = (3 * patch**2) ** -0.5
         self.patch_embed = nnx.Dict(
-            proj=layers.Conv(
-                3,
-                config.width,
-                patch,
-                strides=patch,
-                padding=0,
-                kernel_init=layers.torch_uniform,
-                bias_init=layers.symmetric_uniform(bound),
-                dtype=dtype,
-                rngs=rngs,
-            ),
+            proj=layers.patches(3, config.width, patch, dtype=dtype, rngs=rngs),
             norm=_layer_norm(config.width, dtype=dtype, rngs=rngs),
         )
         self.patch_size = patch
@@ -227,16 +216,8 @@ class Swin(nnx.Module):
         self.layers = nnx.List(stages)
         width = config.width * 2 ** (len(stages) - 1)
         self.norm = _layer_norm(width, dtype=dtype, rngs=rngs)
-        self.head = nnx.Dict(
-            fc=nnx.Linear(
-                width,
-                num_classes,
-                kernel_init=INIT,
-                kernel_metadata={"kind": "head"},
-                dtype=dtype,
-                rngs=rngs,
-            )
-        )
+        fc = layers.classifier(width, num_classes, kernel_init=INIT, dtype=dtype, rngs=rngs)
+        self.head = nnx.Dict(fc=fc)
 
     def __call__(self, x, *, rngs=None):
         """(batch, height, width, 3) -> logits (batch, classes)."""
@@ -260,11 +241,8 @@ def _layer_norm(width, *, dtype, rngs):
     return nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
 
 
-def _size(timm, parameters, top1=None, **config):
-    card = {"reference": f"timm {timm}", "parameters": parameters, "top1": top1}
-    card["top1_source"] = "Swin Transformer, official README" if top1 else ""
-    return Variant(config, card=card)
-
+_size = published("timm", "Swin Transformer, official README")
+_DEEP = {"depths": (2, 2, 18, 2)}
 
 register_family(
     Swin,
@@ -280,26 +258,19 @@ register_family(
         recipe="convnext",
     ),
     {
-        "swin_t": _size("swin_tiny_patch4_window7_224", 28_288_354, 81.2),
-        "swin_s": _size("swin_small_patch4_window7_224", 49_606_258, 83.2, depths=(2, 2, 18, 2)),
+        "swin_t": _size("swin_tiny_patch4_window7_224", 28_288_354, 81.2, drop_path=0.2),
+        "swin_s": _size("swin_small_patch4_window7_224", 49_606_258, 83.2, **_DEEP, drop_path=0.3),
         "swin_b": _size(
-            "swin_base_patch4_window7_224",
-            87_768_224,
-            83.5,
-            width=128,
-            depths=(2, 2, 18, 2),
-            heads=(4, 8, 16, 32),
+            "swin_base_patch4_window7_224", 87_768_224, 83.5, **_DEEP, width=128,
+            heads=(4, 8, 16, 32), drop_path=0.5,
         ),
         "swin_l": _size(
-            "swin_large_patch4_window7_224",
-            196_532_476,
-            width=192,
-            depths=(2, 2, 18, 2),
-            heads=(6, 12, 24, 48),
+            "swin_large_patch4_window7_224", 196_532_476, **_DEEP, width=192,
+            heads=(6, 12, 24, 48), drop_path=0.2,
         ),
         "swin_mini": Variant(
             {"patch_size": 2, "width": 24, "depths": (2, 2, 2), "heads": (2, 4, 8), "window": 4},
             card={"input_size": 32},
         ),
     },
-)
+)  # fmt: skip

@@ -11,12 +11,10 @@ from flax import nnx
 
 from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, register_family
+from bocb_jax.models.factory import ModelCard, Variant, published, register_family, same_length
 
 TAPS = [(i, j) for i in range(3) for j in range(3)]  # the 3x3 window, in the order of its weights
 init = layers.trunc_normal(0.02)
-# He's variance by fan_out / groups: for a depthwise kernel that is its fan_in.
-depthwise_init = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +28,15 @@ class TransNeXtConfig:
     patch: int = 4  # stride of the first embedding; its kernel is 2 * patch - 1
     pretrain_size: int | None = None  # image size that scales the positions; None: that in use
     epsilon: float = 1e-6  # of the norms outside the embeddings
-    drop_path: float = 0.25
+    drop_path: float = 0.0
     dropout: float = 0.0  # after projections and in the channel mixer
     attention_dropout: float = 0.0
+
+    def __post_init__(self):
+        same_length(self, "depths", "widths", "heads", "mlp_ratios")
+        for width, heads in zip(self.widths, self.heads, strict=True):
+            if width % heads:
+                raise UserError(f"heads {heads} do not divide the width {width} of their stage.")
 
 
 @functools.lru_cache(maxsize=64)
@@ -192,9 +196,7 @@ class ConvGLU(nnx.Module):
     def __init__(self, features, hidden, dropout, **kwargs):
         hidden = 2 * hidden // 3
         self.fc1 = nnx.Linear(features, 2 * hidden, kernel_init=init, **kwargs)
-        self.dwconv = layers.Conv(
-            hidden, hidden, 3, groups=hidden, kernel_init=depthwise_init, **kwargs
-        )
+        self.dwconv = layers.depthwise(hidden, 3, **kwargs)
         self.fc2 = nnx.Linear(hidden, features, kernel_init=init, **kwargs)
         self.drop = nnx.Dropout(dropout)
 
@@ -275,40 +277,21 @@ class TransNeXt(nnx.Module):
             norm = nnx.LayerNorm(features, epsilon=config.epsilon, **kwargs)
             setattr(self, f"norm{i + 1}", norm)
             width = features
-        self.head = nnx.Linear(
-            width, num_classes, kernel_init=init, kernel_metadata={"kind": "head"}, **kwargs
-        )
+        self.head = layers.classifier(width, num_classes, kernel_init=init, **kwargs)
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
         """What each stage gives, normalized."""
-        maps = []
-        for i in range(1, self.num_stages + 1):
-            x = getattr(self, f"patch_embed{i}")(x)
-            for block in getattr(self, f"block{i}"):
-                x = block(x, rngs=rngs)
-            x = getattr(self, f"norm{i}")(x)
-            maps.append(x)
-        return maps
+        parts = ("patch_embed", "block", "norm")
+        stages = [[getattr(self, f"{p}{i + 1}") for p in parts] for i in range(self.num_stages)]
+        return layers.stage_maps(x, stages, rngs)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = layers.global_average_pool(self.features(x, rngs=rngs)[-1])
         return self.head(x).astype(jnp.float32)
 
 
-BOCB = {"epsilon": 1e-5}
-
-
-def _variant(name, parameters, top1, **config):
-    return Variant(
-        config=config,
-        card={
-            "reference": f"DaiShiResearch/TransNeXt transnext_{name}",
-            "parameters": parameters,
-            "top1": top1,
-            "top1_source": "TransNeXt, official README",
-        },
-        bocb=BOCB,
-    )
+_BOCB = {"epsilon": 1e-5}
+_size = published("DaiShiResearch/TransNeXt", "TransNeXt, official README", bocb=_BOCB)
 
 
 register_family(
@@ -325,24 +308,17 @@ register_family(
         recipe="deit",
     ),
     {
-        "transnext_micro": _variant(
-            "micro",
-            12_809_304,
-            82.5,
-            widths=(48, 96, 192, 384),
-            heads=(2, 4, 8, 16),
-            drop_path=0.15,
+        "transnext_micro": _size(
+            "transnext_micro", 12_809_304, 82.5, drop_path=0.15,
+            widths=(48, 96, 192, 384), heads=(2, 4, 8, 16),
         ),
-        "transnext_t": _variant("tiny", 28_258_960, 84.0),
-        "transnext_s": _variant("small", 49_741_564, 84.7, depths=(5, 5, 22, 5), drop_path=0.45),
-        "transnext_b": _variant(
-            "base",
-            89_721_496,
-            84.8,
-            depths=(5, 5, 23, 5),
-            widths=(96, 192, 384, 768),
-            heads=(4, 8, 16, 32),
-            drop_path=0.6,
+        "transnext_t": _size("transnext_tiny", 28_258_960, 84.0, drop_path=0.25),
+        "transnext_s": _size(
+            "transnext_small", 49_741_564, 84.7, depths=(5, 5, 22, 5), drop_path=0.45
+        ),
+        "transnext_b": _size(
+            "transnext_base", 89_721_496, 84.8, drop_path=0.6,
+            depths=(5, 5, 23, 5), widths=(96, 192, 384, 768), heads=(4, 8, 16, 32),
         ),
         "transnext_mini": Variant(
             config={
@@ -351,12 +327,11 @@ register_family(
                 "heads": (2, 4, 4, 8),
                 "mlp_ratios": (4, 4, 3, 3),
                 "patch": 2,
-                "drop_path": 0.05,
             },
             card={"input_size": 32},
-            bocb=BOCB,
+            bocb=_BOCB,
         ),
     },
     torch_names=[(r"\.mlp\.dwconv\.", ".mlp.dwconv.dwconv.")],
     torch_sources=["official"],
-)
+)  # fmt: skip

@@ -1,6 +1,7 @@
 """UniRepLKNet (Ding et al., CVPR 2024, arXiv:2311.15599), named as in the authors' repository."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from flax import nnx
 
 from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, register_family
+from bocb_jax.models.factory import ModelCard, Variant, published, register_family, same_length
 
 # (kernel, dilation) of the branches beside a large kernel, by its side
 BRANCHES = {
@@ -32,8 +33,16 @@ class UniRepLKNetConfig:
     period: int = 2  # one block in so many of stage 3 has the large kernel
     stem_strides: tuple[int, int] = (2, 2)  # of the stem's two convolutions
     layer_scale: float = 1e-6
-    drop_path: float = 0.2
+    drop_path: float = 0.0
     deploy: bool = False  # one convolution and no batch norm a block, as `fuse()` gives
+
+    def __post_init__(self):
+        same_length(self, "depths", "widths")
+        if len(self.depths) != 4:
+            raise UserError(f"depths has {len(self.depths)} entries; UniRepLKNet has four stages.")
+        if self.large_kernel not in BRANCHES:
+            known = ", ".join(map(str, sorted(BRANCHES)))
+            raise UserError(f"large_kernel is one of {known}, not {self.large_kernel}.")
 
     def kernel_sizes(self) -> list[list[int]]:
         """The side of the depthwise kernel of each block, stage by stage."""
@@ -44,30 +53,13 @@ class UniRepLKNetConfig:
         ]
 
 
-def depthwise(features, kernel_size, *, dilation=1, use_bias, dtype, rngs):
-    """A depthwise convolution that keeps the size of the map."""
-    return layers.Conv(
-        features,
-        features,
-        kernel_size,
-        dilation=dilation,
-        groups=features,
-        use_bias=use_bias,
-        kernel_init=init,
-        dtype=dtype,
-        rngs=rngs,
-    )
+depthwise = functools.partial(layers.depthwise, kernel_init=init)
 
 
 class DilatedReparam(nnx.Module):
     """A large depthwise kernel and small dilated ones beside it, each normalized, summed."""
 
     def __init__(self, features, kernel_size, *, dtype, rngs):
-        if kernel_size not in BRANCHES:
-            raise UserError(
-                f"UniRepLKNet has large kernels of {', '.join(map(str, sorted(BRANCHES)))}, "
-                f"not {kernel_size}."
-            )
         kwargs = {"dtype": dtype, "rngs": rngs}
         self.lk_origin = depthwise(features, kernel_size, use_bias=False, **kwargs)
         self.origin_bn = layers.BatchNorm(features, **kwargs)
@@ -130,11 +122,8 @@ class ResponseNorm(nnx.Module):
         self.beta = nnx.Param(jnp.zeros(shape, jnp.float32), kind="bias") if use_bias else None
 
     def __call__(self, x):
-        # The tiny summand keeps the gradient of a channel that is zero everywhere finite.
-        norm = jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum((1, 2), keepdims=True) + 1e-30)
-        gain = self.gamma[...] * norm / (norm.mean(-1, keepdims=True) + 1e-6) + 1
-        y = x * gain.astype(x.dtype)
-        return y if self.beta is None else y + self.beta[...].astype(x.dtype)
+        bias = None if self.beta is None else self.beta[0, 0, 0]
+        return layers.response_norm(x, self.gamma[0, 0, 0], bias)
 
 
 class Block(nnx.Module):
@@ -271,13 +260,7 @@ class UniRepLKNet(nnx.Module):
                 )
             )
         self.norm = nnx.LayerNorm(config.widths[-1], epsilon=1e-6, **kwargs)
-        self.head = nnx.Linear(
-            config.widths[-1],
-            num_classes,
-            kernel_init=init,
-            kernel_metadata={"kind": "head"},
-            **kwargs,
-        )
+        self.head = layers.classifier(config.widths[-1], num_classes, kernel_init=init, **kwargs)
 
     def fuse(self) -> "UniRepLKNet":
         """A net with all branches, batch norms and layer scales folded into the weights.
@@ -290,33 +273,18 @@ class UniRepLKNet(nnx.Module):
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
         """What each of the four stages gives, at strides 4, 8, 16 and 32."""
-        maps = []
-        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
-            x = downsample(x)
-            for block in stage:
-                x = block(x, rngs=rngs)
-            maps.append(x)
-        return maps
+        stages = zip(self.downsample_layers, self.stages, strict=True)
+        return layers.stage_maps(x, stages, rngs)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = layers.global_average_pool(self.features(x, rngs=rngs)[-1])
         return self.head(self.norm(x)).astype(jnp.float32)
 
 
-def _variant(name, parameters, top1=None, **config):
-    return Variant(
-        config=config,
-        card={
-            "reference": f"AILab-CVC/UniRepLKNet unireplknet_{name}",
-            "parameters": parameters,
-            "top1": top1,
-            "top1_source": "UniRepLKNet, official README" if top1 else "",
-        },
-    )
+_size = published("AILab-CVC/UniRepLKNet", "UniRepLKNet, official README")
 
-
-SMALL = {"depths": (2, 2, 6, 2), "period": 1}
-LARGE = {"depths": (3, 3, 27, 3), "period": 3}
+_SMALL = {"depths": (2, 2, 6, 2), "period": 1}
+_LARGE = {"depths": (3, 3, 27, 3), "period": 3}
 
 register_family(
     UniRepLKNet,
@@ -332,29 +300,31 @@ register_family(
         recipe="convnext",
     ),
     {
-        "unireplknet_a": _variant(
-            "a", 4_649_060, 77.0, **SMALL, widths=(40, 80, 160, 320), drop_path=0.0
+        "unireplknet_a": _size(
+            "unireplknet_a", 4_649_060, 77.0, **_SMALL, widths=(40, 80, 160, 320), drop_path=0.0
         ),
-        "unireplknet_f": _variant(
-            "f", 6_489_328, 78.6, **SMALL, widths=(48, 96, 192, 384), drop_path=0.0
+        "unireplknet_f": _size(
+            "unireplknet_f", 6_489_328, 78.6, **_SMALL, widths=(48, 96, 192, 384), drop_path=0.0
         ),
-        "unireplknet_p": _variant(
-            "p", 11_080_520, 80.2, **SMALL, widths=(64, 128, 256, 512), drop_path=0.1
+        "unireplknet_p": _size(
+            "unireplknet_p", 11_080_520, 80.2, **_SMALL, widths=(64, 128, 256, 512), drop_path=0.1
         ),
-        "unireplknet_n": _variant(
-            "n", 18_818_880, 81.6, depths=(2, 2, 8, 2), period=1, drop_path=0.1
+        "unireplknet_n": _size(
+            "unireplknet_n", 18_818_880, 81.6, depths=(2, 2, 8, 2), period=1, drop_path=0.1
         ),
-        "unireplknet_t": _variant("t", 31_693_420, 83.2),
-        "unireplknet_s": _variant(
-            "s", 56_456_704, 83.9, **LARGE, widths=(96, 192, 384, 768), drop_path=0.4
+        "unireplknet_t": _size("unireplknet_t", 31_693_420, 83.2, drop_path=0.2),
+        "unireplknet_s": _size(
+            "unireplknet_s", 56_456_704, 83.9, **_LARGE, widths=(96, 192, 384, 768), drop_path=0.4
         ),
-        "unireplknet_b": _variant(
-            "b", 99_089_416, **LARGE, widths=(128, 256, 512, 1024), drop_path=0.1
+        "unireplknet_b": _size(
+            "unireplknet_b", 99_089_416, **_LARGE, widths=(128, 256, 512, 1024), drop_path=0.1
         ),
-        "unireplknet_l": _variant(
-            "l", 220_076_056, **LARGE, widths=(192, 384, 768, 1536), drop_path=0.1
+        "unireplknet_l": _size(
+            "unireplknet_l", 220_076_056, **_LARGE, widths=(192, 384, 768, 1536), drop_path=0.1
         ),
-        "unireplknet_xl": _variant("xl", 388_690_984, **LARGE, widths=(256, 512, 1024, 2048)),
+        "unireplknet_xl": _size(
+            "unireplknet_xl", 388_690_984, **_LARGE, widths=(256, 512, 1024, 2048)
+        ),
         "unireplknet_mini": Variant(
             config={
                 "depths": (1, 1, 2, 1),
@@ -362,7 +332,6 @@ register_family(
                 "large_kernel": 7,
                 "stem_strides": (2, 1),
                 "layer_scale": 1e-2,
-                "drop_path": 0.05,
             },
             card={"input_size": 32},
         ),

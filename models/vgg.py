@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, register_family
+from bocb_jax.models.factory import ModelCard, Variant, published, register_family, same_length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +20,9 @@ class VGGConfig:
     head_width: int = 4096
     head_kernel: int = 7  # side of the maps that the head wants; smaller maps are stretched to it
     dropout: float = 0.5  # within the head and before the classifier
+
+    def __post_init__(self):
+        same_length(self, "depths", "widths")
 
 
 class ConvHead(nnx.Module):
@@ -45,13 +48,9 @@ class Classifier(nnx.Module):
 
     def __init__(self, in_features, num_classes, dropout, *, dtype, rngs):
         self.drop = nnx.Dropout(dropout)
-        self.fc = nnx.Linear(
-            in_features,
-            num_classes,
-            kernel_init=nnx.initializers.normal(0.01),
-            kernel_metadata={"kind": "head"},
-            dtype=dtype,
-            rngs=rngs,
+        init = nnx.initializers.normal(0.01)
+        self.fc = layers.classifier(
+            in_features, num_classes, kernel_init=init, dtype=dtype, rngs=rngs
         )
 
     def __call__(self, x, *, rngs=None):
@@ -124,6 +123,8 @@ _PUBLISHED = {  # parameters at 1000 classes, torchvision's top-1
     "vgg19_bn": (143_678_248, 74.22),
 }
 
+_size = published("timm", "torchvision IMAGENET1K_V1")
+
 register_family(
     VGG,
     VGGConfig,
@@ -139,14 +140,12 @@ register_family(
         input_size=224,
     ),
     {
-        name: Variant(
-            {"depths": _DEPTHS[name.removesuffix("_bn")], "batch_norm": name.endswith("_bn")},
-            {
-                "reference": f"timm {name}",
-                "parameters": parameters,
-                "top1": top1,
-                "top1_source": "torchvision IMAGENET1K_V1",
-            },
+        name: _size(
+            name,
+            parameters,
+            top1,
+            depths=_DEPTHS[name.removesuffix("_bn")],
+            batch_norm=name.endswith("_bn"),
         )
         for name, (parameters, top1) in _PUBLISHED.items()
     }

@@ -9,7 +9,7 @@ from flax import nnx
 
 from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, register_family
+from bocb_jax.models.factory import ModelCard, Variant, published, register_family
 
 LAYER_NORM_EPSILON = 1e-6
 
@@ -41,6 +41,10 @@ class ViTConfig:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     drop_path: float = 0.0
+
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise UserError(f"heads {self.heads} do not divide the width {self.width}.")
 
 
 class Attention(nnx.Module):
@@ -110,19 +114,7 @@ class ViT(nnx.Module):
         self.patch_size = patch
         self.grid = image_size // patch
         init = layers.trunc_normal(0.02)
-        self.patch_embed = nnx.Dict(
-            proj=layers.Conv(
-                3,
-                width,
-                patch,
-                strides=patch,
-                padding=0,
-                dtype=dtype,
-                kernel_init=layers.torch_uniform,
-                bias_init=layers.symmetric_uniform((3 * patch**2) ** -0.5),
-                rngs=rngs,
-            )
-        )
+        self.patch_embed = nnx.Dict(proj=layers.patches(3, width, patch, dtype=dtype, rngs=rngs))
         self.cls_token = nnx.Param(init(rngs.params(), (1, 1, width)), kind="token")
         self.pos_embed = nnx.Param(
             init(rngs.params(), (1, 1 + self.grid**2, width)), kind="embedding"
@@ -179,11 +171,7 @@ def _layer_scale(config):
     return layers.LayerScale(config.width, config.layer_scale)
 
 
-def _size(timm, parameters, top1=None, aliases=(), **config):
-    card = {"reference": f"timm {timm}", "parameters": parameters, "top1": top1}
-    card["top1_source"] = "DeiT, official README" if top1 else ""
-    return Variant(config, card=card, aliases=aliases)
-
+_size = published("timm", "DeiT, official README")
 
 register_family(
     ViT,
@@ -200,11 +188,15 @@ register_family(
     ),
     {
         "vit_ti": _size(
-            "deit_tiny_patch16_224", 5_717_416, 72.2, aliases=("deit_ti",), width=192, heads=3
+            "deit_tiny_patch16_224", 5_717_416, 72.2, aliases=("deit_ti",), width=192, heads=3,
+            drop_path=0.1,
         ),
-        "vit_s": _size("deit_small_patch16_224", 22_050_664, 79.9, aliases=("deit_s",)),
+        "vit_s": _size(
+            "deit_small_patch16_224", 22_050_664, 79.9, aliases=("deit_s",), drop_path=0.1
+        ),
         "vit_b": _size(
-            "deit_base_patch16_224", 86_567_656, 81.8, aliases=("deit_b",), width=768, heads=12
+            "deit_base_patch16_224", 86_567_656, 81.8, aliases=("deit_b",), width=768, heads=12,
+            drop_path=0.1,
         ),
         "vit_l": _size("vit_large_patch16_224", 304_326_632, width=1024, depth=24, heads=16),
         "vit_h": _size(
@@ -214,4 +206,4 @@ register_family(
             {"patch_size": 4, "width": 64, "depth": 4, "heads": 4}, card={"input_size": 32}
         ),
     },
-)
+)  # fmt: skip

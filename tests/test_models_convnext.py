@@ -92,7 +92,7 @@ def test_feature_maps(size, stem, sides):
 
 
 def test_an_unknown_stem_is_refused():
-    with pytest.raises(UserError, match="'auto', 'imagenet' and 'cifar', not 'tiny'"):
+    with pytest.raises(UserError, match="'auto', 'imagenet' or 'cifar', not 'tiny'"):
         build(stem="tiny")
 
 

@@ -70,16 +70,38 @@ def test_squeeze_and_excite_is_a_gate_per_channel():
     assert ((gate > 0) & (gate < 1)).all()
 
 
-def test_initial_weights():
-    model = bocb_jax.create_model(
+def two_stages(**settings):
+    return bocb_jax.create_model(
         "efficientnet_b0",
         num_classes=100,
         image_size=32,
         rngs=nnx.Rngs(0),
         stages=((5, 64, 1, 1, 1), (5, 64, 1, 6, 1)),
+        taps=(0, 1),
+        **settings,
     )
+
+
+def test_initial_weights():
+    model = two_stages()
     block = model.blocks[1][0]
     depthwise, pointwise = block.conv_dw.kernel[...], block.conv_pwl.kernel[...]
     assert float(depthwise.std()) == pytest.approx((2 / 25) ** 0.5, rel=0.05)  # fan_out / groups
     assert float(pointwise.std()) == pytest.approx((2 / 64) ** 0.5, rel=0.03)
     assert float(abs(model.classifier.kernel[...]).max()) == pytest.approx(0.1, rel=0.01)
+
+
+def test_bocb_begins_as_pytorchs_layers_do():
+    model = two_stages(variant="bocb")
+    block = model.blocks[1][0]
+    for parameter, fan_in in (
+        (block.conv_dw.kernel, 25),
+        (block.conv_pwl.kernel, 384),
+        (block.se.conv_reduce.kernel, 384),
+        (block.se.conv_expand.bias, 16),
+        (model.conv_stem.kernel, 27),
+    ):
+        bound = fan_in**-0.5
+        assert float(abs(parameter[...]).max()) == pytest.approx(bound, rel=0.05)
+        assert float(parameter[...].std()) == pytest.approx(bound / 3**0.5, rel=0.1)
+    assert float(model.classifier.kernel[...].std()) == pytest.approx(0.01, rel=0.05)

@@ -77,7 +77,7 @@ def test_initial_weights():
         assert abs(float(weights[...].mean())) < 0.02 * error
         assert float(weights[...].std()) == pytest.approx(0.02, rel=error)
     assert not model.downsample_layers[0].conv.bias[...].any()
-    assert (attention.res_scale1.scale[...] == 1).all()
+    assert (attention.res_scale1.gamma[...] == 1).all()
     assert (attention.mlp.act.scale[...], attention.mlp.act.bias[...]) == (1, 0)
 
 
@@ -132,7 +132,7 @@ def test_only_the_last_stages_scale_their_shortcuts():
     blocks = [kinds["stages"][stage][0] for stage in range(4)]
     scaled = ["res_scale1" in block and "res_scale2" in block for block in blocks]
     assert scaled == [False, False, True, True]
-    assert blocks[2]["res_scale1"]["scale"] == "scale"
+    assert blocks[2]["res_scale1"]["gamma"] == "scale"
     assert blocks[2]["mlp"]["act"] == {"scale": "scale", "bias": "bias"}
     assert kinds["head"]["fc2"]["kernel"] == "head"
     assert kinds["head"]["fc1"]["kernel"] == "matrix"

@@ -7,7 +7,7 @@ from filled import images, run
 from flax import nnx
 
 import bocb_jax
-from bocb_jax.models.mobilenetv2 import round_width
+from bocb_jax.models.layers import round_width
 
 # Learned values at 100 and at 1000 classes, counted in timm.
 COUNTS = {
@@ -49,7 +49,12 @@ def test_a_block_is_linear_at_its_end_and_added_where_shapes_agree():
 
 def test_initial_weights():
     model = bocb_jax.create_model(
-        "mobilenetv2", num_classes=100, image_size=32, rngs=nnx.Rngs(0), stages=((1, 64, 1, 1),) * 2
+        "mobilenetv2",
+        num_classes=100,
+        image_size=32,
+        rngs=nnx.Rngs(0),
+        stages=((1, 64, 1, 1),) * 2,
+        taps=(0, 1),
     )
     block = model.blocks[1][0]
     depthwise, pointwise = block.conv_dw.kernel[...], block.conv_pw.kernel[...]

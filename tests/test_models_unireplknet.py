@@ -92,7 +92,7 @@ def test_where_the_large_kernels_are():
 
 
 def test_a_large_kernel_without_branches_is_refused():
-    with pytest.raises(UserError, match="large kernels of 7, 9, 11, 13, 15, 17, not 8"):
+    with pytest.raises(UserError, match="large_kernel is one of 7, 9, 11, 13, 15, 17, not 8"):
         filled.abstract("unireplknet_mini", 10, 32, large_kernel=8)
 
 
