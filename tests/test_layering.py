@@ -61,7 +61,7 @@ RULES = {
     "models/__init__.py": {"ours:models.factory"},
 }  # fmt: skip
 # Where model, optimizer, data and engine meet.
-ASSEMBLY = ("bocb_jax/program.py", "bocb_jax/settings.py")
+ASSEMBLY = ("bocb_jax/program.py", "bocb_jax/settings.py", "bocb_jax/model_cost.py")
 DOORS = {"train", "sweep", "analyze", "transfer", "preflight", "bench", "listing", "weights"}
 DOORS |= {"__main__"}
 
