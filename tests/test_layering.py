@@ -30,7 +30,7 @@ RULES = {
         "numpy", "grain", "ours:errors", "ours:registry", "ours:data",
         "tensorflow_datasets", "sklearn", "PIL", "absl", "etils", "array_record",
     },
-    "bocb_jax/data/augment.py": {"jax", "ours:errors", "ours:data"},
+    "bocb_jax/data/augment.py": {"jax", "numpy", "ours:errors", "ours:data"},
     "bocb_jax/data/color.py": {"jax", "numpy"},
     "bocb_jax/data/erasing.py": {"jax", "numpy", "ours:data.geometry"},
     "bocb_jax/data/geometry.py": {"jax", "numpy"},
@@ -39,6 +39,7 @@ RULES = {
         "jax", "numpy", "ours:errors", "ours:data.color", "ours:data.geometry",
     },
     "bocb_jax/data/on_device.py": {"jax", "numpy", "ours:data", "ours:errors"},
+    "bocb_jax/data/speed.py": {"jax", "numpy", "ours:data", "ours:errors"},
     "bocb_jax/data/pipeline.py": {"jax", "grain", "numpy", "absl", "ours:data", "ours:errors"},
     "bocb_jax/coupling": {"numpy", "pandas", "ours:coupling", "ours:errors"},
     "bocb_jax/optim": {
