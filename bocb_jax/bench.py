@@ -1,4 +1,4 @@
-"""What things cost here: `python -m bocb_jax.bench --optimizers`.
+"""What things cost here: `python -m bocb_jax.bench --optimizers`, `--models` or `--data`.
 
 Measured on this machine, in one process, the rivals in turn; a table on the terminal and, with
 `--json FILE`, the same figures for programs.
@@ -10,7 +10,9 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import jax
 from flax import nnx
@@ -18,11 +20,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bocb_jax import model_cost
 from bocb_jax.console import console
+from bocb_jax.coupling import published
+from bocb_jax.data.speed import measure as augmentation_speed
 from bocb_jax.engine.metrics import write_json
 from bocb_jax.engine.step import weights_of
 from bocb_jax.errors import UserError
-from bocb_jax.models import create_model
+from bocb_jax.models import create_model, list_models
 from bocb_jax.models.layers import parameter_kinds
 from bocb_jax.optim import list_optimizers
 from bocb_jax.optim.cost import Cost, measure
@@ -33,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments)
     try:
-        rows = _optimizers(options)
+        rows = next(rows for kind, rows in KINDS.items() if getattr(options, kind))(options)
     except UserError as error:
         console.print(str(error), markup=False, soft_wrap=True)
         return error.exit_code
@@ -48,6 +53,12 @@ def _parser() -> argparse.ArgumentParser:
     kind.add_argument(
         "--optimizers", action="store_true", help="seconds of an update and bytes of state"
     )
+    kind.add_argument(
+        "--models", action="store_true", help="seconds of compilation and images a second"
+    )
+    kind.add_argument(
+        "--data", action="store_true", help="images a second of the DeiT recipe's augmentation"
+    )
     parser.add_argument(
         "--only", nargs="+", default=["*"], metavar="NAME", help="names or patterns; default: all"
     )
@@ -57,6 +68,16 @@ def _parser() -> argparse.ArgumentParser:
         default=["vit_s", "resnet50"],
         metavar="MODEL",
         help="backbones whose parameters are updated; default: vit_s resnet50",
+    )
+    parser.add_argument(
+        "--image-size", type=int, default=224, help="pixels that --models sees; default: 224"
+    )
+    parser.add_argument("--batch-size", type=int, default=2, help="images a step of --models")
+    parser.add_argument(
+        "--python",
+        default=sys.executable,
+        metavar="COMMAND",
+        help="an interpreter that has PyTorch, torchvision and timm, to compare --data with",
     )
     parser.add_argument("--rounds", type=int, default=7, help="timed blocks; the median counts")
     parser.add_argument("--steps", type=int, default=10, help="updates in a block")
@@ -79,7 +100,7 @@ def _circumstances(arguments: list[str]) -> dict[str, object]:
 
 
 def _optimizers(options: argparse.Namespace) -> list[dict[str, object]]:
-    names = [name for pattern in options.only for name in _matching(pattern)]
+    names = [name for pattern in options.only for name in _names(list_optimizers, pattern)]
     models = {name: _abstract_model(name) for name in options.on}
     costs = {model: [] for model in models}
     pairs = [(model, name) for model in models for name in names]
@@ -101,8 +122,8 @@ def _optimizers(options: argparse.Namespace) -> list[dict[str, object]]:
     ]
 
 
-def _matching(pattern: str) -> list[str]:
-    return list_optimizers(pattern) if any(sign in pattern for sign in "*?[") else [pattern]
+def _names(listing: Callable[[str], list[str]], pattern: str) -> list[str]:
+    return listing(pattern) if any(sign in pattern for sign in "*?[") else [pattern]
 
 
 def _abstract_model(name: str) -> nnx.Module:
@@ -122,12 +143,74 @@ def _optimizer_table(model: str, costs: list[Cost], rounds: int) -> Table:
             "" if cost.update_seconds is None else f"{1e3 * cost.update_seconds:.2f}",
             "" if cost.optax_ratio is None else f"{cost.optax_ratio:.2f}",
         )
-    table.caption = (
-        f"medians of {rounds} blocks on {jax.devices()[0].device_kind}, in turn with Optax's own; "
-        f"load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-    )
+    table.caption = _caption(f"medians of {rounds} blocks, in turn with Optax's own")
     return table
 
+
+def _caption(how: str) -> str:
+    return (
+        f"{how}; {jax.devices()[0].device_kind}, load {os.getloadavg()[0]:.1f} on "
+        f"{os.cpu_count()} cores"
+    )
+
+
+# --- Backbones ---------------------------------------------------------------------------------
+
+
+def _models(options: argparse.Namespace) -> list[dict[str, object]]:
+    paper = [row["model"] for row in published.rows("backbones")]
+    named = [name for pattern in options.only for name in _names(list_models, pattern)]
+    names = paper if options.only == ["*"] else named
+    costs = []
+    for name in track(names, "backbones", console=console, transient=True):
+        size = {"image_size": options.image_size, "batch_size": options.batch_size}
+        costs.append(model_cost.measure(name, **size, rounds=options.rounds, steps=2))
+        jax.clear_caches()  # the programs of 20 backbones are large
+    table = Table(
+        title=f"A training step at {options.image_size} px, batch {options.batch_size}",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("backbone", no_wrap=True)
+    for column in ("trace, s", "compile, s", "images/s", "x timm"):
+        table.add_column(column, justify="right")
+    for cost in costs:
+        table.add_row(
+            cost.name,
+            f"{cost.trace_seconds:.1f}",
+            f"{cost.compile_seconds:.1f}",
+            "" if cost.images_per_second is None else f"{cost.images_per_second:.1f}",
+            "" if cost.timm_ratio is None else f"{cost.timm_ratio:.2f}",
+        )
+    table.caption = _caption(f"medians of {options.rounds} blocks")
+    Console(highlight=False).print(table)
+    return [dataclasses.asdict(cost) for cost in costs]
+
+
+# --- Data --------------------------------------------------------------------------------------
+
+
+def _data(options: argparse.Namespace) -> list[dict[str, object]]:
+    table = Table(
+        title="The DeiT recipe's augmentation, images/s", title_justify="left",
+        caption_justify="left",
+    )  # fmt: skip
+    table.add_column("pixels", justify="right")
+    for column in ("here", "timm, DataLoader with 2 workers", "ratio"):
+        table.add_column(column, justify="right")
+    rows = []
+    for size in (32, 224):
+        speed = augmentation_speed(size, rounds=options.rounds, python=shlex.split(options.python))
+        theirs = f"{median(speed.theirs):,.0f}" if speed.theirs else "no PyTorch with timm here"
+        ratio = f"{speed.ratio:.2f}" if speed.theirs else ""
+        table.add_row(str(size), f"{median(speed.ours):,.0f}", theirs, ratio)
+        rows.append(dataclasses.asdict(speed))
+    table.caption = _caption(f"medians of {options.rounds} rounds in turn, from 32-pixel images")
+    Console(highlight=False).print(table)
+    return rows
+
+
+KINDS = {"optimizers": _optimizers, "models": _models, "data": _data}
 
 if __name__ == "__main__":
     sys.exit(main())

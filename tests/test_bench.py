@@ -35,3 +35,22 @@ def test_optimizers(tmp_path, capsys):
 def test_unknown_names_are_a_sentence(arguments, message, capsys):
     assert main(["bench", *arguments, "--rounds", "0"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_models(tmp_path, capsys):
+    file = tmp_path / "models.json"
+    arguments = ["--models", "--only", "vgg_mini", "--image-size", "32", "--rounds", "0"]
+    assert main(["bench", *arguments, "--json", str(file)]) == 0
+    assert "vgg_mini" in capsys.readouterr().out
+    (row,) = json.loads(file.read_text())["rows"]
+    assert (row["name"], row["image_size"], row["images_per_second"]) == ("vgg_mini", 32, None)
+    assert row["compile_seconds"] > 0
+
+
+@pytest.mark.slow
+def test_data(tmp_path, capsys):
+    file = tmp_path / "data.json"
+    assert main(["bench", "--data", "--rounds", "1", "--json", str(file)]) == 0
+    assert "The DeiT recipe's augmentation" in capsys.readouterr().out
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["size"] for row in rows] == [32, 224]
