@@ -74,6 +74,16 @@ def test_a_crop_is_that_of_pillow():
     np.testing.assert_array_equal(ours, np.asarray(whole))  # the last box needs no scaling
 
 
+def test_jpeg_decodes_to_the_bits_of_pillow():
+    for mode in ("RGB", "L", "CMYK"):
+        for quality, subsampling in ((60, 2), (90, 1), (97, 0)):
+            file = io.BytesIO()
+            image = photograph(101, 75).convert(mode)
+            image.save(file, "jpeg", quality=quality, subsampling=subsampling)
+            with Image.open(file) as image:
+                np.testing.assert_array_equal(decode(file.getvalue()), image.convert("RGB"))
+
+
 def test_the_test_image_is_resized_and_its_middle_taken():
     image = photograph(300, 200)
     encoded = io.BytesIO()
