@@ -113,6 +113,7 @@ class StepConfig:
     # weights are evaluated than were trained, else none.
     settling_batches: int | None = None
     batch_norm_momentum: float | None = None  # weight of the newest batch in these statistics
+    batch_norm_groups: int = 1  # parts of a batch with statistics of their own
 
     def __post_init__(self):
         smoothing = self.label_smoothing
@@ -127,6 +128,8 @@ class StepConfig:
         _check(count is None or count >= 0, "step.settling_batches", count, "at least 0")
         _check(momentum is None or 0 < momentum <= 1, "step.batch_norm_momentum", momentum,
                "in (0, 1]")  # fmt: skip
+        groups = self.batch_norm_groups
+        _check(groups >= 1, "step.batch_norm_groups", groups, "at least 1")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,6 +45,7 @@ class ProgramSpec:
     mixing: Mixing
     mixed_smoothing: float  # of the labels, where batches are mixed
     batch_norm_momentum: float | None
+    batch_norm_groups: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fsdp: int
@@ -78,9 +79,9 @@ def program_spec(config, settings: Settings, dataset, steps_per_epoch: int) -> P
     opt_args.setdefault("decay_mask", settings.decay_mask)
     return ProgramSpec(
         model=config.model,
-        model_args=tuple(sorted(model_args.items())),
+        model_args=_hashable(model_args),
         opt=config.opt,
-        opt_args=tuple(sorted(opt_args.items())),
+        opt_args=_hashable(opt_args),
         num_classes=settings.num_classes,
         image_size=settings.image_size,
         test_size=settings.test_size,
@@ -98,11 +99,21 @@ def program_spec(config, settings: Settings, dataset, steps_per_epoch: int) -> P
         mixing=Mixing(settings.mixup, settings.cutmix),
         mixed_smoothing=settings.label_smoothing,
         batch_norm_momentum=config.step.batch_norm_momentum,
+        batch_norm_groups=config.step.batch_norm_groups,
         mean=tuple(dataset.mean),
         std=tuple(dataset.std),
         fsdp=config.parallel.fsdp,
         devices=config.parallel.devices,
     )
+
+
+def _hashable(settings: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """The items, sorted; lists, as TOML and JSON have them, become tuples."""
+
+    def frozen(value):
+        return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
+
+    return tuple((name, frozen(value)) for name, value in sorted(settings.items()))
 
 
 def build_model(spec: ProgramSpec, rngs: nnx.Rngs) -> nnx.Module:
@@ -115,9 +126,10 @@ def build_model(spec: ProgramSpec, rngs: nnx.Rngs) -> nnx.Module:
         dtype=jnp.dtype(spec.precision),
         **dict(spec.model_args),
     )
-    if spec.batch_norm_momentum is not None:
-        for _, module in nnx.iter_graph(model):
-            if isinstance(module, BatchNorm):
+    for _, module in nnx.iter_graph(model):
+        if isinstance(module, BatchNorm):
+            module.groups = spec.batch_norm_groups
+            if spec.batch_norm_momentum is not None:
                 module.momentum = spec.batch_norm_momentum
     return model
 

@@ -71,6 +71,13 @@ def resolve(config: TrainConfig, dataset: Dataset) -> Settings:
         image_size = min(recipe.image_size, model.image_size)
 
     epochs = _first(config.epochs, recipe.epochs)
+    batch_size = _first(config.batch_size, recipe.batch_size)
+    parts = config.step.accumulate * config.step.batch_norm_groups
+    if batch_size % parts:
+        raise UserError(
+            f"A batch of {batch_size} does not divide into {parts} equal parts, "
+            "step.accumulate times step.batch_norm_groups."
+        )
     schedule, step, data = config.schedule, config.step, config.data
     precision = config.precision
     if precision == "auto":
@@ -84,7 +91,7 @@ def resolve(config: TrainConfig, dataset: Dataset) -> Settings:
     return Settings(
         recipe=name,
         epochs=epochs,
-        batch_size=_first(config.batch_size, recipe.batch_size),
+        batch_size=batch_size,
         image_size=image_size,
         test_size=_first(config.test_size, config.image_size, recipe.test_size, image_size),
         crop_ratio=_first(data.crop_ratio, recipe.crop_ratio),

@@ -222,6 +222,11 @@ class BatchNorm(nnx.Module):
     unbiased one, as in PyTorch and unlike `nnx.BatchNorm`. On a sharded batch the statistics are
     those of the whole batch. Statistics are float32 whatever the type of the computation.
 
+    Attributes:
+      groups: equal parts of the batch, in order, that have statistics of their own; the running
+        ones take the mean over the parts. As many as there are devices is BatchNorm that is not
+        synchronized; more is ghost BatchNorm (Hoffer et al., 2017, arXiv 1705.08741).
+
     Args:
       num_features: channels, the last axis.
       momentum: weight of the newest batch in the running statistics, as PyTorch counts it.
@@ -242,6 +247,7 @@ class BatchNorm(nnx.Module):
         self.momentum = momentum
         self.epsilon = epsilon
         self.dtype = dtype
+        self.groups = 1
         self.use_running_average = False
         self.scale = nnx.Param(scale_init(rngs.params(), (num_features,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((num_features,), jnp.float32))
@@ -258,24 +264,36 @@ class BatchNorm(nnx.Module):
         x32 = x.astype(jnp.float32)
         if self.use_running_average:
             mean, var = self.mean[...], self.var[...]
+        elif self.groups == 1:
+            mean, var = self._moments(x32)
+            self._remember(mean, var, x.size // x.shape[-1])
         else:
-            axes = tuple(range(x.ndim - 1))
-            mean = x32.mean(axes)
-            var = jnp.square(x32 - per_channel(mean, x)).mean(axes)
-            count = x.size // x.shape[-1]
-            self._remember(mean, var * (count / max(count - 1, 1)))
+            parts = x32.reshape(self.groups, -1, *x.shape[1:])
+            means, variances = jax.vmap(self._moments)(parts)
+            self._remember(
+                means.mean(0), variances.mean(0), x[0].size * parts.shape[1] // x.shape[-1]
+            )
+            return jax.vmap(self._normalize)(parts, means, variances).reshape(x.shape).astype(dtype)
+        return self._normalize(x32, mean, var).astype(dtype)
+
+    def _moments(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        axes = tuple(range(x.ndim - 1))
+        mean = x.mean(axes)
+        return mean, jnp.square(x - per_channel(mean, x)).mean(axes)
+
+    def _normalize(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
         gain = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
         shift = self.bias[...] - mean * gain
-        return (x32 * per_channel(gain, x) + per_channel(shift, x)).astype(dtype)
+        return x * per_channel(gain, x) + per_channel(shift, x)
 
     def affine(self) -> tuple[jax.Array, jax.Array]:
         """The gain and the shift per channel of evaluation, for folding into a convolution."""
         gain = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
         return gain, self.bias[...] - self.mean[...] * gain
 
-    def _remember(self, mean, unbiased_var):
+    def _remember(self, mean, var, count):
         keep = 1 - self.momentum
-        mean, unbiased_var = jax.lax.stop_gradient((mean, unbiased_var))
+        mean, unbiased_var = jax.lax.stop_gradient((mean, var * (count / max(count - 1, 1))))
         self.mean[...] = keep * self.mean[...] + self.momentum * mean
         self.var[...] = keep * self.var[...] + self.momentum * unbiased_var
 

@@ -180,6 +180,18 @@ def windows(x, k, stride, padding, fill):
     return [[padded[i : i + k, j : j + k].reshape(k * k, -1) for j in starts[1]] for i in starts[0]]
 
 
+def test_batch_norm_in_groups_is_batch_norm_on_each_part():
+    x = jax.random.normal(jax.random.key(0), (6, 4, 5, 3)) * jnp.arange(1, 7)[:, None, None, None]
+    whole = layers.BatchNorm(3, momentum=1.0, rngs=nnx.Rngs(0))
+    whole.groups = 3
+    parts = [layers.BatchNorm(3, momentum=1.0, rngs=nnx.Rngs(0)) for _ in range(3)]
+    expected = jnp.concatenate([norm(x[2 * i : 2 * i + 2]) for i, norm in enumerate(parts)])
+    np.testing.assert_allclose(whole(x), expected, atol=1e-6)
+    for name in ("mean", "var"):
+        mean = jnp.stack([getattr(norm, name)[...] for norm in parts]).mean(0)
+        np.testing.assert_allclose(getattr(whole, name)[...], mean, rtol=1e-6)
+
+
 @pytest.mark.parametrize(("k", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 1)])
 def test_pools(k, stride, padding):
     x = draw(0, 1, 7, 6, 2)

@@ -113,6 +113,11 @@ def test_tuned_values_of_the_paper():
         settings(model="resnet50", opt="muon", hparams="paper")
 
 
+def test_a_batch_that_does_not_divide_is_a_sentence():
+    with pytest.raises(UserError, match="batch of 100 does not divide into 8 equal parts"):
+        settings(model="resnet50", step={"batch_norm_groups": 8})
+
+
 def test_an_unknown_recipe_is_a_sentence():
     with pytest.raises(UserError, match="no recipe 'deep'"):
         settings(model="resnet50", recipe="deep")
