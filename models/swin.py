@@ -80,12 +80,12 @@ def shift_mask(height: int, width: int, window: int, shift: int) -> np.ndarray:
 class WindowAttention(nnx.Module):
     """Self-attention inside windows, with a learned bias per relative position and head."""
 
-    def __init__(self, config: SwinConfig, width: int, heads: int, window: int, *, dtype, rngs):
-        dense = functools.partial(nnx.Linear, kernel_init=INIT, dtype=dtype, rngs=rngs)
+    def __init__(self, config: SwinConfig, width: int, heads: int, window: int, **kwargs):
+        dense = functools.partial(nnx.Linear, kernel_init=INIT, **kwargs)
         self.heads = heads
         self.window = window
         self.relative_position_bias_table = nnx.Param(
-            INIT(rngs.params(), ((2 * window - 1) ** 2, heads)), kind="embedding"
+            INIT(kwargs["rngs"].params(), ((2 * window - 1) ** 2, heads)), kind="embedding"
         )
         self.qkv = dense(width, 3 * width, use_bias=config.qkv_bias)
         self.attn_drop = nnx.Dropout(config.attention_dropout)
@@ -110,19 +110,18 @@ class WindowAttention(nnx.Module):
 class Block(nnx.Module):
     """Window attention, shifted in every other block, and MLP, each with its own shortcut."""
 
-    def __init__(self, config, width, heads, window, shift, drop_path, *, dtype, rngs):
+    def __init__(self, config, width, heads, window, shift, drop_path, **kwargs):
         self.window = window
         self.shift = shift
-        self.norm1 = _layer_norm(width, dtype=dtype, rngs=rngs)
-        self.attn = WindowAttention(config, width, heads, window, dtype=dtype, rngs=rngs)
-        self.norm2 = _layer_norm(width, dtype=dtype, rngs=rngs)
+        self.norm1 = _layer_norm(width, **kwargs)
+        self.attn = WindowAttention(config, width, heads, window, **kwargs)
+        self.norm2 = _layer_norm(width, **kwargs)
         self.mlp = layers.Mlp(
             width,
             int(config.mlp_ratio * width),
             dropout=config.dropout,
             kernel_init=INIT,
-            dtype=dtype,
-            rngs=rngs,
+            **kwargs,
         )
         self.drop_path = layers.DropPath(drop_path)
 
@@ -148,10 +147,10 @@ class Block(nnx.Module):
 class PatchMerging(nnx.Module):
     """Joins each 2x2 patches into one of twice the width."""
 
-    def __init__(self, width: int, *, dtype, rngs):
-        self.norm = _layer_norm(4 * width, dtype=dtype, rngs=rngs)
+    def __init__(self, width: int, **kwargs):
+        self.norm = _layer_norm(4 * width, **kwargs)
         self.reduction = nnx.Linear(
-            4 * width, 2 * width, use_bias=False, kernel_init=INIT, dtype=dtype, rngs=rngs
+            4 * width, 2 * width, use_bias=False, kernel_init=INIT, **kwargs
         )
 
     def __call__(self, x):
@@ -166,17 +165,15 @@ class PatchMerging(nnx.Module):
 class Stage(nnx.Module):
     """Patch merging (not in the first stage), then the blocks."""
 
-    def __init__(self, config: SwinConfig, index: int, side: int, rates, *, dtype, rngs):
+    def __init__(self, config: SwinConfig, index: int, side: int, rates, **kwargs):
         width, heads = config.width * 2**index, config.heads[index]
-        self.downsample = (
-            PatchMerging(width // 2, dtype=dtype, rngs=rngs) if index else jax.nn.identity
-        )
+        self.downsample = PatchMerging(width // 2, **kwargs) if index else jax.nn.identity
         # A map that one window covers is one window, and has nothing to shift.
         window = min(config.window, side)
         shift = config.window // 2 if side > config.window else 0
         self.blocks = nnx.List(
             [
-                Block(config, width, heads, window, shift * (i % 2), rate, dtype=dtype, rngs=rngs)
+                Block(config, width, heads, window, shift * (i % 2), rate, **kwargs)
                 for i, rate in enumerate(rates)
             ]
         )
@@ -201,22 +198,23 @@ class Swin(nnx.Module):
     """
 
     def __init__(self, config: SwinConfig, *, num_classes, image_size, dtype=None, rngs):
+        kwargs = {"dtype": dtype, "rngs": rngs}
         patch = config.patch_size
         self.patch_embed = nnx.Dict(
-            proj=layers.patches(3, config.width, patch, dtype=dtype, rngs=rngs),
-            norm=_layer_norm(config.width, dtype=dtype, rngs=rngs),
+            proj=layers.patches(3, config.width, patch, **kwargs),
+            norm=_layer_norm(config.width, **kwargs),
         )
         self.patch_size = patch
         self.pos_drop = nnx.Dropout(config.dropout)
         rates = layers.drop_path_rates(config.drop_path, config.depths)
         side, stages = -(-image_size // patch), []
         for i in range(len(config.depths)):
-            stages.append(Stage(config, i, side, rates[i], dtype=dtype, rngs=rngs))
+            stages.append(Stage(config, i, side, rates[i], **kwargs))
             side = -(-side // 2)
         self.layers = nnx.List(stages)
         width = config.width * 2 ** (len(stages) - 1)
-        self.norm = _layer_norm(width, dtype=dtype, rngs=rngs)
-        fc = layers.classifier(width, num_classes, kernel_init=INIT, dtype=dtype, rngs=rngs)
+        self.norm = _layer_norm(width, **kwargs)
+        fc = layers.classifier(width, num_classes, kernel_init=INIT, **kwargs)
         self.head = nnx.Dict(fc=fc)
 
     def __call__(self, x, *, rngs=None):
@@ -237,8 +235,8 @@ class Swin(nnx.Module):
         return maps
 
 
-def _layer_norm(width, *, dtype, rngs):
-    return nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+def _layer_norm(width, **kwargs):
+    return nnx.LayerNorm(width, epsilon=1e-5, **kwargs)
 
 
 _size = published("timm", "Swin Transformer, official README")

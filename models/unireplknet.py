@@ -59,8 +59,7 @@ depthwise = functools.partial(layers.depthwise, kernel_init=init)
 class DilatedReparam(nnx.Module):
     """A large depthwise kernel and small dilated ones beside it, each normalized, summed."""
 
-    def __init__(self, features, kernel_size, *, dtype, rngs):
-        kwargs = {"dtype": dtype, "rngs": rngs}
+    def __init__(self, features, kernel_size, **kwargs):
         self.lk_origin = depthwise(features, kernel_size, use_bias=False, **kwargs)
         self.origin_bn = layers.BatchNorm(features, **kwargs)
         self.branches = BRANCHES[kernel_size]
@@ -93,8 +92,8 @@ class DilatedReparam(nnx.Module):
 class LargeKernel(nnx.Module):
     """What a `DilatedReparam` becomes: one large depthwise convolution with bias."""
 
-    def __init__(self, features, kernel_size, *, dtype, rngs):
-        self.lk_origin = depthwise(features, kernel_size, use_bias=True, dtype=dtype, rngs=rngs)
+    def __init__(self, features, kernel_size, **kwargs):
+        self.lk_origin = depthwise(features, kernel_size, use_bias=True, **kwargs)
 
     def __call__(self, x):
         return self.lk_origin(x)
@@ -103,8 +102,8 @@ class LargeKernel(nnx.Module):
 class SqueezeExcite(nnx.Module):
     """Gates the channels by what their means say (Hu et al., 2018, arXiv:1709.01507)."""
 
-    def __init__(self, features, *, dtype, rngs):
-        kwargs = {"kernel_init": init, "dtype": dtype, "rngs": rngs}
+    def __init__(self, features, **kwargs):
+        kwargs["kernel_init"] = init
         self.down = layers.Conv(features, features // 4, 1, **kwargs)
         self.up = layers.Conv(features // 4, features, 1, **kwargs)
 
@@ -129,8 +128,7 @@ class ResponseNorm(nnx.Module):
 class Block(nnx.Module):
     """Depthwise context, gated channels, and an MLP with response norm, on a residual branch."""
 
-    def __init__(self, features, kernel_size, config: UniRepLKNetConfig, drop_path, *, dtype, rngs):
-        kwargs = {"dtype": dtype, "rngs": rngs}
+    def __init__(self, features, kernel_size, config: UniRepLKNetConfig, drop_path, **kwargs):
         self.dwconv = (
             depthwise(features, 3, use_bias=False, **kwargs)
             if kernel_size == 3
@@ -180,8 +178,7 @@ class Block(nnx.Module):
 class DeployBlock(nnx.Module):
     """The block after re-parameterization."""
 
-    def __init__(self, features, kernel_size, *, dtype, rngs):
-        kwargs = {"dtype": dtype, "rngs": rngs}
+    def __init__(self, features, kernel_size, **kwargs):
         self.dwconv = (
             depthwise(features, 3, use_bias=True, **kwargs)
             if kernel_size == 3
@@ -201,8 +198,7 @@ class DeployBlock(nnx.Module):
 class Stem(nnx.Module):
     """Two 3x3 convolutions with layer norm, GELU between."""
 
-    def __init__(self, features, strides, *, dtype, rngs):
-        kwargs = {"dtype": dtype, "rngs": rngs}
+    def __init__(self, features, strides, **kwargs):
         half = features // 2
         self.conv1 = layers.Conv(3, half, 3, strides=strides[0], kernel_init=init, **kwargs)
         self.norm1 = nnx.LayerNorm(half, epsilon=1e-6, **kwargs)
@@ -217,8 +213,7 @@ class Stem(nnx.Module):
 class Downsample(nnx.Module):
     """A 3x3 convolution of stride 2 with layer norm."""
 
-    def __init__(self, in_features, features, *, dtype, rngs):
-        kwargs = {"dtype": dtype, "rngs": rngs}
+    def __init__(self, in_features, features, **kwargs):
         self.conv = layers.Conv(in_features, features, 3, strides=2, kernel_init=init, **kwargs)
         self.norm = nnx.LayerNorm(features, epsilon=1e-6, **kwargs)
 

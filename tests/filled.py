@@ -9,6 +9,31 @@ from flax import nnx
 import bocb_jax
 from bocb_jax.models import layers
 
+# The 21 backbones of the benchmark.
+PAPER = [
+    "alexnet",
+    "vgg13_bn",
+    "resnet50",
+    "resnet101",
+    "densenet121",
+    "mobilenetv2",
+    "efficientnet_b0",
+    "repvgg_a1",
+    "vit_s",
+    "mixer_s",
+    "swin_t",
+    "convnext_t",
+    "convnextv2_t",
+    "moganet_s",
+    "unireplknet_t",
+    "transnext_t",
+    "identityformer_s12",
+    "poolformerv2_s12",
+    "convformer_s12",
+    "attentionformer_s12",
+    "caformer_s12",
+]
+
 
 def abstract(name, num_classes, image_size, **overrides):
     """The model without values: shapes only."""

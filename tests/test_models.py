@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from filled import PAPER
 from flax import nnx
 
 import bocb_jax
@@ -16,29 +17,6 @@ from bocb_jax.models.factory import MODELS
 from bocb_jax.models.layers import parameter_count, parameter_kinds
 
 CLASSES, BATCH = 10, 4
-PAPER = [
-    "alexnet",
-    "vgg13_bn",
-    "resnet50",
-    "resnet101",
-    "densenet121",
-    "mobilenetv2",
-    "efficientnet_b0",
-    "repvgg_a1",
-    "vit_s",
-    "mixer_s",
-    "swin_t",
-    "convnext_t",
-    "convnextv2_t",
-    "moganet_s",
-    "unireplknet_t",
-    "transnext_t",
-    "identityformer_s12",
-    "poolformerv2_s12",
-    "convformer_s12",
-    "attentionformer_s12",
-    "caformer_s12",
-]
 NAMES = bocb_jax.list_models()
 MINIS = [name for name in NAMES if name.endswith("_mini")]
 LARGE = [name for name in NAMES if name not in (*MINIS, *PAPER)]
