@@ -2,6 +2,7 @@
 
 import inspect
 
+from bocb_jax.optim import digits
 from bocb_jax.optim.ranges import Setting
 from bocb_jax.optim.table import CATEGORIES, OptimizerInfo, optimizer_info
 
@@ -28,6 +29,7 @@ def describe(name: str) -> list[tuple[str, str]]:
         ("schedule", f"{info.default_schedule} after a warm-up, by default"),
         ("weight decay", _decay(info)),
         ("tuned in BOCB", _tuned(info)),
+        ("on the digits", _on_digits(name)),
         ("hyper-parameters", "\n".join(_setting(k, s) for k, s in info.settings.items())),
         ("state", f"{info.state_per_parameter:g} numbers for each parameter"),
         ("cost of an update", info.cost),
@@ -60,6 +62,15 @@ def _tuned(info: OptimizerInfo) -> str:
     rates = " or ".join(f"{x:g}" for x in info.paper_learning_rate)
     decays = " or ".join(f"{x:g}" for x in info.paper_weight_decay)
     return f"most often learning rate {rates}, weight decay {decays}"
+
+
+def _on_digits(name: str) -> str:
+    found = digits.accuracies().get(name)
+    if not found:
+        return ""
+    shown = (f"{model} {x:.1f} %" if x else f"{model} diverged" for model, x in found.items())
+    text = f"{', '.join(shown)} of the test images right with these defaults"
+    return text + ("; see the notes" if min(found.values()) < 80 else "")
 
 
 def _setting(name: str, setting: Setting) -> str:
