@@ -99,17 +99,37 @@ def shifted_products(x, kernel, strides, padding, dilation):
     return _shifted_products(x, kernel, strides, padding, dilation)
 
 
-# Traced once for layers of equal shapes: the sums below have hundreds of terms.
+# Traced once for layers of equal shapes: the sums below have up to a hundred terms.
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _shifted_products(x, kernel, strides, padding, dilation):
-    window, out = kernel.shape[:2], _out_shape(x, kernel, strides, padding, dilation)
+    out = _out_shape(x, kernel, strides, padding, dilation)
     weights, padded = kernel.astype(jnp.float32), _pad(x, padding).astype(jnp.float32)
-    total = sum(
-        _shift(padded, (i, j), out, strides, dilation) * weights[i, j][None, None]
-        for i in range(window[0])
-        for j in range(window[1])
-    )
-    return total.astype(x.dtype)
+    # XLA makes one pass of a sum of 121 terms and many of a sum of 169: from there on, the sum goes
+    # by groups of rows of taps, in a loop.
+    kh, kw = kernel.shape[:2]
+    rows = kh if kh * kw <= 121 else max(40 // kw, 1)
+    groups = -(-kh // rows)
+    if groups > 1:
+        missing = groups * rows - kh
+        weights = jnp.pad(weights, ((0, missing), (0, 0), (0, 0), (0, 0)))
+        padded = jnp.pad(padded, ((0, 0), (0, missing * dilation[0]), (0, 0), (0, 0)))
+
+    def sum_of(padded, weights):
+        return sum(
+            _shift(padded, (i, j), out, strides, dilation) * weights[i, j][None, None]
+            for i in range(rows)
+            for j in range(kw)
+        )
+
+    def add(group, total):
+        first, reach = group * rows, dilation[0] * (rows - 1) + strides[0] * (out[0] - 1) + 1
+        image = lax.dynamic_slice_in_dim(padded, first * dilation[0], reach, 1)
+        return total + sum_of(image, lax.dynamic_slice_in_dim(weights, first, rows))
+
+    if groups == 1:
+        return sum_of(padded, weights).astype(x.dtype)
+    zeros = jnp.zeros((x.shape[0], *out, x.shape[-1]), jnp.float32)
+    return lax.fori_loop(0, groups, add, zeros).astype(x.dtype)
 
 
 def _shifted_products_forward(x, kernel, strides, padding, dilation):

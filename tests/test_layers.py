@@ -60,6 +60,8 @@ CONVOLUTIONS = {
     "depthwise, dilated": Case((8, 9, 3), 3, 3, padding=2, dilation=2, groups=3),
     "depthwise, SAME": Case((7, 6, 3), 3, 3, stride=2, padding="SAME", groups=3),
     "depthwise, wider than the map": Case((3, 4, 2), 2, 7, padding=3, groups=2),
+    "depthwise, by groups of rows": Case((9, 10, 2), 2, 13, padding=6, groups=2),
+    "depthwise, by groups, strided": Case((30, 31, 2), 2, 12, 2, padding=7, dilation=2, groups=2),
 }
 
 
@@ -110,7 +112,7 @@ def test_the_form_is_chosen_by_platform_and_shape(monkeypatch):
     assert all(primitives(case) for case in CONVOLUTIONS.values())
 
 
-@pytest.mark.parametrize("name", ["small map", "depthwise", "depthwise, large map"])
+@pytest.mark.parametrize("name", ["small map", "depthwise", "depthwise, by groups of rows"])
 def test_convolution_in_bfloat16_and_over_many_weights(name):
     case = CONVOLUTIONS[name]
     x, kernel = case.arrays()
