@@ -53,7 +53,7 @@ def _plot(pattern: str, path: str) -> None:
     landscapes.plot(
         path, names, track=functools.partial(track, description="paths", console=errors)
     )
-    errors.print(f"{path} is drawn.", markup=False)
+    errors.print(f"{path} is drawn.", markup=False, soft_wrap=True)
 
 
 def _models(pattern: str) -> Table:
