@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
         life = time.monotonic() - began
         print(f"an undisturbed run takes {life:.1f} s")
 
-        disturbed, kills = root / "disturbed" / "the_run", 0
+        disturbed, kills, finished = root / "disturbed" / "the_run", 0, 0
         while kills < options.kills:
             process = start(root / "disturbed", cache)
             delay = moments.uniform(0, life)
@@ -120,7 +120,8 @@ def main(arguments: list[str] | None = None) -> None:
                 finish(process)
             if (disturbed / "result.json").exists() and kills < options.kills:
                 compare(disturbed, root / "undisturbed" / "the_run")
-                (root / "disturbed").rename(root / f"finished{kills}")
+                finished += 1  # a run may end between two kills
+                (root / "disturbed").rename(root / f"finished{finished}")
         finish(start(root / "disturbed", cache))
         compare(disturbed, root / "undisturbed" / "the_run")
     print(f"equal to the last bit after {kills} kills", flush=True)

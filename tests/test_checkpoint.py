@@ -132,10 +132,10 @@ def test_a_full_disk_is_a_sentence_and_earlier_states_are_intact(saved):
     # A limit on the size of files stands in for a disk without space.
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    checkpoints = Checkpoints(saved)
+    checkpoints, state = Checkpoints(saved), a_state(4, size=10**6)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**12, before[1]))
     try:
-        checkpoints.save(4, a_state(4, size=10**6), PROGRESS)
+        checkpoints.save(4, state, PROGRESS)
         with pytest.raises(UserError, match=r"could not be saved to .*last"):
             checkpoints.wait()
     finally:

@@ -106,10 +106,11 @@ def test_statistics_settle_at_the_evaluated_weights():
 
 
 def test_only_what_needs_it_settles():
-    assert program("sgd").settle is None
-    assert program("schedule_free_adamw", "vit_mini").settle is None
-    assert program("sgd", ema=0.9).settle is not None
-    assert program("sam+schedule_free_sgd").settle is not None
+    assert not program("sgd").evaluates_others
+    assert program("schedule_free_adamw", "vit_mini").settle is None  # it has no BatchNorm
+    for evaluating in (program("sgd", ema=0.9), program("sam+schedule_free_sgd")):
+        assert evaluating.evaluates_others
+        assert evaluating.settle is not None
 
 
 def test_a_run_is_evaluated_with_settled_statistics(tmp_path, compile_cache, monkeypatch):
