@@ -115,9 +115,7 @@ def plot(
         from matplotlib.figure import Figure
         from matplotlib.lines import Line2D
     except ModuleNotFoundError as error:
-        raise UserError(
-            "The picture needs matplotlib: pip install 'bocb-jax[plots]' or matplotlib."
-        ) from error
+        raise UserError("The picture needs matplotlib: pip install matplotlib.") from error
     path = pathlib.Path(path)
     figure = Figure()
     known = figure.canvas.get_supported_filetypes()
