@@ -41,7 +41,9 @@ RULES = {
     "bocb_jax/data/on_device.py": {"jax", "numpy", "ours:data", "ours:errors"},
     "bocb_jax/data/speed.py": {"jax", "numpy", "ours:data", "ours:errors"},
     "bocb_jax/data/pipeline.py": {"jax", "grain", "numpy", "absl", "ours:data", "ours:errors"},
-    "bocb_jax/coupling": {"numpy", "pandas", "ours:coupling", "ours:errors"},
+    "bocb_jax/coupling": {
+        "numpy", "pandas", "scipy", "statsmodels", "scikit_posthocs", "ours:coupling", "ours:errors",
+    },
     "bocb_jax/optim": {
         "jax", "optax", "numpy", "matplotlib", "ours:registry", "ours:errors", "ours:optim",
     },
