@@ -42,7 +42,8 @@ RULES = {
     "bocb_jax/data/speed.py": {"jax", "numpy", "ours:data", "ours:errors"},
     "bocb_jax/data/pipeline.py": {"jax", "grain", "numpy", "absl", "ours:data", "ours:errors"},
     "bocb_jax/coupling": {
-        "numpy", "pandas", "scipy", "statsmodels", "scikit_posthocs", "ours:coupling", "ours:errors",
+        "numpy", "pandas", "scipy", "statsmodels", "scikit_posthocs",
+        "ours:coupling", "ours:errors",
     },
     "bocb_jax/optim": {
         "jax", "optax", "numpy", "matplotlib", "ours:registry", "ours:errors", "ours:optim",
