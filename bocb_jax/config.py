@@ -200,6 +200,9 @@ class TrainConfig:
     test_size: int | None = None  # the same in evaluation; None: as in training
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on accelerators
     on_corrupt: Literal["fail", "skip"] = "fail"  # an image that cannot be read
+    test: bool = True  # read the test split, once, at the end
+    label: str | None = None  # what tables of results call the backbone; None: its name
+    study: str | None = None  # the study that the run belongs to
     workdir: str = "runs"  # where the run's folder goes, or the folder itself
     run_id: str | None = None  # the folder's name; None: made from the settings
     resume: bool = True  # go on where an earlier start of the same run stopped
@@ -234,8 +237,10 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """The settings that decide what comes out: all but where it goes and what is said."""
         settings = to_dict(self)
-        for name in ("workdir", "run_id", "resume", "compile_cache", "checkpoint"):
+        for name in ("label", "study", "workdir", "run_id", "resume", "compile_cache", "checkpoint"):
             del settings[name]
+        if self.test:  # so that runs from before there was this setting keep their names
+            del settings["test"]
         for name in ("distributed", "coordinator", "processes", "process"):
             del settings["parallel"][name]
         for name in ("workers", "on_device"):  # the same bits whichever way they come

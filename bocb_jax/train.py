@@ -28,7 +28,9 @@ from bocb_jax.data.sources import open_dataset
 from bocb_jax.engine import folder as run_folder
 from bocb_jax.engine import signals
 from bocb_jax.engine.checkpoint import Checkpoints
-from bocb_jax.engine.metrics import Window, Writers, open_writers, write_json
+from bocb_jax.engine.memory import peak_memory
+from bocb_jax.engine.metrics import Window, Writers, open_writers, read_jsonl, write_json
+from bocb_jax.engine.outcome import failure, summary
 from bocb_jax.engine.sharding import batch_sharding, check_batch
 from bocb_jax.engine.state import TrainState
 from bocb_jax.errors import Diverged, Interrupted, UserError
@@ -99,7 +101,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         jax.distributed.initialize(parallel.coordinator, parallel.processes, parallel.process)
     use_compile_cache(config.compile_cache)
 
-    dataset = open_dataset(
+    dataset = _dataset(
         config.dataset,
         split_seed=config.data.split_seed,
         data_dir=config.data.dir,
@@ -119,7 +121,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
         start()  # weights that do not fit are found before anything is written
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
-            record = {"config": config.identity(), "resolved": dataclasses.asdict(settings)}
+            record = {
+                "config": config.identity(),
+                "resolved": dataclasses.asdict(settings),
+                "label": config.label or config.model,
+                "study": config.study,
+            }
             stack.enter_context(run_folder.claim(folder, record, resume=config.resume))
         earlier = run_folder.read_json(folder / "result.json")
         if earlier and earlier["status"] in ("finished", "diverged"):
@@ -130,6 +137,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
             config, settings, dataset, epoch_steps, program, start, folder, caught, started, stack
         )
         return run.train()
+
+
+# Images that were decoded stay so for the next run of this process.
+_dataset = functools.lru_cache(maxsize=1)(open_dataset)
 
 
 def _start(config, spec) -> dict[str, Any] | None:
@@ -230,7 +241,7 @@ class Run:
         except (Interrupted, UserError, KeyboardInterrupt):
             raise
         except Exception as error:
-            self._write_result({"status": "failed", "error": f"{type(error).__name__}: {error}"})
+            self._write_result(failure(error))
             raise
         outcome = self._write_result(outcome)
         self.report.stop()
@@ -259,7 +270,7 @@ class Run:
             self.step += 1
             self.report.step(self.step)
         self._save()
-        test = self._evaluate("test", self._settled())
+        test = self._evaluate("test", self._settled()) if self.config.test else {}
         self.checkpoints.wait()
         return {
             "status": "finished",
@@ -284,7 +295,7 @@ class Run:
         step = self.progress.logged = line["step"]
         now = time.monotonic()
         images = (step - self.mark_step) * self.settings.batch_size
-        line |= {"epoch": step / self.epoch_steps, **validation}
+        line |= {"epoch": step / self.epoch_steps, **validation, "seconds": now - self.begun}
         line["images_per_second"] = images / max(now - self.mark_time, 1e-9)
         self.mark_step, self.mark_time = step, now
         self.writers.write(line)
@@ -382,6 +393,8 @@ class Run:
             "protocol": self.config.protocol,
             "steps": self.step,
             "parameters": self.program.parameters,
+            **summary(read_jsonl(self.folder / "metrics.jsonl"), self.epoch_steps),
+            "peak_memory_bytes": peak_memory(),
             "wall_seconds": time.monotonic() - self.begun,
             "seconds_to_first_step": self.seconds_to_first_step,
         }
@@ -407,6 +420,11 @@ def _closing(outcome: dict[str, Any], folder: Path) -> str:
     if outcome["status"] == "diverged":
         step = outcome["diverged_at_step"]
         return f"Diverged: the loss was no longer finite at step {step}, after {took}. {folder}"
+    if "test_accuracy" not in outcome:
+        return (
+            f"Validation accuracy {outcome['validation_accuracy']:.2%}, test split not read, "
+            f"{took}. {folder / 'result.json'}"
+        )
     if outcome.get("protocol") == "paper":
         return (
             f"Test accuracy {outcome['test_accuracy']:.2%}, best "

@@ -178,7 +178,8 @@ def test_a_crash_is_recorded_and_can_be_gone_on_with(config, monkeypatch):
     with pytest.raises(RuntimeError, match="out of luck"):
         train(config)
     outcome = json.loads((config.folder() / "result.json").read_text())
-    assert (outcome["status"], outcome["error"]) == ("failed", "RuntimeError: out of luck")
+    assert (outcome["status"], outcome["error"]) == ("crashed", "RuntimeError: out of luck")
+    assert "break_at_five" in outcome["traceback"]
     monkeypatch.undo()
     assert train(config)["status"] == "finished"
 

@@ -53,7 +53,7 @@ def claim(folder: Path, settings: dict[str, Any], *, resume: bool) -> Iterator[N
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"Another process is writing to {folder}; wait for it.") from error
-        if earlier is None:
+        if earlier is None or earlier.get("resolved") is None:
             write_json(record, {**settings, **surroundings()})
         yield
 
@@ -87,7 +87,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def _check_same(folder: Path, earlier: dict[str, Any], settings: dict[str, Any], resume: bool):
     differing = difference(earlier.get("config", {}), settings["config"])
-    differing += difference(earlier.get("resolved", {}), settings["resolved"])
+    # None: the earlier start failed before it had these.
+    differing += difference(earlier.get("resolved") or settings["resolved"], settings["resolved"])
     if differing:
         listed = "\n  ".join(differing)
         raise UserError(

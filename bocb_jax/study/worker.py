@@ -1,0 +1,130 @@
+"""A process that trains one run after another: `python -m bocb_jax.study.worker`.
+
+It reads one JSON object a line from stdin, {"config": ...}, and writes one to stdout when that run
+has ended. It lives as long as its stdin is open, so that it ends with whoever started it.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import queue
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+STATUSES = ("finished", "diverged", "out_of_memory", "crashed", "timed_out")
+
+
+def main() -> None:
+    """The process: pins itself to cores, then trains what it is asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cores", help="0,1,...; all others are left to others")
+    cores = parser.parse_args().cores
+    if cores and hasattr(os, "sched_setaffinity"):
+        # Before JAX is loaded, which makes as many threads as there are cores.
+        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints goes to the log
+    asked: queue.SimpleQueue = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(asked,), daemon=True).start()
+    executor = Executor()
+    print(json.dumps({"ready": os.getpid()}), file=answers, flush=True)
+    while True:
+        print(json.dumps(executor.run(asked.get()["config"])), file=answers, flush=True)
+
+
+def _read(asked: queue.SimpleQueue) -> None:
+    for line in sys.stdin:
+        asked.put(json.loads(line))
+    os._exit(1)  # whoever started this process is gone
+
+
+class Executor:
+    """Trains runs in this process and counts what XLA compiles for them."""
+
+    def __init__(self):
+        import jax
+
+        from bocb_jax.program import use_compile_cache
+        from bocb_jax.train import main as _  # noqa: F401 - so that "ready" means ready
+
+        self._jax = jax
+        self._found: bool | None = None  # whether the program asked for last was in the cache
+        self._compiled: list[str] = []
+        self._loaded: list[str] = []
+        jax.monitoring.register_event_listener(self._on_cache)
+        jax.monitoring.register_event_duration_secs_listener(self._on_compile)
+        use_compile_cache(None)
+        # Of a thousand runs even the small programs count.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+    def _on_cache(self, event: str, **_) -> None:
+        if event.endswith("/cache_hits"):
+            self._found = True
+        elif event.endswith("/cache_misses"):
+            self._found = False
+
+    def _on_compile(self, event: str, seconds: float, fun_name: str = "", **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            (self._loaded if self._found else self._compiled).append(fun_name)
+            self._found = None
+
+    def run(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Trains the run of a config and says how it ended.
+
+        Returns:
+          "status": one of `STATUSES`, or "interrupted" where a signal came; "compiled" and
+          "loaded": names of programs that XLA compiled, and that the cache had.
+        """
+        from bocb_jax.config import TrainConfig, from_dict, run_id
+        from bocb_jax.engine.memory import forget_peak_memory
+        from bocb_jax.engine.outcome import failure
+        from bocb_jax.errors import Interrupted
+        from bocb_jax.train import train
+
+        self._compiled, self._loaded = [], []
+        forget_peak_memory()
+        status, error = "crashed", None
+        try:
+            config = from_dict(TrainConfig, settings)
+            status = train(config)["status"]
+        except Interrupted:
+            status = "interrupted"
+        except Exception as caught:
+            record = failure(caught)
+            status, error = record["status"], record["error"]
+            folder = Path(config.workdir) / (config.run_id or run_id(config))
+            with contextlib.suppress(Exception):
+                if not (folder / "result.json").exists():  # it failed before it had a folder
+                    record_failure(folder, settings, record)
+        return {
+            "status": status,
+            "error": error,
+            "compiled": self._compiled,
+            "loaded": self._loaded,
+        }
+
+
+def record_failure(folder: Path, settings: dict[str, Any], record: dict[str, Any]) -> None:
+    """Writes the result of a run that could not write it itself.
+
+    Args:
+      folder: the run's.
+      settings: its config.
+      record: "status", "error" and the like.
+    """
+    from bocb_jax.config import TrainConfig, from_dict
+    from bocb_jax.engine.metrics import write_json
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "config.json").exists():
+        config = from_dict(TrainConfig, settings)
+        about = {"label": config.label or config.model, "study": config.study}
+        write_json(folder / "config.json", {"config": config.identity(), "resolved": None, **about})
+    write_json(folder / "result.json", record)
+
+
+if __name__ == "__main__":
+    main()
