@@ -45,6 +45,10 @@ RULES = {
         "numpy", "pandas", "scipy", "statsmodels", "scikit_posthocs",
         "ours:coupling", "ours:errors",
     },
+    "bocb_jax/coupling/plots.py": {"numpy", "pandas", "matplotlib", "ours:coupling"},
+    "bocb_jax/coupling/plots_tuning.py": {"numpy", "pandas", "matplotlib", "ours:coupling"},
+    "bocb_jax/coupling/style.py": {"numpy", "matplotlib"},
+    "bocb_jax/coupling/report.py": {"pandas", "matplotlib", "ours:coupling", "ours:errors"},
     "bocb_jax/optim": {
         "jax", "optax", "numpy", "matplotlib", "ours:registry", "ours:errors", "ours:optim",
     },
@@ -67,7 +71,7 @@ RULES = {
 # Where model, optimizer, data and engine meet.
 ASSEMBLY = ("bocb_jax/program.py", "bocb_jax/settings.py", "bocb_jax/model_cost.py")
 DOORS = {"train", "sweep", "analyze", "transfer", "preflight", "bench", "listing", "weights"}
-DOORS |= {"__main__"}
+DOORS |= {"__main__", "recommend", "probe"}
 
 
 def is_ours(module: str, name: str) -> bool:
