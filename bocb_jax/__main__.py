@@ -1,10 +1,11 @@
-"""The `bocb` command: `bocb train`, `bocb models`, `bocb optimizers`, `bocb import-weights`, ..."""
+"""The `bocb` command: `bocb train`, `bocb sweep`, `bocb models`, `bocb optimizers`, ..."""
 
 import sys
 
 USAGE = """usage: bocb COMMAND [options]
 
   train              train one backbone with one optimizer
+  sweep STUDY        train all that a study names, and make a table of it
   models [NAME]      the backbones, or all about one; patterns such as 'conv*' work
   optimizers [NAME]  the optimizers, or all about one; with --plot FILE, their paths as a picture
   bench              what things cost on this machine
@@ -22,6 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     # Each door is imported when it is entered: most of them load JAX.
     if command == "train":
         from bocb_jax.train import main as door
+    elif command == "sweep":
+        from bocb_jax.sweep import main as door
     elif command == "bench":
         from bocb_jax.bench import main as door
     elif command in ("models", "optimizers"):

@@ -237,7 +237,15 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """The settings that decide what comes out: all but where it goes and what is said."""
         settings = to_dict(self)
-        for name in ("label", "study", "workdir", "run_id", "resume", "compile_cache", "checkpoint"):
+        for name in (
+            "label",
+            "study",
+            "workdir",
+            "run_id",
+            "resume",
+            "compile_cache",
+            "checkpoint",
+        ):
             del settings[name]
         if self.test:  # so that runs from before there was this setting keep their names
             del settings["test"]

@@ -24,7 +24,7 @@ from bocb_jax.console import console, duration, reporter
 from bocb_jax.data.encoded import RandomCrop
 from bocb_jax.data.loader import Loader
 from bocb_jax.data.pipeline import steps_per_epoch
-from bocb_jax.data.sources import open_dataset
+from bocb_jax.data.sources import Dataset, open_dataset
 from bocb_jax.engine import folder as run_folder
 from bocb_jax.engine import signals
 from bocb_jax.engine.checkpoint import Checkpoints
@@ -101,14 +101,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         jax.distributed.initialize(parallel.coordinator, parallel.processes, parallel.process)
     use_compile_cache(config.compile_cache)
 
-    dataset = _dataset(
-        config.dataset,
-        split_seed=config.data.split_seed,
-        data_dir=config.data.dir,
-        on_corrupt=config.on_corrupt,
-    )
-    if config.protocol == "paper":
-        dataset = dataset.tuned_on_test()
+    dataset = open_run_dataset(config)
     settings = resolve(config, dataset)
     epoch_steps = steps_per_epoch(len(dataset.splits["train"]), settings.batch_size)
     spec = program_spec(config, settings, dataset, epoch_steps)
@@ -137,6 +130,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
             config, settings, dataset, epoch_steps, program, start, folder, caught, started, stack
         )
         return run.train()
+
+
+def open_run_dataset(config: TrainConfig) -> Dataset:
+    """The data set of a run, with the splits that its protocol has."""
+    dataset = _dataset(
+        config.dataset,
+        split_seed=config.data.split_seed,
+        data_dir=config.data.dir,
+        on_corrupt=config.on_corrupt,
+    )
+    return dataset.tuned_on_test() if config.protocol == "paper" else dataset
 
 
 # Images that were decoded stay so for the next run of this process.

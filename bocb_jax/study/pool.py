@@ -53,11 +53,11 @@ class LocalPool:
         for worker in range(self.size):
             self._spawn(worker)
 
-    def start(self, worker: int, settings: dict[str, Any]) -> None:
-        """Asks a worker to train a run; an event tells when it has ended."""
+    def start(self, worker: int, settings: dict[str, Any], kind: str = "config") -> None:
+        """Asks a worker to train a run, or to "measure" it; an event brings the answer."""
         process = self._processes[worker]
         try:
-            process.stdin.write(json.dumps({"config": settings}) + "\n")
+            process.stdin.write(json.dumps({kind: settings}) + "\n")
             process.stdin.flush()
         except BrokenPipeError:
             pass  # it has died, and an event will say so

@@ -1,7 +1,8 @@
 """A process that trains one run after another: `python -m bocb_jax.study.worker`.
 
-It reads one JSON object a line from stdin, {"config": ...}, and writes one to stdout when that run
-has ended. It lives as long as its stdin is open, so that it ends with whoever started it.
+It reads one JSON object a line from stdin, {"config": ...} to train a run or {"measure": ...} to
+take a few steps of it, and writes one to stdout when that is done. It lives as long as its stdin is
+open, so that it ends with whoever started it.
 """
 
 import argparse
@@ -32,7 +33,9 @@ def main() -> None:
     executor = Executor()
     print(json.dumps({"ready": os.getpid()}), file=answers, flush=True)
     while True:
-        print(json.dumps(executor.run(asked.get()["config"])), file=answers, flush=True)
+        ((kind, settings),) = asked.get().items()
+        answer = executor.run(settings) if kind == "config" else executor.measure(settings)
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 def _read(asked: queue.SimpleQueue) -> None:
@@ -105,6 +108,45 @@ class Executor:
             "compiled": self._compiled,
             "loaded": self._loaded,
         }
+
+    def measure(self, settings: dict[str, Any], steps: int = 3) -> dict[str, Any]:
+        """Seconds a training image of a run, from a few steps; "error" where these failed."""
+        import time
+
+        from bocb_jax.config import TrainConfig, from_dict
+        from bocb_jax.data.loader import Loader
+        from bocb_jax.data.pipeline import steps_per_epoch
+        from bocb_jax.engine.sharding import batch_sharding
+        from bocb_jax.program import compiled_program, program_spec
+        from bocb_jax.settings import resolve
+        from bocb_jax.train import open_run_dataset
+
+        jax = self._jax
+        try:
+            config = from_dict(TrainConfig, settings)
+            dataset = open_run_dataset(config)
+            found = resolve(config, dataset)
+            epoch = steps_per_epoch(len(dataset.splits["train"]), found.batch_size)
+            program = compiled_program(program_spec(config, found, dataset, epoch))
+            loader = Loader(
+                dataset,
+                batch_size=found.batch_size,
+                image_size=found.image_size,
+                sharding=batch_sharding(program.mesh),
+            )
+            key = jax.random.key(0)
+            state = program.init(key, found.learning_rate, found.weight_decay, None)
+            with loader.train(seed=0) as batches:
+                state, metrics = program.train_step(state, next(batches), key)
+                jax.block_until_ready(metrics)
+                begun = time.perf_counter()
+                for _ in range(steps):
+                    state, metrics = program.train_step(state, next(batches), key)
+                jax.block_until_ready(metrics)
+            seconds = time.perf_counter() - begun
+            return {"seconds_per_image": seconds / steps / found.batch_size}
+        except Exception as error:
+            return {"seconds_per_image": None, "error": f"{type(error).__name__}: {error}"}
 
 
 def record_failure(folder: Path, settings: dict[str, Any], record: dict[str, Any]) -> None:
