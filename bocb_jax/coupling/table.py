@@ -6,7 +6,9 @@ train_accuracy, first_train_loss, validation_score, status, run) or wide (the fi
 "optimizer", every other column is a backbone). Lines that begin with # are comments.
 """
 
+import csv
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -185,24 +187,177 @@ def from_csv(
     """A table from a CSV file, long or wide (see the top of this file).
 
     Accuracies are in percent; if none exceeds 1 they are taken for fractions. An empty score is a
-    missing cell, unless its status is "diverged".
+    missing cell. A status ("diverged", "crashed", ...) may stand in the place of a score.
 
     Args:
       path: the file.
-      score: "test accuracy" or "train loss".
-      chance: the score of a guess, for runs that diverged.
+      score: "test accuracy", "train loss" or "log-odds" (of accuracies in the file).
+      chance: the score of a guess in percent or nats, for runs that diverged.
 
     Raises:
       UserError: no such file, a missing column, a row twice, text in a score, a score that cannot
         be; the message names the line.
     """
-    raise NotImplementedError
+    if score not in SCORES:
+        raise UserError(f"There is no score '{score}'. There are: {', '.join(SCORES)}.")
+    kind = "test accuracy" if score == "log-odds" else score
+    header, lines = _lines(path)
+    if {"backbone", "optimizer", "score"} <= set(header):
+        records = [_record(dict(zip(header, row, strict=True)), at) for at, row in lines]
+    elif header[0] == "optimizer" and not {"backbone", "score"} & set(header):
+        records = [
+            _record({"optimizer": row[0], "backbone": backbone, "score": value}, at)
+            for at, row in lines
+            for backbone, value in zip(header[1:], row[1:], strict=True)
+        ]
+    else:
+        missing = [name for name in ("backbone", "optimizer", "score") if name not in header]
+        raise UserError(
+            f"'{path}' has no column '{missing[0]}'; its columns are: {', '.join(header)}. A long "
+            "table has the columns backbone, optimizer, score; a wide one has 'optimizer' first "
+            "and then a column for each backbone."
+        )
+    _refuse_twice(records, path, seeds="seed" in header)
+    runs = pandas.DataFrame.from_records(records)
+    notes = []
+    if kind == "test accuracy":
+        columns = [name for name in ("score", "validation_score") if name in runs]
+        worst = runs[columns].min().min(), runs[columns].max().max()
+        if worst[1] <= 1:
+            runs[columns] = 100 * runs[columns]
+            notes.append(
+                "No score exceeds 1, so they were taken for fractions and shown in percent."
+            )
+        elif worst[0] < 0 or worst[1] > 100:
+            at = runs["line"][((runs["score"] < 0) | (runs["score"] > 100)).to_numpy().argmax()]
+            raise UserError(
+                f"'{path}', line {at}: an accuracy is between 0 and 100 percent. For losses, say "
+                "score='train loss'."
+            )
+    runs = _with_diverged_at_chance(runs.drop(columns="line"), kind, chance, notes)
+    if not runs["score"].notna().any():
+        raise UserError(f"'{path}' holds no score.")
+    unit, higher = SCORES[kind]
+    table = ScoreTable(
+        runs=_with_all_columns(runs),
+        trials=None,
+        score=kind,
+        unit=unit,
+        higher_is_better=higher,
+        chance=chance,
+        source=str(Path(path).name),
+        notes=tuple(notes),
+    )
+    return table.log_odds() if score == "log-odds" else table
+
+
+def _lines(path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header, and (number, values) of every line that is neither empty nor a comment."""
+    try:
+        text = Path(path).read_text("utf-8-sig")
+    except OSError as reason:
+        raise UserError(f"'{path}' cannot be read: {reason.strerror or reason}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"'{path}' is not text in UTF-8; save it as CSV in UTF-8.") from None
+    rows = []
+    reader = csv.reader(
+        "" if line.startswith("#") else line for line in text.splitlines(keepends=True)
+    )
+    for row in reader:
+        values = [value.strip() for value in row]
+        if any(values):
+            rows.append((reader.line_num, values))
+    if len(rows) < 2:
+        raise UserError(f"'{path}' holds no score: it needs a line of names and a line of values.")
+    (_, header), *rest = rows
+    if len(set(header)) < len(header) or "" in header:
+        twice = next((name for name in header if header.count(name) > 1 or not name), "")
+        raise UserError(f"'{path}' has {'two columns' if twice else 'a column'} named '{twice}'.")
+    for at, values in rest:
+        if len(values) != len(header):
+            raise UserError(
+                f"'{path}', line {at}: {len(values)} values, but the first line names "
+                f"{len(header)} columns."
+            )
+    return header, rest
+
+
+def _record(values: dict[str, str], at: int) -> dict:
+    """One run from the text of its line."""
+    record = {"line": at, "run": values.get("run", "")}
+    for name in ("backbone", "optimizer"):
+        if not values[name]:
+            raise UserError(f"Line {at} names no {name}.")
+        record[name] = values[name]
+    status = values.get("status") or "finished"
+    if values["score"] in STATUSES:
+        status, values = values["score"], values | {"score": ""}
+    if status not in STATUSES:
+        raise UserError(
+            f"Line {at}: there is no status '{status}'. There are: {', '.join(STATUSES)}."
+        )
+    for name in ("score", *_NUMBERS):
+        if name in values:
+            record[name] = _number(values[name], name, at)
+    if "seed" in values:
+        record["seed"] = values["seed"]
+    return record | {"status": status}
+
+
+def _number(text: str, name: str, at: int) -> float:
+    if not text:
+        return math.nan
+    try:
+        value = float(text)
+    except ValueError:
+        raise UserError(f"Line {at}: the {name} '{text}' is not a number.") from None
+    if math.isinf(value):
+        raise UserError(f"Line {at}: the {name} is infinite; give the run status 'diverged'.")
+    return value
+
+
+def _refuse_twice(records: list[dict], path, *, seeds: bool) -> None:
+    seen = {}
+    for record in records:
+        key = (record["backbone"], record["optimizer"], record.get("seed"))
+        if key in seen:
+            about = f", seed {key[2]}" if seeds else ""
+            cure = "keep one of them" if seeds else "give the seeds a column 'seed', or keep one"
+            raise UserError(
+                f"'{path}', line {record['line']} repeats line {seen[key]}: backbone {key[0]}, "
+                f"optimizer {key[1]}{about}; {cure}."
+            )
+        seen[key] = record["line"]
+
+
+def _with_diverged_at_chance(runs, score: str, chance: float | None, notes: list[str]):
+    """Diverged runs score chance; others that did not finish score nothing."""
+    unfinished = runs["status"] != "finished"
+    diverged = runs["status"] == "diverged"
+    runs["score"] = runs["score"].mask(unfinished)
+    if diverged.any():
+        if chance is None:
+            chance = 0.0 if score == "test accuracy" else runs["score"].max()
+            notes.append(
+                f"{diverged.sum()} runs diverged and chance level is not known: they score "
+                f"{chance:g}."
+            )
+        runs["score"] = runs["score"].mask(diverged, chance)
+    if (unfinished & ~diverged).any():
+        notes.append(
+            f"{(unfinished & ~diverged).sum()} runs ended for a reason that is not the "
+            "optimizer's (memory, crash, time): they have no score."
+        )
+    return runs
 
 
 def from_results(
     frame: pandas.DataFrame, score: str = "test accuracy", *, dataset: str | None = None
 ) -> ScoreTable:
     """A table from the results of a sweep, as `bocb_jax.results.load` gives them.
+
+    Final runs make the table, and the runs of the search its trials. Without final runs the best
+    trial of every pair stands in, and a note says that such scores are too good.
 
     Args:
       frame: one row a run.
@@ -212,4 +367,121 @@ def from_results(
     Raises:
       UserError: no run, several datasets, a column is missing, a pair ran twice with a seed.
     """
-    raise NotImplementedError
+    if score not in SCORES:
+        raise UserError(f"There is no score '{score}'. There are: {', '.join(SCORES)}.")
+    kind = "test accuracy" if score == "log-odds" else score
+    for column in ("model", "optimizer", "status"):
+        if column not in frame:
+            raise UserError(f"The results have no column '{column}'; are they of bocb sweep?")
+    frame, dataset = _one_dataset(frame, dataset)
+    if frame.empty:
+        raise UserError("There are no runs to analyse.")
+    column = "test_accuracy" if kind == "test accuracy" else "train_loss"
+    search = (frame["phase"] == "search").to_numpy() if "phase" in frame else False
+    search = np.broadcast_to(search, len(frame))
+    chance = _chance(frame, kind)
+    notes: list[str] = []
+    trials = _runs(frame[search], kind, validation=True)
+    trials = _with_diverged_at_chance(trials, kind, chance, []) if len(trials) else None
+    final = frame[~search]
+    if len(final):
+        runs = _runs(final, kind)
+        source = f"{len(final)} runs"
+        if (
+            kind == "test accuracy"
+            and not final.get("test_accuracy", pandas.Series()).notna().any()
+        ):
+            runs = _runs(final, kind, validation=True)
+            notes.append("No run was tested: these are accuracies on the validation split.")
+    elif trials is not None:
+        best = trials["score"] if SCORES[kind][1] else -trials["score"]
+        keys = [trials["backbone"], trials["optimizer"]]
+        runs = trials.loc[best.fillna(-np.inf).groupby(keys, sort=False).idxmax()]
+        runs = runs.reset_index(drop=True)
+        source = f"the best of {len(trials)} trials of a search"
+        notes.append(
+            "There are no final runs: each pair has the best score of its search, which is too "
+            "good, the more so the more trials it had."
+        )
+    keys = ["backbone", "optimizer", "seed"]
+    twice = runs.duplicated(keys)
+    if twice.any():
+        first = runs[twice].iloc[0]
+        both = runs[(runs[keys] == first[keys]).all(axis=1)]["run"].head(2)
+        raise UserError(
+            f"{first['backbone']} ran twice with {first['optimizer']} and seed {first['seed']}: "
+            f"{' and '.join(map(str, both))}. Analyse one study at a time."
+        )
+    runs = _with_diverged_at_chance(runs, kind, chance, notes)
+    if not runs["score"].notna().any():
+        raise UserError(f"No run has a {kind}: {len(runs)} runs, none of which finished with one.")
+    unit, higher = SCORES[kind]
+    table = ScoreTable(
+        runs=runs,
+        trials=trials,
+        score=kind,
+        unit=unit,
+        higher_is_better=higher,
+        chance=chance,
+        source=source + (f" on {dataset}" if dataset else ""),
+        dataset=dataset,
+        notes=tuple(notes),
+    )
+    if column not in frame and "validation_accuracy" not in frame:
+        raise UserError(f"The results have no column '{column}'.")
+    return table.log_odds() if score == "log-odds" else table
+
+
+def _one_dataset(frame, dataset):
+    if "dataset" not in frame:
+        return frame, dataset
+    names = [str(name) for name in pandas.unique(frame["dataset"].dropna())]
+    if dataset is not None:
+        if dataset not in names:
+            raise UserError(f"No run is on '{dataset}'. There are: {', '.join(names)}.")
+        return frame[frame["dataset"] == dataset], dataset
+    if len(names) > 1:
+        raise UserError(f"The runs are on {len(names)} datasets: {', '.join(names)}; choose one.")
+    return frame, names[0] if names else None
+
+
+def _chance(frame, score: str) -> float | None:
+    classes = frame["num_classes"].dropna() if "num_classes" in frame else ()
+    if len(classes) == 0:
+        return None
+    number = float(classes.iloc[0])
+    return 100 / number if score == "test accuracy" else math.log(number)
+
+
+def _runs(frame, score: str, *, validation: bool = False) -> pandas.DataFrame:
+    """Rows of a results table under this file's names; accuracies in percent."""
+
+    def numbers(*names):
+        for name in names:
+            if name in frame and frame[name].notna().any():
+                return pandas.to_numeric(frame[name], errors="coerce").to_numpy(float)
+        return np.full(len(frame), np.nan)
+
+    checked = 100 * numbers("best_validation_accuracy", "validation_accuracy")
+    scores = checked if validation else 100 * numbers("test_accuracy")
+    if score == "train loss":
+        scores = numbers("train_loss")
+    status = frame["status"].to_numpy(str)
+    return pandas.DataFrame(
+        {
+            "backbone": frame["model"].to_numpy(str),
+            "optimizer": frame["optimizer"].to_numpy(str),
+            "seed": frame["seed"].to_numpy() if "seed" in frame else 0,
+            "score": np.where(np.isfinite(scores), scores, np.nan),
+            "status": status,
+            "learning_rate": numbers("learning_rate"),
+            "weight_decay": numbers("weight_decay"),
+            "train_loss": numbers("train_loss"),
+            "train_accuracy": 100 * numbers("train_accuracy"),
+            "first_train_loss": numbers("first_train_loss"),
+            "validation_score": numbers("train_loss") if score == "train loss" else checked,
+            "run": frame["run"].to_numpy(str) if "run" in frame else "",
+            "seconds_to_target": numbers("seconds_to_target"),
+            "wall_seconds": numbers("wall_seconds"),
+        }
+    )
