@@ -227,4 +227,5 @@ def use_compile_cache(folder: str | None) -> None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = str(Path(home) / "bocb_jax" / "compiled")
     jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    # The small programs too: a process that trains its thousandth run compiles nothing.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -60,8 +60,6 @@ class Executor:
         jax.monitoring.register_event_listener(self._on_cache)
         jax.monitoring.register_event_duration_secs_listener(self._on_compile)
         use_compile_cache(None)
-        # Of a thousand runs even the small programs count.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
     def _on_cache(self, event: str, **_) -> None:
         if event.endswith("/cache_hits"):
