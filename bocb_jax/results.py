@@ -184,7 +184,8 @@ def _row(folder: Path, target: float | None) -> dict[str, Any]:
         "protocol": config.get("protocol"),
     }
     row |= _time_to(target, outcome)
-    row |= {f"config.{name}": value for name, value in _flat(config)}
+    whole = {**config, "test": config.get("test", True)}  # left out where it is true
+    row |= {f"config.{name}": value for name, value in _flat(whole)}
     return row
 
 

@@ -29,6 +29,7 @@ class ConvNeXtConfig:
       dropout: before the classifier.
       stem: "imagenet" (4x4 patches), "cifar" (3x3 convolution, stride 1), or "auto": "cifar" for
         images up to 32 pixels.
+      norm: "layer", or "batch", "group", "none": see `layers.norm`.
     """
 
     depths: tuple[int, ...] = (3, 3, 9, 3)
@@ -40,6 +41,7 @@ class ConvNeXtConfig:
     drop_path: float = 0.0
     dropout: float = 0.0
     stem: str = "auto"
+    norm: str = "layer"
 
     def __post_init__(self):
         same_length(self, "depths", "widths")
@@ -80,7 +82,7 @@ class Block(nnx.Module):
         self.conv_dw = layers.depthwise(
             width, config.kernel_size, kernel_init=INIT, dtype=dtype, rngs=rngs
         )
-        self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+        self.norm = layers.norm(config.norm, width, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(config, width, dtype=dtype, rngs=rngs)
         if config.layer_scale is None:
             self.gamma = None
@@ -103,7 +105,7 @@ class Stage(nnx.Module):
         self.downsample = nnx.List([])
         if index > 0:
             before = config.widths[index - 1]
-            self.downsample.append(nnx.LayerNorm(before, dtype=dtype, rngs=rngs))
+            self.downsample.append(layers.norm(config.norm, before, dtype=dtype, rngs=rngs))
             self.downsample.append(
                 layers.patches(before, width, 2, **INITS, dtype=dtype, rngs=rngs)
             )
@@ -134,7 +136,7 @@ class ConvNeXt(nnx.Module):
         self.stem = nnx.List(
             [
                 _stem_convolution(config, image_size, dtype=dtype, rngs=rngs),
-                nnx.LayerNorm(config.widths[0], dtype=dtype, rngs=rngs),
+                layers.norm(config.norm, config.widths[0], dtype=dtype, rngs=rngs),
             ]
         )
         rates = layers.drop_path_rates(config.drop_path, config.depths)
@@ -143,7 +145,7 @@ class ConvNeXt(nnx.Module):
         )
         width = config.widths[-1]
         self.head = nnx.Dict(
-            norm=nnx.LayerNorm(width, dtype=dtype, rngs=rngs),
+            norm=layers.norm(config.norm, width, dtype=dtype, rngs=rngs),
             drop=nnx.Dropout(config.dropout),
             fc=layers.classifier(width, num_classes, kernel_init=INIT, dtype=dtype, rngs=rngs),
         )

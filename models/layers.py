@@ -298,6 +298,46 @@ class BatchNorm(nnx.Module):
         self.var[...] = keep * self.var[...] + self.momentum * unbiased_var
 
 
+class Affine(nnx.Module):
+    """A learned scale and bias per channel: what is left of a norm that does not normalize."""
+
+    def __init__(self, num_features: int, *, scale_init: Initializer = nnx.initializers.ones):
+        self.scale = nnx.Param(scale_init(None, (num_features,), jnp.float32), kind="norm")
+        self.bias = nnx.Param(jnp.zeros((num_features,), jnp.float32), kind="norm")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale, bias = (per_channel(v[...].astype(x.dtype), x) for v in (self.scale, self.bias))
+        return x * scale + bias
+
+
+NORMS = ("batch", "layer", "group", "none")
+
+
+def norm(kind: str, num_features: int, *, scale_init=nnx.initializers.ones, dtype=None, rngs):
+    """A norm by name, for the question what a backbone owes to its own.
+
+    Each has a learned scale and bias per channel, so that nothing but the statistics differs.
+
+    Args:
+      kind: "batch"; "layer", over the channels of a pixel; "group", over the map and as many
+        groups as have four channels, at most 32 (Wu and He, 2018, arXiv:1803.08494); "none".
+      num_features: channels, the last axis.
+      scale_init: initializer of the scale.
+    """
+    if kind == "batch":
+        return BatchNorm(num_features, scale_init=scale_init, dtype=dtype, rngs=rngs)
+    if kind == "layer":
+        return nnx.LayerNorm(num_features, scale_init=scale_init, dtype=dtype, rngs=rngs)
+    if kind == "group":
+        groups = math.gcd(32, max(num_features // 4, 1))
+        return nnx.GroupNorm(
+            num_features, groups, scale_init=scale_init, epsilon=1e-5, dtype=dtype, rngs=rngs
+        )
+    if kind == "none":
+        return Affine(num_features, scale_init=scale_init)
+    raise UserError(f"norm is {', '.join(map(repr, NORMS))}, not {kind!r}.")
+
+
 class LayerScale(nnx.Module):
     """A learned gain per channel on a residual branch (Touvron et al., 2021, arXiv:2103.17239)."""
 

@@ -22,6 +22,7 @@ class ResNetConfig:
     stem: str = "auto"  # "imagenet": 7x7/2 and max-pool; "cifar": 3x3/1; "auto": by image size
     dropout: float = 0.0  # before the classifier
     drop_path: float = 0.0
+    norm: str = "batch"  # or "layer", "group", "none": see `layers.norm`
 
     def __post_init__(self):
         same_length(self, "depths", "widths")
@@ -34,9 +35,9 @@ class BasicBlock(nnx.Module):
 
     expansion = 1
 
-    def __init__(self, in_features, width, stride, drop_path, *, dtype, rngs):
+    def __init__(self, config, in_features, width, stride, drop_path, *, dtype, rngs):
         conv = functools.partial(layers.Conv, use_bias=False, dtype=dtype, rngs=rngs)
-        norm = functools.partial(layers.BatchNorm, dtype=dtype, rngs=rngs)
+        norm = functools.partial(layers.norm, config.norm, dtype=dtype, rngs=rngs)
         self.conv1 = conv(in_features, width, 3, strides=stride)
         self.bn1 = norm(width)
         self.conv2 = conv(width, width, 3)
@@ -55,9 +56,9 @@ class Bottleneck(nnx.Module):
 
     expansion = 4
 
-    def __init__(self, in_features, width, stride, drop_path, *, dtype, rngs):
+    def __init__(self, config, in_features, width, stride, drop_path, *, dtype, rngs):
         conv = functools.partial(layers.Conv, use_bias=False, dtype=dtype, rngs=rngs)
-        norm = functools.partial(layers.BatchNorm, dtype=dtype, rngs=rngs)
+        norm = functools.partial(layers.norm, config.norm, dtype=dtype, rngs=rngs)
         out_features = width * self.expansion
         self.conv1 = conv(in_features, width, 1)
         self.bn1 = norm(width)
@@ -107,13 +108,13 @@ class ResNet(nnx.Module):
         self.conv1 = layers.Conv(
             3, width, kernel, strides=stride, use_bias=False, dtype=dtype, rngs=rngs
         )
-        self.bn1 = layers.BatchNorm(width, dtype=dtype, rngs=rngs)
+        self.bn1 = layers.norm(config.norm, width, dtype=dtype, rngs=rngs)
         rates = layers.drop_path_rates(config.drop_path, config.depths)
         for i, (out_width, stage_rates) in enumerate(zip(config.widths, rates, strict=True)):
             blocks = []
             for j, rate in enumerate(stage_rates):
                 stride = 2 if i > 0 and j == 0 else 1
-                blocks.append(block(width, out_width, stride, rate, dtype=dtype, rngs=rngs))
+                blocks.append(block(config, width, out_width, stride, rate, dtype=dtype, rngs=rngs))
                 width = out_width * block.expansion
             setattr(self, f"layer{i + 1}", nnx.List(blocks))
         self.dropout = nnx.Dropout(config.dropout)

@@ -1,11 +1,13 @@
 """Settings that do not fit a backbone, or each other, end in one sentence."""
 
+import jax
+import numpy as np
 import pytest
 from flax import nnx
 
 import bocb_jax
 from bocb_jax.errors import UserError
-from bocb_jax.models.layers import DropPath
+from bocb_jax.models.layers import NORMS, DropPath
 
 # name, settings, what the message says
 CASES = [
@@ -56,6 +58,7 @@ CASES = [
     ("caformer_mini", {"head": "none"}, "head is 'mlp' or 'linear', not 'none'"),
     ("caformer_mini", {"block_norm": "batch"}, "block_norm is 'channel' or 'map', not 'batch'"),
     ("caformer_mini", {"stem": (7, 0, 2)}, "kernel size and stride must be positive"),
+    ("resnet_mini", {"norm": "instance"}, "norm is 'batch', 'layer', 'group', 'none', not"),
     ("caformer_mini", {"depth": 3}, "caformer_mini has no setting depth. It has: depths, widths"),
 ]
 
@@ -87,3 +90,35 @@ def test_published_rates_are_on_the_card():
     assert bocb_jax.model_card("swin_t").drop_path == 0.2
     assert bocb_jax.model_card("convnext_t").cifar_drop_path == 0.3
     assert bocb_jax.model_card("resnet50").drop_path is None
+
+
+NORMED = ("resnet_mini", "convnext_mini")
+
+
+def outputs(name, norm, images):
+    model = bocb_jax.create_model(name, num_classes=10, image_size=32, norm=norm, rngs=nnx.Rngs(0))
+    # Branches that begin at zero would hide what their norms do.
+    for _, module in nnx.iter_modules(model):
+        for part in ("scale", "gamma"):
+            gain = getattr(module, part, None)
+            if isinstance(gain, nnx.Param):
+                gain[...] = jax.numpy.ones_like(gain[...])
+    return model, nnx.jit(lambda model, images: model(images))(model, images)
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_swapping_the_norm_changes_its_statistics_alone(name):
+    images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+    shapes, apart = {}, {}
+    for norm in NORMS:
+        model, whole = outputs(name, norm, images)
+        shapes[norm] = jax.tree.map(
+            lambda leaf: leaf.shape, nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        )
+        # The first image in other company.
+        _, other = outputs(name, norm, images.at[1:].multiply(3.0))
+        apart[norm] = np.abs(np.asarray(whole - other))[0].max() / np.abs(np.asarray(whole)).max()
+    assert all(shape == shapes["batch"] for shape in shapes.values())
+    assert apart["batch"] > 1e-3
+    assert all(apart[norm] < 1e-5 for norm in ("layer", "group", "none"))
+    assert len({float(outputs(name, norm, images)[1].sum()) for norm in NORMS}) == len(NORMS)

@@ -49,10 +49,6 @@ class Search:
 
     def __post_init__(self):
         _check(self.kind in KINDS, "search.kind", self.kind, f"one of {', '.join(KINDS)}")
-        for name in ("lr", "weight_decay"):
-            both = getattr(self, name) and getattr(self, f"{name}_factors")
-            _check(not both, f"search.{name}", list(getattr(self, name)),
-                   f"left out where search.{name}_factors is given")  # fmt: skip
         for name in ("lr", "lr_factors", "weight_decay", "weight_decay_factors"):
             values = getattr(self, name)
             _check(isinstance(values, tuple), f"search.{name}", values, "a list of numbers")
@@ -61,6 +57,10 @@ class Search:
             _check(fine, f"search.{name}", list(values), "a list of positive numbers")
             _check(len(set(values)) == len(values), f"search.{name}", list(values),
                    "without repetition")  # fmt: skip
+        for name in ("lr", "weight_decay"):
+            both = getattr(self, name) and getattr(self, f"{name}_factors")
+            _check(not both, f"search.{name}", list(getattr(self, name)),
+                   f"left out where search.{name}_factors is given")  # fmt: skip
         for name in ("lr_steps", "weight_decay_steps", "trials", "rungs"):
             value = getattr(self, name)
             _check(isinstance(value, int) and value >= 1, f"search.{name}", value, "at least 1")
