@@ -1,0 +1,255 @@
+"""Which optimizer to try first on a backbone, with which rates, and on what evidence."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from bocb_jax.coupling import published
+from bocb_jax.coupling.table import ScoreTable
+
+# Differences that seeds could turn around, in points: among optimizers this close to the best, the
+# one that costs least over all backbones comes first. The paper's figures have no spread; seeds of
+# one net differ by some tenths of a point on CIFAR-100.
+TIE = 1.0
+RULE = (
+    "Optimizers within {tie:g} {unit} of the best count as equal, because seeds could turn that "
+    "around; among them the one with the lowest mean regret over all backbones comes first."
+)
+# First part of a name -> that of the paper's family.
+_FAMILY_ALIASES = {"deit": "vit", "mlp": "mixer", "efficientnetv": "efficientnet"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One optimizer to try."""
+
+    optimizer: str
+    score: float  # mean over seeds, in the table's unit; NaN where only other backbones speak
+    behind: float  # distance to the best of the backbone, in the unit; NaN likewise
+    seeds: int  # number of figures behind `score`
+    mean_regret: float  # over all backbones of the table, in the unit
+    worst_regret: float
+    worst_backbone: str
+    backbones: int  # over which `mean_regret` is taken
+    learning_rate: float | None
+    weight_decay: float | None
+    rates: str  # where the two come from, in words
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice:
+    """What a table says for one backbone."""
+
+    model: str  # as it was asked for
+    backbone: str | None  # whose scores these are; None: all backbones together
+    exact: bool  # whether that is the backbone that was asked for
+    why: str  # which scores stand behind it, in a sentence
+    choices: tuple[Choice, ...]  # the best first
+    avoid: tuple[str, ...]  # optimizers whose runs failed or that are far below, in words
+    candidates: int  # optimizers with a score
+    source: str
+    unit: str
+    rule: str
+
+
+def recommend(
+    table: ScoreTable, model: str, *, most: int = 3, tie: float | None = None
+) -> Advice | None:
+    """What to try first on a backbone, from a table of scores.
+
+    A backbone that the table lacks gets the advice for its family, and one of no known family the
+    optimizers with the lowest mean regret over all backbones; `why` says so.
+
+    Args:
+      table: scores of any kind; the published ones or your own.
+      model: a backbone, as the table or as this project names it.
+      most: number of choices.
+      tie: distance that counts as equal, in the table's unit; default 1 point, elsewhere 0.02 of
+        the range of the scores.
+
+    Returns:
+      None where the table has no two optimizers to choose among.
+    """
+    matrix = table.matrix() if table.higher_is_better else -table.matrix()
+    regret = matrix.max() - matrix
+    if tie is None:
+        spread = float(np.nanmax(matrix.to_numpy()) - np.nanmin(matrix.to_numpy()))
+        tie = TIE if table.unit == "points" else 0.02 * spread
+    backbone, exact, why = _stand_in(table, model)
+    if backbone is not None and regret[backbone].count() < 2:
+        backbone, exact = None, False
+        why = f"{model} has fewer than two optimizers with a score here, so all backbones stand in."
+    column = regret.mean(axis=1) if backbone is None else regret[backbone]
+    column = column.dropna()
+    if len(column) < 2:
+        return None
+    overall = regret.mean(axis=1).reindex(column.index)
+    order = sorted(
+        column.index, key=lambda name: (column[name] > tie, _key(column, overall, name, tie))
+    )
+    if backbone is None:
+        order = list(column.sort_values(kind="stable").index)
+    choices = [_choice(table, regret, backbone, name) for name in order[:most]]
+    return Advice(
+        model=model,
+        backbone=backbone,
+        exact=exact,
+        why=why,
+        choices=tuple(choices),
+        avoid=_avoid(table, regret, backbone),
+        candidates=len(column),
+        source=table.source,
+        unit=table.unit,
+        rule=RULE.format(tie=tie, unit=table.unit if tie != 1 else table.unit.removesuffix("s")),
+    )
+
+
+def _key(column, overall, name, tie) -> float:
+    return float(overall[name] if column[name] <= tie else column[name])
+
+
+def _stand_in(table: ScoreTable, model: str) -> tuple[str | None, bool, str]:
+    """The table's backbone for a model, whether it is the model itself, and a sentence."""
+    known = set(table.backbones)
+    paper = {row["model"]: row["backbone"] for row in published.rows("backbones")}
+    for name in (model, paper.get(model)):
+        if name in known:
+            return name, True, f"The scores of {_both(model, name)} itself."
+    base = next((ours for ours in paper if model == paper[ours]), model)
+    if base in known:
+        return base, True, f"The scores of {_both(model, base)} itself."
+    family = _family(base)
+    relatives = [
+        name for name in table.backbones if family and _family(_ours(name, paper)) == family
+    ]
+    if relatives:
+        # Among several the one whose name agrees longest: convnextv2_s is nearer to convnextv2_t.
+        prefix = [len(os.path.commonprefix([base, _ours(name, paper)])) for name in relatives]
+        name = relatives[prefix.index(max(prefix))]
+        return name, False, f"{model} is not in the table; {name} of the same family stands in."
+    return None, False, (
+        f"{model} is not in the table, and nor is any of its family, as far as names tell: this is "
+        f"what holds over all {len(table.backbones)} backbones. `bocb probe` measures your own."
+    )  # fmt: skip
+
+
+def _both(model: str, name: str) -> str:
+    return model if model == name else f"{model} ({name})"
+
+
+def _ours(name: str, paper: dict[str, str]) -> str:
+    return next((ours for ours, theirs in paper.items() if theirs == name), name)
+
+
+def _family(model: str) -> str | None:
+    """The first word of a name without its version: convnextv2_t and convnext_s are one family."""
+    found = re.match(r"[a-z]+", model.lower().rpartition(":")[2].partition("_")[0])
+    if not found:
+        return None
+    family = found.group().removesuffix("v") if found.group() != "v" else "v"
+    return _FAMILY_ALIASES.get(family, family)
+
+
+def _choice(table: ScoreTable, regret, backbone: str | None, name: str) -> Choice:
+    row = regret.loc[name].dropna()
+    cell = None
+    if backbone is not None:
+        runs = table.runs
+        cell = runs[(runs["backbone"] == backbone) & (runs["optimizer"] == name)]
+    rate, decay, rates = _rates(table, cell, backbone, name)
+    return Choice(
+        optimizer=name,
+        score=np.nan if cell is None else float(table.matrix().at[name, backbone]),
+        behind=np.nan if backbone is None else float(regret.at[name, backbone]),
+        seeds=0 if cell is None else int(cell["score"].notna().sum()),
+        mean_regret=float(row.mean()),
+        worst_regret=float(row.max()),
+        worst_backbone=str(row.idxmax()),
+        backbones=len(row),
+        learning_rate=rate,
+        weight_decay=decay,
+        rates=rates,
+    )
+
+
+def _rates(table, cell, backbone, optimizer) -> tuple[float | None, float | None, str]:
+    if cell is not None and cell["learning_rate"].notna().any():
+        best = cell.sort_values("score", ascending=not table.higher_is_better, kind="stable")
+        best = best[best["learning_rate"].notna()].iloc[0]
+        decay = float(best["weight_decay"]) if np.isfinite(best["weight_decay"]) else None
+        return float(best["learning_rate"]), decay, f"tuned on {backbone}"
+    paper = {row["backbone"]: row["model"] for row in published.rows("backbones")}
+    opts = {row["optimizer"]: row["opt"] for row in published.rows("optimizers")}
+    stands = published.NEIGHBORS.get(paper.get(backbone, backbone))
+    if stands is not None:
+        tuned = published.tuned(stands, opts.get(optimizer, optimizer))
+        if tuned is not None:
+            return tuned.learning_rate, tuned.weight_decay, f"the paper's for {tuned.backbone}"
+    runs = table.runs[(table.runs["optimizer"] == optimizer) & table.runs["learning_rate"].notna()]
+    if len(runs):
+        per_backbone = runs.drop_duplicates(["backbone", "optimizer"])
+        counts = per_backbone["learning_rate"].value_counts()
+        rate = float(counts.index[counts == counts.max()].min())
+        decays = per_backbone["weight_decay"].value_counts()
+        decay = float(decays.index[decays == decays.max()].min()) if len(decays) else None
+        words = f"the most frequent on {len(per_backbone)} backbones"
+        return rate, decay, words
+    return None, None, "not recorded"
+
+
+def _avoid(table: ScoreTable, regret, backbone: str | None) -> tuple[str, ...]:
+    """What failed or is far off on this backbone: more than 5 points, or every run failed."""
+    if backbone is None:
+        return ()
+    failed = table.failed()[backbone]
+    said = []
+    for name, behind in regret[backbone].sort_values(ascending=False).items():
+        if failed.get(name, False):
+            said.append(f"{name}: no run finished")
+        elif table.unit == "points" and behind > 5:
+            said.append(f"{name}: {behind:.1f} {table.unit} below")
+    return tuple(said)
+
+
+def optimizer_name(name: str) -> str:
+    """An optimizer as this project names it, from the paper's or its own name."""
+    return {row["optimizer"]: row["opt"] for row in published.rows("optimizers")}.get(name, name)
+
+
+def sentences(advice: Advice) -> Sequence[str]:
+    """The advice in words: what to try first, with which rates, and on what evidence."""
+    first, *others = advice.choices
+    lines = [f"Try {first.optimizer} first{_with_rates(first)}."]
+    if np.isfinite(first.score):
+        best = (
+            "the best" if first.behind == 0 else f"{first.behind:.2f} {advice.unit} below the best"
+        )
+        lines.append(
+            f"Evidence: {first.score:.2f} on {advice.backbone}, {best} of {advice.candidates} "
+            f"optimizers, n = {first.seeds} {'figure' if first.seeds == 1 else 'figures'}."
+        )
+    lines.append(
+        f"Over {first.backbones} backbones it is on average {first.mean_regret:.2f} {advice.unit} "
+        f"below the best, at worst {first.worst_regret:.2f} ({first.worst_backbone})."
+    )
+    for choice in others:
+        behind = f"{choice.behind:.2f} {advice.unit} below the best, n = {choice.seeds}"
+        if not np.isfinite(choice.behind):
+            behind = f"mean regret {choice.mean_regret:.2f} {advice.unit}"
+            behind += f", n = {choice.backbones} backbones"
+        lines.append(f"Then {choice.optimizer}{_with_rates(choice)}: {behind}.")
+    if advice.avoid:
+        lines.append(f"Far behind here: {'; '.join(advice.avoid[:6])}.")
+    return [*lines, advice.why, advice.rule, f"Source: {advice.source}."]
+
+
+def _with_rates(choice: Choice) -> str:
+    if choice.learning_rate is None:
+        return ""
+    text = f" with learning rate {choice.learning_rate:g}"
+    if choice.weight_decay is not None:
+        text += f" and weight decay {choice.weight_decay:g}"
+    return f"{text} ({choice.rates})"
