@@ -34,6 +34,11 @@ from bocb_jax.coupling.style import (
     label,
 )
 
+# Every picture that `draw_all` may draw.
+NAMES = (
+    "heat_map", "regret", "shares", "critical_difference", "biplot", "profiles", "robustness",
+    "budget", "sensitivity", "training_curves",
+)  # fmt: skip
 SIGNS = {"best": "★", "top4": "▲", "outlier": "▼", "inlier": "", "missing": ""}
 
 

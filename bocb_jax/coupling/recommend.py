@@ -1,7 +1,7 @@
 """Which optimizer to try first on a backbone, with which rates, and on what evidence."""
 
 import dataclasses
-import os
+import difflib
 import re
 from collections.abc import Sequence
 
@@ -126,14 +126,17 @@ def _stand_in(table: ScoreTable, model: str) -> tuple[str | None, bool, str]:
         name for name in table.backbones if family and _family(_ours(name, paper)) == family
     ]
     if relatives:
-        # Among several the one whose name agrees longest: convnextv2_s is nearer to convnextv2_t.
-        prefix = [len(os.path.commonprefix([base, _ours(name, paper)])) for name in relatives]
-        name = relatives[prefix.index(max(prefix))]
+        # Among several the most similar name: convnextv2_s is nearer to convnextv2_t.
+        name = max(relatives, key=lambda name: _similarity(base, _ours(name, paper)))
         return name, False, f"{model} is not in the table; {name} of the same family stands in."
     return None, False, (
         f"{model} is not in the table, and nor is any of its family, as far as names tell: this is "
         f"what holds over all {len(table.backbones)} backbones. `bocb probe` measures your own."
     )  # fmt: skip
+
+
+def _similarity(first: str, second: str) -> float:
+    return difflib.SequenceMatcher(None, first, second).ratio()
 
 
 def _both(model: str, name: str) -> str:
