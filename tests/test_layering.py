@@ -45,6 +45,12 @@ RULES = {
         "numpy", "pandas", "scipy", "statsmodels", "scikit_posthocs",
         "ours:coupling", "ours:errors",
     },
+    "bocb_jax/coupling/patterns.py": {"numpy", "scipy", "threadpoolctl", "ours:coupling"},
+    "bocb_jax/coupling/checkpoints.py": {
+        "numpy", "pandas", "joblib", "safetensors", "rich", "ours:coupling", "ours:errors",
+        "ours:engine.checkpoint", "ours:interop",
+    },
+    "bocb_jax/coupling/ridges.py": {"numpy", "pandas", "matplotlib", "ours:coupling", "ours:errors"},
     "bocb_jax/coupling/plots.py": {"numpy", "pandas", "matplotlib", "ours:coupling"},
     "bocb_jax/coupling/plots_tuning.py": {"numpy", "pandas", "matplotlib", "ours:coupling"},
     "bocb_jax/coupling/style.py": {"numpy", "matplotlib"},
