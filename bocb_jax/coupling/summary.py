@@ -22,6 +22,7 @@ def verdict(analysis: Analysis) -> list[str]:
     if analysis.budget is not None:
         sentences.append(_sentence(analysis.budget.verdict))
     sentences.append(_data(analysis))
+    sentences.append(f"Loosely, moderately, tightly: {_sentence(analysis.strength_rule)}")
     return [text for text in sentences if text]
 
 
@@ -83,8 +84,7 @@ def _strengths(analysis: Analysis) -> str:
     if not parts:
         return ""
     start = "" if total <= 3 else f"Of {total} backbones, "
-    rule = _sentence(analysis.strength_rule)
-    return f"{start}{_listed(parts)}, with {_optimizers(analysis)}. The cut-offs: {rule}"
+    return f"{start}{_listed(parts)}, with {_optimizers(analysis)}."
 
 
 def _optimizers(analysis: Analysis) -> str:

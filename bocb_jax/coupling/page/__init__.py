@@ -37,8 +37,10 @@ def render(document: Document, heat: HeatData, pictures: Mapping[str, str]) -> s
         f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     )
     parts = ['<section class="verdict" id="verdict" aria-label="Verdict">']
-    parts += [_paragraph(line) for line in document.verdict]
-    parts += ["</section>", _tiles(document.tiles), _warnings(document.warnings)]
+    parts += [_paragraph(line) for line in document.verdict[:1]]
+    parts.append(_tiles(document.tiles))
+    parts += [_paragraph(line) for line in document.verdict[1:]]
+    parts += ["</section>", _warnings(document.warnings)]
     for section in document.sections:
         parts.append(f'<section id="{section.name}"><h2>{escape(section.title)}</h2>')
         parts += [_block(block, heat, pictures) for block in section.blocks]
@@ -60,9 +62,9 @@ def render(document: Document, heat: HeatData, pictures: Mapping[str, str]) -> s
 </head>
 <body>
 <a class="skip" href="#verdict">To the verdict</a>
-<header><h1>{title}</h1><p class="source">{escape(document.source)}</p></header>
-<nav aria-label="Sections"><div>{links}
-<button id="theme" type="button" hidden>light / dark</button></div></nav>
+<header><button id="theme" type="button" hidden>light / dark</button>
+<h1>{title}</h1><p class="source">{escape(document.source)}</p></header>
+<nav aria-label="Sections"><div>{links}</div></nav>
 <main>
 {"".join(parts)}
 </main>
