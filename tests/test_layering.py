@@ -50,7 +50,9 @@ RULES = {
         "numpy", "pandas", "joblib", "safetensors", "rich", "ours:coupling", "ours:errors",
         "ours:engine.checkpoint", "ours:interop",
     },
-    "bocb_jax/coupling/ridges.py": {"numpy", "pandas", "matplotlib", "ours:coupling", "ours:errors"},
+    "bocb_jax/coupling/ridges.py": {
+        "numpy", "pandas", "matplotlib", "ours:coupling", "ours:errors",
+    },
     "bocb_jax/coupling/plots.py": {"numpy", "pandas", "matplotlib", "ours:coupling"},
     "bocb_jax/coupling/plots_tuning.py": {"numpy", "pandas", "matplotlib", "ours:coupling"},
     "bocb_jax/coupling/style.py": {"numpy", "matplotlib"},
@@ -93,7 +95,7 @@ RULES = {
 # Where model, optimizer, data and engine meet.
 ASSEMBLY = ("bocb_jax/program.py", "bocb_jax/settings.py", "bocb_jax/model_cost.py")
 DOORS = {"train", "sweep", "analyze", "transfer", "preflight", "bench", "listing", "weights"}
-DOORS |= {"__main__", "recommend", "probe"}
+DOORS |= {"__main__", "recommend", "probe", "patterns"}
 
 
 def is_ours(module: str, name: str) -> bool:
