@@ -8,184 +8,51 @@
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas
 
+from bocb_jax.coupling import (
+    bias,
+    caveats,
+    contrasts,
+    failures,
+    ranking,
+    robustness,
+    significance,
+    strength,
+    structure,
+)
+from bocb_jax.coupling.bias import Decomposition, Tukey
+from bocb_jax.coupling.contrasts import Families
+from bocb_jax.coupling.features import predict as predict_preference
+from bocb_jax.coupling.features import taxonomy as known_features
+from bocb_jax.coupling.marks import Marks, column_statistics, mark
+from bocb_jax.coupling.ranking import Profiles
+from bocb_jax.coupling.robustness import Budget, Hyperparameters
+from bocb_jax.coupling.significance import Friedman, Nemenyi
+from bocb_jax.coupling.structure import Clusters, Structure
 from bocb_jax.coupling.table import ScoreTable
+from bocb_jax.errors import UserError
 
-
-@dataclasses.dataclass(frozen=True)
-class Marks:
-    """Which cells are marked, by a named rule."""
-
-    rule: str  # "paper_marks", "paper_eq1" or "regret", with its parameter: "paper_marks(2)"
-    description: str  # the rule as a formula, in words
-    # optimizers x backbones: "best", "top4", "inlier", "outlier"; "missing" without a score
-    marks: pandas.DataFrame
-    cuts: pandas.Series  # by backbone: a score worse than this is an outlier
-    outliers: int  # how many cells are outliers
-    cells: int  # of how many with a score
-
-
-@dataclasses.dataclass(frozen=True)
-class Tukey:
-    """Tukey's test for one degree of freedom of interaction, for tables of one seed a cell."""
-
-    f: float
-    degrees_of_freedom: tuple[int, int]
-    p_value: float
-    coefficient: float  # of the product of backbone and optimizer effects
-    share: float  # of the interaction's sum of squares, that this one product explains
-
-
-@dataclasses.dataclass(frozen=True)
-class Decomposition:
-    """score = mean + optimizer + backbone + interaction + noise, by least squares."""
-
-    # index: "optimizer", "backbone", "interaction" and, with seeds, "noise". Columns:
-    # sum_of_squares, degrees_of_freedom, mean_square, f, p_value; share (of the cell means, the
-    # three systematic terms together 1), share_low, share_high (bootstrap over seeds);
-    # omega_squared (noise taken out; partial, interval by the noncentral F), omega_squared_low,
-    # omega_squared_high.
-    # NaN where one seed a cell cannot give it.
-    terms: pandas.DataFrame
-    mean: float
-    optimizer_effects: pandas.Series  # deviations from the mean, in the unit
-    backbone_effects: pandas.Series
-    interaction: pandas.DataFrame  # what the additive fit leaves, optimizers x backbones
-    interaction_std: float  # root mean square of the interaction, noise taken out if known
-    interaction_std_low: float | None  # interval; None without seeds
-    interaction_std_high: float | None
-    noise_std: float | None  # between seeds within a cell; None without seeds
-    permutation_p: float | None  # Freedman-Lane; None without seeds
-    permutations: int
-    tukey: Tukey | None  # None where the table is too small
-    runs: int
-    cells: int  # with a score
-    replicated_cells: int  # with two or more
-    missing_cells: int
-    dropped: tuple[str, ...]  # optimizers left out of this decomposition
-
-
-@dataclasses.dataclass(frozen=True)
-class Families:
-    """Contrast of two categories of optimizers on every backbone: median of one minus the other."""
-
-    first: str  # category, e.g. "a"
-    second: str  # e.g. "b"
-    first_optimizers: tuple[str, ...]
-    second_optimizers: tuple[str, ...]
-    # index backbone: contrast, low, high (interval), p_value (Mann-Whitney), p_holm, n_first,
-    # n_second, best_first, best_second (names)
-    contrasts: pandas.DataFrame
-    overall: float  # median contrast over backbones
-    overall_low: float
-    overall_high: float
-    differs_p: float | None  # does the contrast differ between backbones (permutation test)
-    description: str  # what was tested, in words
-
-
-@dataclasses.dataclass(frozen=True)
-class Structure:
-    """Singular value decomposition of the interaction (a biplot of preferences)."""
-
-    shares: pandas.Series  # of the interaction's sum of squares, by axis 1, 2, ...
-    # By axis: 95th percentile of the share if the interaction were noise without structure.
-    shares_by_chance: pandas.Series
-    backbones: pandas.DataFrame  # coordinates, columns 1 and 2; inner products give the interaction
-    optimizers: pandas.DataFrame
-    # cosine between an axis and its bootstrap copies (median over resamples), by axis; 1 is stable.
-    stability: pandas.Series | None
-    resampled: str  # "seeds" or "optimizers": what the bootstrap drew
-
-
-@dataclasses.dataclass(frozen=True)
-class Clusters:
-    """Groups of backbones with similar preferences; the number by the gap statistic."""
-
-    labels: pandas.Series  # by backbone: 1, 2, ...; all 1 if there are no groups
-    number: int
-    # index number of clusters: gap, standard_error, dispersion
-    gap: pandas.DataFrame
-    linkage: Any  # SciPy's linkage array, (backbones - 1, 4)
-    order: tuple[str, ...]  # backbones as a dendrogram puts them
-    optimizer_order: tuple[str, ...]  # optimizers likewise
-    # share of bootstrap resamples in which two backbones share a cluster, backbones x backbones
-    stability: pandas.DataFrame | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Friedman:
-    """Do optimizers differ in rank over backbones?"""
-
-    statistic: float
-    p_value: float
-    iman_davenport_f: float
-    iman_davenport_p: float
-    kendall_w: float  # agreement of the backbones, 0 to 1
-    backbones: int  # blocks
-    optimizers: int
-    # The same over families of backbones, whose members are not independent; None if unknown.
-    family_p_value: float | None
-    families: int | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Nemenyi:
-    """Mean ranks and the critical difference, as in Demsar (2006)."""
-
-    mean_ranks: pandas.Series  # by optimizer, best first; 1 is best
-    critical_difference: float
-    groups: tuple[tuple[str, ...], ...]  # optimizers that do not differ, for the diagram's bars
-    p_values: pandas.DataFrame  # optimizers x optimizers
-    backbones: int
-    alpha: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Profiles:
-    """Performance profiles (Dolan & More 2002; Dahl et al. 2023): share of backbones within tau."""
-
-    by_regret: pandas.DataFrame  # index tau in the unit of the score, columns optimizers
-    by_error_ratio: pandas.DataFrame | None  # index tau, error over the column's lowest error
-    by_time_ratio: pandas.DataFrame | None  # index tau, seconds to target over the fastest
-    scores: pandas.DataFrame  # index optimizer: regret, error_ratio, time_ratio: area, 0 to 1
-    backbones: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Hyperparameters:
-    """Ordinal distance of tuned learning rate and weight decay to an optimizer's usual ones."""
-
-    distances: pandas.DataFrame  # optimizers x backbones: steps in learning rate + weight decay
-    learning_rate_steps: pandas.DataFrame
-    weight_decay_steps: pandas.DataFrame
-    # index backbone / optimizer: n, mean, q1, median, q3, max
-    by_backbone: pandas.DataFrame
-    by_optimizer: pandas.DataFrame
-    modes: pandas.DataFrame  # index optimizer: learning_rate, weight_decay, n
-    description: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """Scores and coupling against the number of trials (expected best of k)."""
-
-    # backbone, optimizer, trials (k), expected_best, standard_error, n (trials recorded)
-    curves: pandas.DataFrame
-    # index trials (k): interaction_std, interaction_share, mean_regret, cells
-    coupling: pandas.DataFrame
-    tuning_share: float | None  # share of the coupling at 1 trial that is gone at the largest k
-    verdict: str  # in words: a cost of tuning or a ceiling
-    # backbone, optimizer, learning_rate, weight_decay, score, best, gap: score with the setting
-    # that won most often on the other backbones ("default"), and how far it is below the best
-    defaults: pandas.DataFrame | None
-    # mean of (winner's score in the search - score of fresh seeds on the same split), in the unit
-    optimism: float | None
-    optimism_low: float | None
-    optimism_high: float | None
-    optimism_cells: int
+__all__ = [
+    "Analysis",
+    "Budget",
+    "Clusters",
+    "Decomposition",
+    "Families",
+    "Friedman",
+    "Hyperparameters",
+    "Marks",
+    "Nemenyi",
+    "Profiles",
+    "ScoreTable",
+    "Structure",
+    "Tukey",
+    "analyze",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,25 +72,32 @@ class Analysis:
     decomposition: Decomposition | None
     # The same without the optimizers that fail (`.dropped` names them; empty if none does).
     decomposition_without_failures: Decomposition | None
-    # index backbone: n (optimizers with a score), seeds (median per cell), one_seed_cells,
-    # coupling_rms, coupling_rms_low, coupling_rms_high, coupling_mad, worst_loss, worst_optimizer,
-    # coupling_rms_without_failures, best_optimizer, best, best_share (bootstrap share of resamples
-    # with this best), within_1, within_2 (number within 1 and 2 units of the best), mean_regret,
-    # median_regret, sgd_minus_adamw, sgd_minus_adamw_low, sgd_minus_adamw_high,
-    # strength ("weak", "moderate", "strong")
+    # index backbone: n (optimizers with a score), seeds (median per cell), one_seed_cells;
+    # coupling_rms, coupling_rms_without_failures (each with _low and _high), coupling_mad,
+    # worst_loss, worst_optimizer; best_optimizer, best, best_share (share of bootstrap resamples
+    # with this best), tied (others that seeds cannot tell from it), within_1, within_2 (number
+    # within `near[0]` and `near[1]` of the best), mean_regret, median_regret; sgd_minus_adamw
+    # (with _low and _high); strength ("weak", "moderate", "strong", "unknown")
     backbones: pandas.DataFrame
-    # index optimizer: n, seeds, one_seed_cells, coupling_rms, coupling_rms_low, coupling_rms_high,
-    # coupling_mad, worst_loss, worst_backbone, mean_score, mean_regret, mean_regret_low,
-    # mean_regret_high (over backbones), median_regret, worst_regret, share_within_1,
-    # share_within_2, outliers, failed, category, strength
+    # index optimizer: n, seeds, one_seed_cells; coupling as above, worst_loss, worst_backbone;
+    # mean_score, mean_regret, mean_regret_low, mean_regret_high (over families of backbones),
+    # median_regret, worst_regret, share_within_1, share_within_2; outliers, failed (cells),
+    # category, fails (left out of `decomposition_without_failures`), strength
     optimizers: pandas.DataFrame
+    near: tuple[float, float]  # what within_1 and within_2 count, in the unit
     regret: pandas.DataFrame  # best of the column minus the cell, >= 0, optimizers x backbones
-    coupling: pandas.DataFrame  # residuals of the median polish, optimizers x backbones
+    # residuals of the median polish, optimizers x backbones; positive is better than additive
+    coupling: pandas.DataFrame
+    # backbone, optimizer, best, difference, p_value, p_holm, n, n_best: each optimizer against the
+    # backbone's best over seeds; None without seeds
+    against_best: pandas.DataFrame | None
     families: Families | None
     structure: Structure | None
     clusters: Clusters | None
-    # index feature: kind, levels, n, in_sample_r2, error (leave one family out, root mean square),
-    # error_without (same, with the mean alone), skill (1 - ratio of squares), p_value, helps
+    taxonomy: pandas.DataFrame  # index backbone: family, norm, stages, stem, mixer, ..., recipe
+    # index feature: levels, n, families, in_sample_r2, error (leave one family out, root mean
+    # square), error_without (the same without the feature), skill (1 - ratio of squares), p_value,
+    # p_holm, helps. What is predicted is the contrast of `families`.
     features: pandas.DataFrame | None
     # index optimizer, best first: overall_rank, overall (weighted), performance_rank,
     # performance, hyperparameter_rank, hyperparameter_distance, flag, computation_rank, seconds
@@ -247,8 +121,54 @@ class Analysis:
     warnings: list[str]  # plain sentences on what the data cannot say
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON-able dicts and lists; NaN and infinity become None."""
-        raise NotImplementedError
+        """Everything as JSON-able dicts and lists; NaN and infinity become None.
+
+        A frame is {"index": [...], "columns": [...], "data": [[...], ...]}, a series a dict. Of the
+        table there are mean scores, counts and source, not every run.
+        """
+        fields = {
+            field.name: _plain(getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            if field.name != "table"
+        }
+        table = self.table
+        about = ("score", "unit", "higher_is_better", "chance", "source", "dataset", "notes")
+        fields["table"] = {name: _plain(getattr(table, name)) for name in about} | {
+            "matrix": _plain(table.matrix()),
+            "counts": _plain(table.counts()),
+            "failed": _plain(table.failed()),
+            "runs": len(table.runs),
+            "trials": 0 if table.trials is None else len(table.trials),
+        }
+        return fields
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, pandas.DataFrame):
+        return {
+            "index": _plain(value.index.tolist()),
+            "columns": [str(name) for name in value.columns],
+            "data": [_plain(list(row)) for row in value.itertuples(index=False, name=None)],
+        }
+    if isinstance(value, pandas.Series):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if dataclasses.is_dataclass(value):
+        return {
+            field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value if value is None or isinstance(value, str) else str(value)
 
 
 def analyze(
@@ -258,7 +178,7 @@ def analyze(
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
-    categories: dict[str, str] | None = None,
+    categories: Mapping[str, str] | None = None,
     features: pandas.DataFrame | None = None,
 ) -> Analysis:
     """Analyses a table of scores.
@@ -274,6 +194,92 @@ def analyze(
       features: one row a backbone (index), one column a feature, beside those known of the paper's.
 
     Raises:
-      UserError: there is no score, the rule is unknown, the confidence is not between 0 and 1.
+      UserError: there is no score, the rule is unknown, the confidence is not between 0 and 1, or
+        there are no resamples.
     """
-    raise NotImplementedError
+    if not 0 < confidence < 1:
+        raise UserError(f"The confidence is between 0 and 1, such as 0.95, and not {confidence}.")
+    if resamples < 1:
+        raise UserError(f"The number of resamples is at least 1, and not {resamples}.")
+    if not table.runs["score"].notna().any():
+        raise UserError(f"There is no score in the table from {table.source}.")
+    marks = mark(table, rule)
+    goodness = strength.goodness_of(table)
+    regret = strength.regret_of(goodness)
+    coupling = bias.median_polish(goodness)
+    draws = {"confidence": confidence, "resamples": resamples, "seed": seed}
+
+    taxonomy = known_features(table.backbones, features)
+    families = taxonomy["family"]
+    grouped = families if families.duplicated().any() else None
+    kinds = contrasts.category_of(table.optimizers, categories)
+
+    failing = strength.failing(regret, table)
+    full = bias.decompose(table, **draws)
+    without = bias.decompose(table, dropped=failing, **draws) if failing else full
+    apart = significance.against_best(table)
+    backbones, optimizers = strength.strengths(table, failing, coupling, confidence)
+    backbones = strength.backbones(table, backbones, regret, apart, **draws)
+    optimizers = strength.optimizers(table, optimizers, regret, marks, kinds, families, **draws)
+    noise = without.noise_std if without is not None else None
+    backbones["strength"], strength_rule = strength.words(
+        backbones["coupling_rms_without_failures"], table.unit, noise
+    )
+    optimizers["fails"] = optimizers.index.isin(failing)
+    own = optimizers["coupling_rms_without_failures"].fillna(optimizers["coupling_rms"])
+    optimizers["strength"] = strength.words(own, table.unit, noise)[0]
+
+    contrast = contrasts.contrast(table, kinds, families, **draws)
+    tuned = robustness.settings_of(table)
+    hyperparameters = robustness.distances(tuned, trials=table.trials)
+    sections = Analysis(
+        table=table,
+        rule=marks.rule,
+        marks=marks,
+        column_statistics=column_statistics(table, marks),
+        decomposition=full,
+        decomposition_without_failures=without,
+        backbones=backbones,
+        optimizers=optimizers,
+        near=table.within,
+        regret=regret,
+        coupling=coupling,
+        against_best=apart,
+        families=contrast,
+        structure=_structure(table, without, resamples, seed),
+        clusters=structure.cluster(goodness, resamples=resamples, seed=seed),
+        taxonomy=taxonomy,
+        features=_features(contrast, taxonomy, resamples, seed),
+        ranking=ranking.rank(table, marks, hyperparameters),
+        friedman=significance.friedman(goodness, grouped),
+        nemenyi=significance.nemenyi(goodness, confidence=confidence),
+        pairwise=significance.pairwise(goodness, grouped),
+        profiles=ranking.profile(table),
+        hyperparameters=hyperparameters,
+        budget=robustness.budget(table, confidence=confidence, seed=seed),
+        width=robustness.width(table),
+        failures=failures.label(table, marks, regret),
+        strength_rule=strength_rule,
+        warnings=[],
+        **draws,
+    )
+    return dataclasses.replace(sections, warnings=caveats.warn(sections))
+
+
+def _structure(table, without: Decomposition | None, resamples, seed) -> Structure | None:
+    """Axes of the interaction without the optimizers that fail, who would be axis 1."""
+    if without is None:
+        return None
+    kept = table.select(optimizers=without.interaction.index)
+    sign = 1 if table.higher_is_better else -1
+    return structure.decompose(
+        sign * without.interaction, bias.cells_of_table(kept), resamples=resamples, seed=seed
+    )
+
+
+def _features(contrast: Families | None, taxonomy, resamples, seed) -> pandas.DataFrame | None:
+    if contrast is None:
+        return None
+    target = contrast.contrasts["contrast"]
+    known = taxonomy.reindex(target.index)
+    return predict_preference(target, known, resamples=resamples, seed=seed)

@@ -47,6 +47,7 @@ class ScoreTable:
 
     # Final runs, one a row: backbone, optimizer, seed, score, status, learning_rate, weight_decay,
     # train_loss, train_accuracy, first_train_loss, validation_score, run; NaN where not known.
+    # Results of a sweep have seconds_to_target and wall_seconds as well.
     runs: pandas.DataFrame
     # Runs of the search for learning rate and weight decay, the same columns; None without one.
     # Their score is that of the validation split.
@@ -68,6 +69,11 @@ class ScoreTable:
     def backbones(self) -> list[str]:
         """Names of the columns, in the order of the source."""
         return list(pandas.unique(self.runs["backbone"]))
+
+    @property
+    def within(self) -> tuple[float, float]:
+        """What counts as close to the best and as fairly close, in the unit."""
+        return {"points": (1.0, 2.0)}.get(self.unit, (0.05, 0.1))
 
     @property
     def one_seed(self) -> bool:

@@ -1,0 +1,223 @@
+"""Is one category of optimizers better than another, and does that depend on the backbone?"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas
+from scipy import stats
+
+from bocb_jax.coupling import published
+from bocb_jax.coupling.significance import holm
+from bocb_jax.coupling.table import ScoreTable
+
+
+@dataclasses.dataclass(frozen=True)
+class Families:
+    """Contrast of two categories of optimizers on every backbone: median of one minus the other."""
+
+    first: str  # category, e.g. "a"
+    second: str  # e.g. "b"
+    first_optimizers: tuple[str, ...]
+    second_optimizers: tuple[str, ...]
+    # index backbone: contrast (of medians, larger is better for `first`), shift (Hodges-Lehmann),
+    # low, high (exact interval of the shift; infinite with too few optimizers), p_value
+    # (Mann-Whitney), p_holm, n_first, n_second, best_first, best_second (names)
+    contrasts: pandas.DataFrame
+    overall: float  # median contrast over backbones
+    overall_low: float  # bootstrap over families of backbones
+    overall_high: float
+    differs_p: float | None  # does the contrast differ between backbones (permutation test)
+    permutations: int  # how many assignments of optimizers to categories that took
+    exact: bool  # whether these were all there are
+    description: str  # what was tested, in words
+
+
+def category_of(
+    optimizers: list[str], categories: Mapping[str, str] | None = None
+) -> pandas.Series:
+    """Category of every optimizer: the paper's (a, b, c, d), or as given; NaN if neither knows."""
+    known = {}
+    for row in published.rows("optimizers"):
+        known |= {row["optimizer"]: row["category"], row["opt"]: row["category"]}
+    known |= dict(categories or {})
+    return pandas.Series({name: known.get(name) for name in optimizers}, dtype=object)
+
+
+def contrast(
+    table: ScoreTable,
+    categories: pandas.Series,
+    families: pandas.Series,
+    *,
+    first: str = "a",
+    second: str = "b",
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Families | None:
+    """Compares two categories of optimizers on every backbone.
+
+    Whether the contrast differs between backbones (the paper's headline) is tested by moving whole
+    optimizers between the two categories: an optimizer's scores on twenty backbones are one draw,
+    not twenty. Main effects of optimizers are taken out before.
+
+    Args:
+      table: the scores.
+      categories: of every optimizer.
+      families: of every backbone.
+      first, second: the categories.
+      confidence: of the intervals.
+      resamples: draws of the bootstrap, and of the permutations where there are more.
+      seed: of the draws.
+
+    Returns:
+      None if either category has fewer than two optimizers.
+    """
+    matrix = table.matrix() * (1 if table.higher_is_better else -1)
+    sides = [[o for o in matrix.index if categories.get(o) == side] for side in (first, second)]
+    if min(map(len, sides)) < 2:
+        return None
+    rows = {}
+    for backbone in matrix:
+        left, right = (matrix.loc[side, backbone].dropna() for side in sides)
+        if len(left) and len(right):
+            rows[backbone] = _row(left, right, confidence)
+    contrasts = pandas.DataFrame.from_dict(rows, orient="index").rename_axis("backbone")
+    if contrasts.empty:
+        return None
+    contrasts.insert(5, "p_holm", holm(contrasts["p_value"]))
+    rng = np.random.default_rng(seed)
+    values = contrasts["contrast"]
+    low, high = block_bootstrap(
+        values, families.reindex(values.index), np.median, confidence, resamples, rng
+    )
+    p_value, count, exact = _differs(matrix.loc[sides[0] + sides[1]], len(sides[0]), resamples, rng)
+    return Families(
+        first=first,
+        second=second,
+        first_optimizers=tuple(sides[0]),
+        second_optimizers=tuple(sides[1]),
+        contrasts=contrasts,
+        overall=float(values.median()),
+        overall_low=low,
+        overall_high=high,
+        differs_p=p_value,
+        permutations=count,
+        exact=exact,
+        description=(
+            f"On every backbone the median of category {first} minus that of category {second}. "
+            "Whether it differs between backbones: spread of the contrast over backbones, against "
+            f"{'all' if exact else 'random'} {count} ways to call {len(sides[0])} of these "
+            f"{len(sides[0]) + len(sides[1])} optimizers category {first}."
+        ),
+    )
+
+
+def _row(left: pandas.Series, right: pandas.Series, confidence: float) -> dict:
+    shift, low, high = hodges_lehmann(left.to_numpy(), right.to_numpy(), confidence)
+    return {
+        "contrast": left.median() - right.median(),
+        "shift": shift,
+        "low": low,
+        "high": high,
+        "p_value": float(stats.mannwhitneyu(left, right).pvalue),
+        "n_first": len(left),
+        "n_second": len(right),
+        "best_first": left.idxmax(),
+        "best_second": right.idxmax(),
+    }
+
+
+def hodges_lehmann(
+    first: np.ndarray, second: np.ndarray, confidence: float
+) -> tuple[float, float, float]:
+    """Median of all differences, and the interval that the Mann-Whitney test does not reject.
+
+    Exact for shifted distributions. With too few scores no interval has the confidence, and its
+    bounds are infinite.
+    """
+    differences = np.sort(np.subtract.outer(first, second).ravel())
+    cumulative = np.cumsum(mann_whitney_counts(len(first), len(second)))
+    # The largest k with P(U < k) <= alpha / 2: k differences are cut off on each side.
+    limit = (1 - confidence) / 2 * cumulative[-1]
+    cut = int(np.searchsorted(cumulative, limit, side="right"))
+    center = float(np.median(differences))
+    if cut == 0:
+        return center, -math.inf, math.inf
+    return center, float(differences[cut - 1]), float(differences[-cut])
+
+
+def mann_whitney_counts(first: int, second: int) -> np.ndarray:
+    """In how many orders of two samples U is 0, 1, ..., first * second (all equally likely)."""
+    # The coefficients of the Gaussian binomial: product of (1 - q^(second + i)) / (1 - q^i).
+    counts = np.zeros(first * second + 1)
+    counts[0] = 1
+    for i in range(1, first + 1):
+        high = second + i
+        if high <= first * second:
+            counts[high:] -= counts[:-high].copy()
+        for u in range(i, len(counts)):
+            counts[u] += counts[u - i]
+    return counts
+
+
+def _differs(
+    matrix: pandas.DataFrame, size: int, resamples: int, rng: np.random.Generator
+) -> tuple[float | None, int, bool]:
+    """p-value, number of assignments and whether these are all."""
+    matrix = matrix.dropna(axis=1)
+    count = len(matrix)
+    if matrix.shape[1] < 2:
+        return None, 0, False
+    values = matrix.to_numpy()
+    values = values - values.mean(axis=1, keepdims=True)
+    total = math.comb(count, size)
+    exact = total <= resamples
+    if exact:
+        chosen = np.array(list(itertools.combinations(range(count), size)))
+    else:
+        chosen = rng.permuted(np.tile(np.arange(count), (resamples, 1)), axis=1)[:, :size]
+        chosen = np.vstack([np.arange(size), chosen])
+    inside = np.zeros((len(chosen), count), bool)
+    np.put_along_axis(inside, chosen, True, axis=1)
+    spread = np.array(
+        [
+            (np.median(values[rows], axis=0) - np.median(values[~rows], axis=0)).std()
+            for rows in inside
+        ]
+    )
+    # The first is the assignment itself.
+    p_value = float((spread >= spread[0] * (1 - 1e-9)).mean())
+    return p_value, total if exact else resamples, exact
+
+
+def block_bootstrap(
+    values: pandas.Series,
+    blocks: pandas.Series,
+    statistic,
+    confidence: float,
+    resamples: int,
+    rng: np.random.Generator,
+) -> tuple[float, float]:
+    """Percentile interval of a statistic when whole blocks (families) are drawn.
+
+    Args:
+      values: one a member.
+      blocks: the block of every member.
+      statistic: of a NumPy array.
+      confidence: of the interval.
+      resamples: draws.
+      rng: source of the draws.
+
+    Returns:
+      low, high; NaN with fewer than two blocks.
+    """
+    groups = [group.to_numpy() for _, group in values.groupby(blocks.to_numpy(), sort=False)]
+    if len(groups) < 2:
+        return math.nan, math.nan
+    draws = rng.integers(len(groups), size=(resamples, len(groups)))
+    found = [statistic(np.concatenate([groups[i] for i in draw])) for draw in draws]
+    tail = (1 - confidence) / 2
+    return float(np.quantile(found, tail)), float(np.quantile(found, 1 - tail))

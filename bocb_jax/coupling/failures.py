@@ -1,0 +1,88 @@
+"""Why a cell failed, as far as its losses tell."""
+
+import numpy as np
+import pandas
+
+from bocb_jax.coupling.marks import Marks
+from bocb_jax.coupling.table import ScoreTable
+
+# The loss of the last epoch is at least this share of the first epoch's: nothing was learnt.
+STUCK = 0.95
+# Under-fitted: training loss above the column's median by a quarter, and by 0.05 nats at least (a
+# quarter of a loss near zero says nothing).
+UNDERFITTED_FACTOR, UNDERFITTED_NATS = 1.25, 0.05
+
+LABELS = (
+    "diverged",
+    "did not finish",
+    "never left the start",
+    "under-fitted",
+    "over-fitted",
+    "unclear",
+)
+
+
+def label(table: ScoreTable, marks: Marks, regret: pandas.DataFrame) -> pandas.DataFrame:
+    """A label for every cell that is marked an outlier or has no finished run.
+
+    Training losses are compared within a backbone, whose runs share a recipe; the median is over
+    its optimizers.
+
+    Returns:
+      backbone, optimizer, label, reason (with its figures), score, regret, train_loss, n (runs);
+      worst regret first.
+    """
+    losses = (
+        table.runs.groupby(["optimizer", "backbone"], sort=False)["train_loss"].mean().unstack()
+    )
+    losses = losses.reindex(index=table.optimizers, columns=table.backbones)
+    medians = losses.median()
+    matrix = table.matrix()
+    failed = table.failed()
+    cells = table.runs.groupby(["optimizer", "backbone"], sort=False)
+    rows = []
+    for (optimizer, backbone), runs in cells:
+        if (
+            marks.marks.loc[optimizer, backbone] != "outlier"
+            and not failed.loc[optimizer, backbone]
+        ):
+            continue
+        loss = losses.loc[optimizer, backbone]
+        name, reason = _label(runs, loss, medians[backbone], int(losses[backbone].count()))
+        rows.append(
+            {
+                "backbone": backbone,
+                "optimizer": optimizer,
+                "label": name,
+                "reason": reason,
+                "score": matrix.loc[optimizer, backbone],
+                "regret": regret.loc[optimizer, backbone],
+                "train_loss": loss,
+                "n": len(runs),
+            }
+        )
+    columns = ["backbone", "optimizer", "label", "reason", "score", "regret", "train_loss", "n"]
+    frame = pandas.DataFrame(rows, columns=columns)
+    return frame.sort_values("regret", ascending=False, kind="stable", ignore_index=True)
+
+
+def _label(runs: pandas.DataFrame, loss: float, median: float, others: int) -> tuple[str, str]:
+    diverged = int((runs["status"] == "diverged").sum())
+    if 2 * diverged >= len(runs):
+        return "diverged", f"{diverged} of {len(runs)} runs diverged"
+    finished = runs[runs["status"] == "finished"]
+    if finished.empty:
+        return "did not finish", ", ".join(sorted(set(runs["status"])))
+    if not np.isfinite(loss):
+        return "unclear", "the training loss is not known"
+    start = finished["first_train_loss"].mean()
+    if np.isfinite(start) and loss >= STUCK * start:
+        return "never left the start", f"training loss {loss:.3g}, {start:.3g} in the first epoch"
+    against = f"training loss {loss:.3g}, median {median:.3g} over {others} optimizers"
+    if others < 3:
+        return "unclear", f"{against}, which are too few"
+    if loss > max(UNDERFITTED_FACTOR * median, median + UNDERFITTED_NATS):
+        return "under-fitted", against
+    if loss <= median:
+        return "over-fitted", against
+    return "unclear", against

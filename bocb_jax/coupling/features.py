@@ -1,0 +1,192 @@
+"""Does a property of backbones (norm, stages, mixer, residual) predict which optimizer they prefer?
+
+Comparisons between different nets show what goes with what, never why: nets that share a norm share
+an age, a recipe and an author as well. The recipe is among the features for that reason.
+"""
+
+import re
+
+import numpy as np
+import pandas
+
+from bocb_jax.coupling import published
+from bocb_jax.coupling.significance import holm
+
+# model -> family (nets that share their design and are not independent), norm of the blocks.
+_FAMILIES = {
+    "alexnet": ("plain", "none"),
+    "vgg13_bn": ("plain", "batch"),
+    "resnet50": ("resnet", "batch"),
+    "resnet101": ("resnet", "batch"),
+    "densenet121": ("densenet", "batch"),
+    "mobilenetv2": ("mobile", "batch"),
+    "efficientnet_b0": ("mobile", "batch"),
+    "repvgg_a1": ("repvgg", "batch"),
+    "vit_s": ("isotropic", "layer"),
+    "mixer_s": ("isotropic", "layer"),
+    "swin_t": ("swin", "layer"),
+    "convnext_t": ("convnext", "layer"),
+    "convnextv2_t": ("convnext", "layer"),
+    "moganet_s": ("moganet", "batch"),
+    "unireplknet_t": ("unireplknet", "batch"),
+    "transnext_t": ("transnext", "layer"),
+    "identityformer_s12": ("metaformer", "layer"),
+    "poolformerv2_s12": ("metaformer", "layer"),
+    "convformer_s12": ("metaformer", "layer"),
+    "attentionformer_s12": ("metaformer", "layer"),
+    "caformer_s12": ("metaformer", "layer"),
+}
+_STAGES = {
+    "-": "plain",
+    "Hierarchical": "hierarchical",
+    "Patchfy & Isotropic": "isotropic",
+    "Patchfy & Hierarchical": "hierarchical",
+}
+_MIXERS = {
+    "Conv": "convolution",
+    "SepConv": "depthwise convolution",
+    "Conv & SE": "depthwise convolution",
+    "DWConv": "depthwise convolution",
+    "DWConv & Gating": "depthwise convolution",
+    "DWConv & SE": "depthwise convolution",
+    "Attention": "attention",
+    "Local Attention": "attention",
+    "Attention & Gating": "attention",
+    "SepConv & Attention": "attention",
+    "MLP": "token MLP",
+    "Identity": "none or pooling",
+    "Pooling": "none or pooling",
+}
+
+
+def taxonomy(backbones: list[str], extra: pandas.DataFrame | None = None) -> pandas.DataFrame:
+    """What is known of backbones, by the paper's names or this project's.
+
+    A twin or another size has the features of its family's published backbone. A backbone that is
+    not known is a family of its own, without features.
+
+    Args:
+      backbones: names.
+      extra: further features, one row a backbone; a column "family" overrides the family.
+
+    Returns:
+      A row a backbone: family, norm, stages, stem, mixer, residual, recipe, and those of `extra`.
+    """
+    rows = {row["model"]: row for row in published.rows("backbones")}
+    rows["resnet101"] = rows["resnet50"]
+    models = {row["backbone"]: row["model"] for row in published.rows("backbones")}
+    models["R-101"] = "resnet101"
+    bases = {_base(model): model for model in reversed(list(rows))}
+    found = {}
+    for name in backbones:
+        model = models.get(name, name if name in rows else bases.get(_base(name)))
+        if model is None:
+            found[name] = {"family": name}
+            continue
+        row = rows[model]
+        design, residual = row["stage_wise_design"], row["residual_branch"]
+        found[name] = {
+            "family": _FAMILIES[model][0],
+            # vgg11 to vgg19 without "_bn" have none.
+            "norm": "none" if re.fullmatch(r"vgg\d+", name) else _FAMILIES[model][1],
+            "stages": _STAGES[design],
+            "stem": "patches" if design.startswith("Patchfy") else "convolution",
+            "mixer": _MIXERS[row["operator"]],
+            "residual": "none" if residual == "-" else residual.lower(),
+            "recipe": row["training_setting"],
+        }
+    columns = ["family", "norm", "stages", "stem", "mixer", "residual", "recipe"]
+    frame = pandas.DataFrame.from_dict(found, orient="index").reindex(columns=columns)
+    frame = frame.reindex(backbones).rename_axis("backbone")
+    if extra is not None:
+        for column in extra:
+            frame[column] = (
+                extra[column]
+                .reindex(frame.index)
+                .combine_first(frame.get(column, pandas.Series(index=frame.index, dtype=object)))
+            )
+    return frame
+
+
+def _base(model: str) -> str:
+    return re.match(r"[a-z]*(v2)?", model.partition("_")[0]).group() or model
+
+
+def predict(
+    target: pandas.Series,
+    features: pandas.DataFrame,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> pandas.DataFrame | None:
+    """How well each feature alone predicts a preference on families it has not seen.
+
+    The prediction for a backbone is the mean over backbones of other families with the same level
+    (or of all other families, if no other has that level). The p-value moves whole families: the
+    between-level sum of squares of family means, against the means in random order.
+
+    Args:
+      target: preference of each backbone, e.g. the contrast of two categories of optimizers.
+      features: as `taxonomy` gives them, with a column "family".
+      resamples: permutations.
+      seed: of the permutations.
+
+    Returns:
+      index feature: levels, n (backbones), families, in_sample_r2, error (root mean square, one
+      family left out at a time), error_without (the same without the feature), skill
+      (1 - error^2 / error_without^2; below 0 the feature misleads), p_value, p_holm, helps (skill
+      above 0 and p_holm below 0.05). None with fewer than four families.
+    """
+    rng = np.random.default_rng(seed)
+    rows = {}
+    for name in features.columns.drop("family"):
+        both = pandas.DataFrame(
+            {"y": target, "level": features[name], "family": features["family"]}
+        ).dropna()
+        if both["family"].nunique() < 4 or both["level"].nunique() < 2:
+            continue
+        y, level, family = both["y"].to_numpy(), both["level"].to_numpy(), both["family"].to_numpy()
+        error, error_without = _left_out(y, level, family)
+        fitted = both.groupby("level")["y"].transform("mean").to_numpy()
+        spread = ((y - y.mean()) ** 2).sum()
+        rows[name] = {
+            "levels": both["level"].nunique(),
+            "n": len(both),
+            "families": both["family"].nunique(),
+            "in_sample_r2": 1 - ((y - fitted) ** 2).sum() / spread if spread > 0 else np.nan,
+            "error": error,
+            "error_without": error_without,
+            "skill": 1 - (error / error_without) ** 2 if error_without > 0 else np.nan,
+            "p_value": _permuted(both, resamples, rng),
+        }
+    if not rows:
+        return None
+    frame = pandas.DataFrame.from_dict(rows, orient="index").rename_axis("feature")
+    frame["p_holm"] = holm(frame["p_value"])
+    frame["helps"] = (frame["skill"] > 0) & (frame["p_holm"] < 0.05)
+    return frame.sort_values("skill", ascending=False, kind="stable")
+
+
+def _left_out(y: np.ndarray, level: np.ndarray, family: np.ndarray) -> tuple[float, float]:
+    squares = np.zeros(2)
+    for left in np.unique(family):
+        outside = family != left
+        for i in np.flatnonzero(~outside):
+            same = outside & (level == level[i])
+            guess = y[same].mean() if same.any() else y[outside].mean()
+            squares += (y[i] - guess) ** 2, (y[i] - y[outside].mean()) ** 2
+    error, error_without = np.sqrt(squares / len(y))
+    return float(error), float(error_without)
+
+
+def _permuted(both: pandas.DataFrame, resamples: int, rng: np.random.Generator) -> float:
+    families = both.groupby("family", sort=False)
+    means = families["y"].mean().to_numpy()
+    levels = families["level"].agg(lambda values: values.mode().iloc[0]).to_numpy()
+    names, codes = np.unique(levels.astype(str), return_inverse=True)
+    if len(names) < 2:
+        return np.nan
+    members = np.eye(len(names))[codes]
+    draws = rng.permuted(np.tile(means, (resamples, 1)), axis=1)
+    between = ((np.vstack([means, draws]) @ members) ** 2 / members.sum(axis=0)).sum(axis=1)
+    return float((between >= between[0] - 1e-9 * abs(between[0])).mean())

@@ -1,0 +1,253 @@
+"""How strongly each backbone and each optimizer is bound, and what the choice costs."""
+
+import numpy as np
+import pandas
+
+from bocb_jax.coupling import bias, significance
+from bocb_jax.coupling.marks import MAD_SCALE, Marks
+from bocb_jax.coupling.table import ScoreTable
+
+# Weak below, strong from. In points these are the paper's own thresholds, gamma on ImageNet and on
+# CIFAR-100; in log-odds and nats a twentieth, what a point is near 75 percent accuracy.
+CUTS = {"points": (1.0, 3.0)}
+OTHER_CUTS = (0.05, 0.15)
+# Where noise is known, weak is at least this many standard deviations of a seed.
+NOISE_FACTOR = 3.0
+# An optimizer fails if its mean regret is this many MADs above the median optimizer's.
+FAILING_MADS = 3.0
+
+
+def goodness_of(table: ScoreTable) -> pandas.DataFrame:
+    """Mean scores turned so that larger is better, optimizers x backbones."""
+    return table.matrix() * (1 if table.higher_is_better else -1)
+
+
+def regret_of(goodness: pandas.DataFrame) -> pandas.DataFrame:
+    """Best of the backbone minus the cell, at least 0.
+
+    The best of noisy means is a little too good, so regrets are a little too large.
+    """
+    return goodness.max() - goodness
+
+
+def failing(regret: pandas.DataFrame, table: ScoreTable) -> tuple[str, ...]:
+    """Optimizers that fail on the whole: mean regret above median + 3 x 1.4826 MAD of all.
+
+    Never fewer than `table.within[1]` above the median, and none of fewer than five optimizers. On
+    the paper's CIFAR-100 table it names AdaGrad and LARS.
+    """
+    means = regret.mean(axis=1).dropna()
+    if len(means) < 5:
+        return ()
+    mad = MAD_SCALE * (means - means.median()).abs().median()
+    limit = means.median() + max(FAILING_MADS * mad, table.within[1])
+    return tuple(means.index[means > limit])
+
+
+def words(rms: pandas.Series, unit: str, noise: float | None) -> tuple[pandas.Series, str]:
+    """ "weak", "moderate" or "strong" for each, and the rule in words."""
+    low, high = CUTS.get(unit, OTHER_CUTS)
+    widened = noise is not None and NOISE_FACTOR * noise > low
+    if widened:
+        low, high = NOISE_FACTOR * noise, NOISE_FACTOR * noise * high / low
+    rule = (
+        f"Weak is a coupling below {low:.3g}, strong one of {high:.3g} or more (in {unit}; root "
+        "mean square without the failing optimizers"
+    )
+    if noise is None:
+        rule += ", noise included)."
+    elif widened:
+        rule += f", noise taken out; a seed's standard deviation is {noise:.2g}: weak is below 3)."
+    else:
+        rule += f", noise taken out; a seed's standard deviation is {noise:.2g})."
+    word = np.select(
+        [rms < low, rms < high, rms >= high], ["weak", "moderate", "strong"], "unknown"
+    )
+    return pandas.Series(word, index=rms.index), rule
+
+
+def _rows(table: ScoreTable, axis: str, confidence: float) -> pandas.DataFrame:
+    names = table.optimizers if axis == "optimizer" else table.backbones
+    frame = bias.row_intervals(bias.cells_of_table(table), axis, confidence)
+    return frame.set_index(pandas.Index(names, name=axis))
+
+
+def strengths(
+    table: ScoreTable, dropped: tuple[str, ...], coupling: pandas.DataFrame, confidence: float
+) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+    """Coupling of every backbone and of every optimizer.
+
+    Args:
+      table: the scores.
+      dropped: failing optimizers.
+      coupling: residuals of the median polish, larger is better.
+      confidence: of the intervals.
+
+    Returns:
+      Two frames: n, seeds, one_seed_cells, coupling_rms, coupling_rms_low, coupling_rms_high,
+      coupling_rms_without_failures (with _low and _high; NaN for the optimizers left out),
+      coupling_mad, worst_loss, worst_optimizer or worst_backbone.
+    """
+    counts = table.counts()
+    kept = table.select(optimizers=[o for o in table.optimizers if o not in dropped])
+    found = []
+    for axis, other in (("backbone", "optimizer"), ("optimizer", "backbone")):
+        across = 0 if axis == "backbone" else 1
+        full = _rows(table, axis, confidence).add_prefix("coupling_rms_")
+        full = full.rename(columns={"coupling_rms_rms": "coupling_rms"})
+        without = _rows(kept, axis, confidence).add_prefix("coupling_rms_without_failures_")
+        without = without.rename(
+            columns={"coupling_rms_without_failures_rms": "coupling_rms_without_failures"}
+        )
+        frame = pandas.DataFrame(
+            {
+                "n": (counts > 0).sum(axis=across),
+                "seeds": counts.where(counts > 0).median(axis=across),
+                "one_seed_cells": (counts == 1).sum(axis=across),
+            }
+        )
+        frame = frame.join(full).join(without)
+        frame["coupling_mad"] = MAD_SCALE * coupling.abs().median(axis=across)
+        frame["worst_loss"] = (-coupling.min(axis=across)).clip(lower=0)
+        frame[f"worst_{other}"] = _where(coupling, across, smallest=True)
+        found.append(frame.rename_axis(axis))
+    return found[0], found[1]
+
+
+def _where(values: pandas.DataFrame, axis: int, *, smallest: bool) -> pandas.Series:
+    """Name of the smallest or largest of each row or column; None where all are missing."""
+    known = values.notna().any(axis=axis)
+    kept = values.loc[:, known] if axis == 0 else values.loc[known]
+    names = kept.idxmin(axis=axis) if smallest else kept.idxmax(axis=axis)
+    return names.reindex(known.index).astype(object).where(known, None)
+
+
+def backbones(
+    table: ScoreTable,
+    frame: pandas.DataFrame,
+    regret: pandas.DataFrame,
+    apart: pandas.DataFrame | None,
+    *,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> pandas.DataFrame:
+    """Adds to every backbone its best optimizer, how many are close, and SGD against AdamW.
+
+    Args:
+      table: the scores.
+      frame: its coupling, from `strengths`.
+      regret: from `regret_of`.
+      apart: from `significance.against_best`.
+      confidence: of the intervals.
+      resamples: bootstrap draws over seeds.
+      seed: of the draws.
+    """
+    goodness = goodness_of(table)
+    near, far = table.within
+    frame = frame.copy()
+    frame["best_optimizer"] = _where(goodness, 0, smallest=False)
+    frame["best"] = goodness.max() * (1 if table.higher_is_better else -1)
+    frame["best_share"] = _best_share(table, frame["best_optimizer"], resamples, seed)
+    frame["tied"] = np.nan
+    if apart is not None:
+        known = apart["p_holm"].notna()
+        tied = (apart["p_holm"] >= 1 - confidence)[known].groupby(apart["backbone"]).sum()
+        frame["tied"] = tied.reindex(frame.index)
+    frame["within_1"] = (regret <= near + 1e-9).sum()
+    frame["within_2"] = (regret <= far + 1e-9).sum()
+    frame["mean_regret"] = regret.mean()
+    frame["median_regret"] = regret.median()
+    comparison = [_sgd_against_adamw(table, name, confidence) for name in frame.index]
+    columns = ["sgd_minus_adamw", "sgd_minus_adamw_low", "sgd_minus_adamw_high"]
+    frame[columns] = np.array(comparison, float).reshape(len(frame), 3)
+    return frame
+
+
+def _best_share(table, best: pandas.Series, resamples: int, seed: int) -> pandas.Series:
+    cells = bias.cells_of_table(table)
+    means = bias.resampled_means(cells, resamples, np.random.default_rng(seed))
+    shares = pandas.Series(np.nan, index=best.index)
+    if means is None:
+        return shares
+    full = np.full((len(means), *cells.shape), -np.inf)
+    full[:, cells.optimizer, cells.backbone] = means if table.higher_is_better else -means
+    winners = full.argmax(axis=1)
+    for column, (backbone, name) in enumerate(best.items()):
+        if name is not None:
+            shares[backbone] = (winners[:, column] == table.optimizers.index(name)).mean()
+    return shares
+
+
+def _sgd_against_adamw(table: ScoreTable, backbone: str, confidence: float):
+    sign = 1 if table.higher_is_better else -1
+    runs = table.runs[table.runs["backbone"] == backbone].dropna(subset="score")
+    sides = []
+    for names in (("SGD-M", "sgd"), ("AdamW", "adamw")):
+        scores = sign * runs.loc[runs["optimizer"].isin(names), "score"].to_numpy(float)
+        if not len(scores):
+            return np.nan, np.nan, np.nan
+        sides.append(scores)
+    low, high, _ = significance.welch(*sides, confidence)
+    return sides[0].mean() - sides[1].mean(), low, high
+
+
+def optimizers(
+    table: ScoreTable,
+    frame: pandas.DataFrame,
+    regret: pandas.DataFrame,
+    marks: Marks,
+    categories: pandas.Series,
+    families: pandas.Series,
+    *,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> pandas.DataFrame:
+    """Adds to every optimizer its regret, with an interval over families of backbones.
+
+    Args:
+      table: the scores.
+      frame: its coupling, from `strengths`.
+      regret: from `regret_of`.
+      marks: which cells are outliers.
+      categories: of every optimizer.
+      families: of every backbone.
+      confidence: of the intervals.
+      resamples: bootstrap draws of whole families.
+      seed: of the draws.
+    """
+    near, far = table.within
+    frame = frame.copy()
+    known = regret.notna().sum(axis=1).where(lambda count: count > 0)
+    frame["mean_score"] = table.matrix().mean(axis=1)
+    frame["mean_regret"] = regret.mean(axis=1)
+    bounds = _mean_over_families(regret, families, confidence, resamples, seed)
+    frame["mean_regret_low"], frame["mean_regret_high"] = bounds
+    frame["median_regret"] = regret.median(axis=1)
+    frame["worst_regret"] = regret.max(axis=1)
+    frame["share_within_1"] = (regret <= near + 1e-9).sum(axis=1) / known
+    frame["share_within_2"] = (regret <= far + 1e-9).sum(axis=1) / known
+    frame["outliers"] = (marks.marks == "outlier").sum(axis=1)
+    frame["failed"] = table.failed().sum(axis=1)
+    frame["category"] = categories.reindex(frame.index)
+    return frame
+
+
+def _mean_over_families(regret, families, confidence, resamples, seed):
+    """Percentiles of every row's mean when families of columns are drawn."""
+    members = pandas.get_dummies(families.reindex(regret.columns)).to_numpy(float)
+    number = members.shape[1]
+    if number < 2:
+        return np.nan, np.nan
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(number, np.full(number, 1 / number), size=resamples) @ members.T
+    values = regret.to_numpy()
+    weights = draws @ (~np.isnan(values)).T.astype(float)
+    sums = draws @ np.nan_to_num(values).T
+    means = np.where(weights > 0, sums / np.maximum(weights, 1), np.nan)
+    tail = (1 - confidence) / 2
+    some = ~np.isnan(means).all(axis=0)
+    bounds = np.full((2, len(values)), np.nan)
+    bounds[:, some] = np.nanquantile(means[:, some], [tail, 1 - tail], axis=0)
+    return bounds[0], bounds[1]
