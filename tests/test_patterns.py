@@ -33,7 +33,8 @@ def test_alpha_of_every_layer_is_weightwatchers(net):
         assert layer.xmin == pytest.approx(xmin, rel=1e-4), layer.layer
         assert layer.distance == pytest.approx(distance, abs=1e-4), layer.layer
         assert layer.stable_rank == pytest.approx(stable_rank, rel=1e-5), layer.layer
-        for other in by_powerlaw:
+        # powerlaw 2.0.0 looks for exponents between 1 and 3 only.
+        for other in by_powerlaw if alpha < 3 else ():
             assert layer.alpha == pytest.approx(other, rel=1e-2), layer.layer
 
 
