@@ -6,6 +6,7 @@ USAGE = """usage: bocb COMMAND [options]
 
   train              train one backbone with one optimizer
   sweep STUDY        train all that a study names, and make a table of it
+  patterns           what trained weights look like, layer by layer: runs or files
   models [NAME]      the backbones, or all about one; patterns such as 'conv*' work
   optimizers [NAME]  the optimizers, or all about one; with --plot FILE, their paths as a picture
   bench              what things cost on this machine
@@ -25,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
         from bocb_jax.train import main as door
     elif command == "sweep":
         from bocb_jax.sweep import main as door
+    elif command == "patterns":
+        from bocb_jax.patterns import main as door
     elif command == "bench":
         from bocb_jax.bench import main as door
     elif command in ("models", "optimizers"):

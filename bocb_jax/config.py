@@ -156,6 +156,7 @@ class CheckpointConfig:
     every_steps: int | None = None  # None: when `every_seconds` have passed
     every_seconds: float = 60.0  # with several processes: at the end of every epoch instead
     keep: int = 2  # how many of the latest are kept; the best one is kept besides
+    discard: bool = False  # remove them all once the run has ended
 
     def __post_init__(self):
         _check(self.every_steps is None or self.every_steps >= 1, "checkpoint.every_steps",

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -404,6 +405,9 @@ class Run:
         }
         if self.writes:
             write_json(self.folder / "result.json", outcome)
+            if self.config.checkpoint.discard and outcome["status"] in ("finished", "diverged"):
+                self.checkpoints.wait()
+                shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         return outcome
 
     def _opening(self) -> str:

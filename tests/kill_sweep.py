@@ -2,8 +2,8 @@
 
     python tests/kill_sweep.py --kills 30
 
-Two sweeps of the same study: one undisturbed, one that is killed with SIGKILL, now the sweep itself,
-now one of its workers. Afterwards the tables must be equal but for what the clock decides, and the
+Two sweeps of the same study: one undisturbed, one that is killed with SIGKILL, now the sweep, now
+one of its workers. Afterwards the tables must be equal but for what the clock decides, and the
 weights of every final run to the last bit.
 """
 

@@ -102,8 +102,10 @@ def make_program(
         logits = model(images, **rngs)
         return logits.astype(jnp.float32), nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
 
-    def init(key, learning_rate, weight_decay, start=None):
-        start = weights_of(build_model(nnx.Rngs(key))) if start is None else start
+    def draw(key):
+        return weights_of(build_model(nnx.Rngs(key)))
+
+    def begin(start, learning_rate, weight_decay):
         params, model_state = start["params"], start["model_state"]
         opt_state = set_hyperparameters(
             optimizer.init(params), learning_rate=learning_rate, weight_decay=weight_decay
@@ -216,7 +218,8 @@ def make_program(
 
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    shapes = jax.eval_shape(init, key, scalar, scalar)
+    drawn = jax.eval_shape(draw, key)
+    shapes = jax.eval_shape(begin, drawn, scalar, scalar)
     shardings = state_sharding(mesh, shapes)
     everywhere = replicated(mesh)
     has_statistics = bool(nnx.to_pure_dict(nnx.state(abstract, nnx.BatchStat)))
@@ -225,8 +228,17 @@ def make_program(
         shapes,
         shardings,
     )
+    # Random weights take longer to compile than to train: a program of their own, which is the same
+    # for all optimizers.
+    jit_draw = jax.jit(draw, out_shardings=state_sharding(mesh, drawn))
+    jit_begin = jax.jit(begin, out_shardings=shardings, donate_argnums=0)
+
+    def init(key, learning_rate, weight_decay, start=None):
+        start = jit_draw(key) if start is None else start
+        return jit_begin(start, learning_rate, weight_decay)
+
     return Program(
-        init=jax.jit(init, out_shardings=shardings),
+        init=init,
         prepare=jax.jit(
             prepare,
             in_shardings=(everywhere, batch_sharding(mesh), everywhere),

@@ -170,7 +170,24 @@ def _size(backbone: str, settings: dict[str, Any]) -> dict[str, int]:
     resolved = resolve(config, dataset)
     epoch = steps_per_epoch(len(dataset.splits["train"]), resolved.batch_size)
     spec = program_spec(config, resolved, dataset, epoch)
-    model = nnx.eval_shape(lambda: build_model(spec, nnx.Rngs(0)))
+    images = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, 3), "float32")
+
+    def build(images):
+        model = build_model(spec, nnx.Rngs(0))
+        evaluation = nnx.view(
+            model, deterministic=True, use_running_average=True, raise_if_not_found=False
+        )
+        evaluation(images)  # so that images that are too small are found before the sweep
+        return model
+
+    try:
+        model = nnx.eval_shape(build, images)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{backbone} cannot take images of {spec.image_size} pixels: {error}"
+        ) from error
     leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
     return {
         "epochs": resolved.epochs,

@@ -118,6 +118,8 @@ class Cell:
                 "study": self.study.name,
                 "workdir": str(self.workdir),
             }
+            if not test and self.study.checkpoints == "final":
+                settings["checkpoint"] = {**settings.get("checkpoint", {}), "discard": True}
             settings["log"] = {"progress": "none"} | settings.get("log", {})
             config = from_dict(TrainConfig, settings)
             phase = "final" if test else "search"

@@ -1,0 +1,303 @@
+"""Sweeps of real, tiny runs: kills, failures, bad input, what is compiled."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import kill_sweep
+import made_runs
+import pandas
+import pytest
+
+from bocb_jax import results, sweep
+from bocb_jax.study import catalog
+from bocb_jax.study.plan import Cell
+from bocb_jax.study.pool import Event, share_out
+from bocb_jax.study.scheduler import Scheduler
+from bocb_jax.study.search import Point
+from bocb_jax.study.spec import Search, Study, read_study
+
+EXPERIMENTS = Path(os.environ.get("BOCB_JAX_SOURCE", Path(__file__).parents[1])) / "experiments"
+
+
+def test_kills_lose_and_double_nothing():
+    kill_sweep.main(["--kills", "2", "--seed", "1"])
+
+
+# --- Scheduling, with workers that only pretend ---------------------------------------------------
+
+
+class Pretended:
+    """A pool whose workers end each run at once, as `ends` says."""
+
+    def __init__(self, size, ends):
+        self.size, self.ends, self.order = size, ends, []
+        self.waiting = [Event("ready", worker, {}) for worker in range(size)]
+        self.killed = []
+
+    def start(self, worker, settings):
+        self.order.append((worker, settings["model"], settings["opt"]))
+        self.waiting += self.ends(worker, settings)
+
+    def kill(self, worker):
+        self.killed.append(worker)
+        self.waiting += [Event("died", worker, "killed"), Event("ready", worker, {})]
+
+    def events(self, timeout):
+        found, self.waiting = self.waiting, []
+        time.sleep(0 if found else 0.01)
+        return found
+
+
+class Unseen:
+    def started(self, cell, planned): ...
+
+    def ended(self, cell, planned, outcome, seconds): ...
+
+    def tick(self): ...
+
+
+def study(**changes):
+    search = Search(lr_factors=(0.1, 1, 10))
+    return Study(name="s", backbones=("a",), optimizers=("b",), **{"search": search, **changes})
+
+
+def answer(worker, status="finished"):
+    return Event("answer", worker, {"status": status, "compiled": [], "loaded": []})
+
+
+def run(tmp_path, ends, *, pairs=2, workers=2, **options):
+    cells = made_runs.cells(study(), tmp_path, pairs, 1)
+    pool, outcomes = Pretended(workers, ends), {}
+    scheduler = Scheduler(cells, outcomes, pool, Unseen(), workdir=tmp_path, **options)
+    deadline = time.monotonic() + 20
+    complete = scheduler.run(lambda: time.monotonic() > deadline)
+    return complete, outcomes, pool, scheduler
+
+
+def finishing(tmp_path):
+    def ends(worker, settings):
+        for cell in made_runs.cells(study(), tmp_path, 2, 1):
+            for planned in (
+                *cell.planned({}),
+                *cell._finals(Point(settings["lr"], 1e-4)),
+            ):
+                if planned.settings == settings:
+                    made_runs.finish(planned, tmp_path)
+                    return [answer(worker)]
+        raise AssertionError(settings)
+
+    return ends
+
+
+def test_a_worker_stays_with_a_pair_as_long_as_there_is_work(tmp_path):
+    complete, outcomes, pool, _ = run(tmp_path, finishing(tmp_path))
+    assert complete
+    assert len(outcomes) == 8
+    assert {model for worker, model, _ in pool.order if worker == 0} == {"net0"}
+    assert {model for worker, model, _ in pool.order if worker == 1} == {"net1"}
+
+
+def test_idle_workers_help_once_the_first_run_of_a_pair_has_ended(tmp_path):
+    finish = finishing(tmp_path)
+    first = []
+
+    def ends(worker, settings):
+        if not first:
+            first.append(worker)
+            return []  # still compiling
+        return finish(worker, settings)
+
+    cells = made_runs.cells(study(), tmp_path, 1, 1)
+    pool = Pretended(2, ends)
+    scheduler = Scheduler(cells, {}, pool, Unseen(), workdir=tmp_path)
+    begun = time.monotonic()
+    assert not scheduler.run(lambda: time.monotonic() - begun > 1)
+    assert len(pool.order) == 1
+
+
+@pytest.mark.parametrize(("deaths", "status"), [(3, "finished"), (4, "crashed")])
+def test_a_run_whose_worker_dies_is_tried_again_so_many_times(tmp_path, deaths, status):
+    finish, died = finishing(tmp_path), []
+
+    def ends(worker, settings):
+        if settings["lr"] == 1.0 and len(died) < deaths:
+            died.append(worker)
+            return [Event("died", worker, "The worker process ended with signal 9."),
+                    Event("ready", worker, {})]  # fmt: skip
+        return finish(worker, settings)
+
+    complete, outcomes, _, _ = run(tmp_path, ends, pairs=1, workers=1, retries=3)
+    assert complete
+    statuses = sorted(outcome.status for outcome in outcomes.values())
+    assert statuses == sorted(["finished"] * 3 + [status])
+    frame = results.read_runs(tmp_path)
+    assert len(frame) == 4
+    if status == "crashed":
+        (error,) = frame.loc[frame["status"] == "crashed", "error"]
+        assert "signal 9. It was started 4 times" in error
+
+
+def test_a_run_that_takes_too_long_is_ended_and_recorded(tmp_path):
+    finish = finishing(tmp_path)
+
+    def ends(worker, settings):
+        return [] if settings["lr"] == 1.0 else finish(worker, settings)
+
+    complete, outcomes, pool, _ = run(tmp_path, ends, pairs=1, workers=1, minutes_per_run=0.005)
+    assert complete
+    assert pool.killed == [0]
+    assert sorted(o.status for o in outcomes.values()) == ["finished"] * 3 + ["timed_out"]
+
+
+def test_no_run_is_started_once_the_hours_are_spent(tmp_path):
+    complete, outcomes, _, _ = run(tmp_path, finishing(tmp_path), device_seconds=1e-9)
+    assert not complete
+    assert len(outcomes) == 2  # one a worker, before anything was spent
+
+
+def test_cores_are_shared_out_evenly(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3, 4, 5, 6, 7})
+    assert [share.cores for share in share_out(3)] == [(0, 1), (2, 3, 4), (5, 6, 7)]
+    assert [share.cores for share in share_out()] == [(core,) for core in range(8)]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5})
+    assert [share.cores for share in share_out(3)] == [(4,), (5,), (4,)]
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5")
+    devices = [share.environment["CUDA_VISIBLE_DEVICES"] for share in share_out(2)]
+    assert devices == ["2", "3,5"]
+
+
+# --- The command ----------------------------------------------------------------------------------
+
+
+def command(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "bocb_jax.sweep", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def write(tmp_path, text):
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    return path
+
+
+TINY = re.sub(r"\[final\].*", "[final]\nseeds = [1]\n", kill_sweep.STUDY, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("vit_mini", "vit_minor"), "There is no model 'vit_minor'"),
+        (('"sgd", "adamw"', '"sgdd"'), "There is no optimizer 'sgdd'"),
+        (('"sgd", "adamw"', '"category:x"'), "optimizers: nothing matches 'category:x'"),
+        (('"vit_mini"', '"nothing*"'), "backbones: nothing matches 'nothing"),
+        (("depth = 1", "depht = 1"), "vit_mini has no setting depht"),
+        (("image_size = 16", "image_size = 17"), "17 pixels cannot be cut into patches"),
+        (("epochs = 4", 'epochs = 4\ndataset = "digit"'), "There is no dataset 'digit'"),
+        (("[final]", "[budget]\nruns = 5\n[final]"), r"plans 6 runs .* and budget.runs is 5"),
+    ],
+)
+def test_a_study_that_cannot_be_is_one_line_and_leaves_nothing(
+    tmp_path, monkeypatch, change, message
+):
+    monkeypatch.setattr(sweep, "look_up", catalog.find_pairs)  # without a process of its own
+    path = write(tmp_path, TINY.replace(*change))
+    with pytest.raises(sweep.UserError, match=message) as caught:
+        sweep.sweep(read_study(path), tmp_path / "runs")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_sweeps_do_not_write_to_one_folder(tmp_path):
+    refused = pytest.raises(sweep.UserError, match="Another sweep is writing")
+    with sweep.claim(tmp_path), refused, sweep.claim(tmp_path):
+        pass
+    with sweep.claim(tmp_path):
+        pass
+
+
+def test_a_folder_that_was_edited_is_found(tmp_path):
+    cells = made_runs.cells(study(), tmp_path, 1, 1)
+    planned = cells[0].planned({})[0]
+    made_runs.finish(planned, tmp_path)
+    assert len(sweep.scan(cells, tmp_path)) == 1
+    record = json.loads((tmp_path / planned.run / "config.json").read_text())
+    record["config"]["lr"] = 7.0
+    (tmp_path / planned.run / "config.json").write_text(json.dumps(record))
+    with pytest.raises(sweep.UserError, match=r"lr: 7.0 there, 0.01 here.*was it edited"):
+        sweep.scan(cells, tmp_path)
+
+
+def test_retry_takes_up_what_failed_but_not_what_diverged(tmp_path):
+    cells = made_runs.cells(study(), tmp_path, 1, 1)
+    for planned, status in zip(
+        cells[0].planned({}), ("crashed", "diverged", "finished"), strict=True
+    ):
+        made_runs.finish(planned, tmp_path, status=status)
+    assert len(sweep.scan(cells, tmp_path)) == 3
+    left = sweep.scan(cells, tmp_path, retry=True)
+    assert sorted(outcome.status for outcome in left.values()) == ["diverged", "finished"]
+
+
+def test_a_sweep_from_its_command_to_its_table(tmp_path):
+    # One rate at which training diverges, and one that the optimizer can take.
+    text = TINY.replace("lr_factors = [0.1, 1]", "lr = [0.1, 1e30]").replace(', "adamw"', "")
+    path, runs = write(tmp_path, text), tmp_path / "runs"
+    said = command(path, "--workdir", runs, "--progress", "lines")
+    assert said.returncode == 0, said.stderr
+    frame = pandas.read_parquet(runs / "results.parquet")
+    assert sorted(frame["status"]) == ["diverged", "finished", "finished"]
+    final = frame[frame["phase"] == "final"].iloc[0]
+    assert (final["learning_rate"], final["seed"]) == (0.1, 1)
+    assert final["test_accuracy"] > 0
+    assert re.search(r"For 1 pairs XLA compiled 1 training steps", said.stderr)
+    # Trials keep no checkpoints, winners do.
+    kept = {folder.parent.name for folder in runs.glob("*/checkpoints")}
+    assert kept == {final["run"]}
+    again = command(path, "--workdir", runs)
+    assert again.returncode == 0
+    assert "0 of them now" in again.stderr
+    # A second sweep elsewhere compiles nothing: learning rates and seeds are inputs.
+    other = command(path, "--workdir", tmp_path / "other", "--search.lr", "[0.2, 0.3]")
+    assert "compiled 0 training steps (0 programs in all)" in other.stderr, other.stderr
+
+
+def test_a_dry_run_says_what_it_takes(tmp_path):
+    said = command(write(tmp_path, TINY), "--workdir", tmp_path / "runs", "--dry-run")
+    assert said.returncode == 0, said.stderr
+    assert "2 pairs, 6 runs, 6 of them still to do" in said.stderr
+    assert re.search(r"About \d+\.\d\d device-hours", said.stderr)
+    assert re.search(r"Up to \d+\.\d\d GB", said.stderr)
+    assert not list((tmp_path / "runs").glob("digits*"))
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_of_two_nodes_gives_the_same_table_and_survives_a_lost_node(tmp_path):
+    pytest.importorskip("ray")
+    import ray_sweep
+
+    ray_sweep.main(["--workdir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_studies_that_are_shipped_can_be_read(path):
+    assert read_study(path).name == path.stem
+    assert "# To expect" in path.read_text()
+
+
+def test_the_studies_on_digits_can_be_planned():
+    found = {}
+    for name in ("quickstart", "norm_swap"):
+        spec = read_study(EXPERIMENTS / f"{name}.toml")
+        cells = [Cell(pair, spec, Path("runs")) for pair in catalog.find_pairs(spec)]
+        found[name] = len(cells), sum(cell.size for cell in cells)
+    assert found == {"quickstart": (25, 100), "norm_swap": (48, 288)}
