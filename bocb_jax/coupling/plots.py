@@ -61,6 +61,7 @@ def heat_map(analysis: Analysis, *, deepest: float = 10.0) -> Figure:
     scores = analysis.table.matrix().reindex(index=rows, columns=columns)
     failed = analysis.table.failed().reindex(index=rows, columns=columns)
     one_seed = analysis.table.counts().reindex(index=rows, columns=columns) == 1
+    everywhere = analysis.table.one_seed
     marks = analysis.marks.marks.reindex(index=rows, columns=columns)
     if analysis.table.unit != "points":
         deepest = float(np.nanmax(regret.to_numpy(), initial=0)) or 1.0
@@ -83,7 +84,7 @@ def heat_map(analysis: Analysis, *, deepest: float = 10.0) -> Figure:
                 axes.add_patch(Rectangle(*box, **grey))
                 background = colors.to_rgb(FAILED)
             sign = SIGNS[marks.iat[row, column]]
-            single = "°" if one_seed.iat[row, column] and not analysis.table.one_seed else ""
+            single = "°" if one_seed.iat[row, column] and not everywhere else ""
             axes.text(
                 column,
                 row,
@@ -106,7 +107,7 @@ def heat_map(analysis: Analysis, *, deepest: float = 10.0) -> Figure:
         bar.set_label(f"below the best of the column, {analysis.table.unit}")
         bar.outline.set_visible(False)
         note = f"★ best   ▲ top 4   ▼ outlier by {analysis.marks.rule}   grey: every run failed"
-        note += "   every cell one figure" if analysis.table.one_seed else "   ° one seed"
+        note += "   every cell one figure" if everywhere else "   ° one seed"
         axes.set_xlabel(note, fontsize=7.5, loc="left")
     return picture
 

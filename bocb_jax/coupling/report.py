@@ -8,7 +8,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ def write(
     folder: str | Path,
     *,
     curves: pandas.DataFrame | None = None,
+    pictures: Collection[str] = plots.NAMES,
     track: Callable[[Iterable], Iterable] = iter,
 ) -> Written:
     """Writes a report; one that is already in the folder is replaced.
@@ -73,6 +74,7 @@ def write(
       analysis: what to report.
       folder: made if it is not there.
       curves: of the runs, from `bocb_jax.coupling.curves.read`.
+      pictures: names of those to draw, where the data give them.
       track: goes through the pictures, to show progress.
 
     Raises:
@@ -81,6 +83,7 @@ def write(
     folder = Path(folder)
     replaced = check_folder(folder)
     drawers = plots.draw_all(analysis, curves)
+    drawers = {name: drawers[name] for name in drawers if name in pictures}
     document = sections.build(analysis, drawers)
     data = heat.build(analysis, curves)
     names = [f"pictures/{name}.{kind}" for name in drawers for kind in _KINDS]
@@ -89,14 +92,14 @@ def write(
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
         # First what says that the folder is ours: after an interruption it can be written again.
         _put(folder / "report.json", _json(analysis, document, files))
-        pictures = {}
+        drawings = {}
         for name in track(list(drawers)):
             drawn = drawers[name]()
             for kind in _KINDS:
                 style.save(drawn, folder / "pictures" / f"{name}.{kind}")
-            pictures[name] = (folder / "pictures" / f"{name}.svg").read_text("utf-8")
+            drawings[name] = (folder / "pictures" / f"{name}.svg").read_text("utf-8")
         _remove_others(folder / "pictures", {Path(name).name for name in names})
-        html = page.render(document, data, pictures)
+        html = page.render(document, data, drawings)
         _put(folder / "index.html", html)
         _put(folder / "report.md", markdown.render(document, data))
     except OSError as error:

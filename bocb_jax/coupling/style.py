@@ -23,10 +23,10 @@ FAILED = "#9a9aa0"
 
 # category of an optimizer -> colour and marker; b, the most common, is the middle of the scale
 CATEGORIES = {
-    "a": ("#00306f", "s", "fixed rate + momentum"),
-    "b": ("#2a8f8a", "o", "adaptive rate + momentum"),
+    "a": ("#00224e", "s", "fixed rate + momentum"),
+    "b": ("#2a7f86", "o", "adaptive rate + momentum"),
     "c": ("#a59c74", "^", "estimated rate + momentum"),
-    "d": ("#d9a800", "D", "adaptive rate, no momentum"),
+    "d": ("#e9bd1e", "D", "adaptive rate, no momentum"),
     "": ("#7a4fa3", "X", "other"),
 }
 # Lines that must be told apart: colour (Okabe and Ito's, by lightness), dash and marker.
@@ -97,7 +97,7 @@ def ink_on(red: float, green: float, blue: float) -> str:
         c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)
     ]
     luminance = float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
-    return "#111111" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "#ffffff"
+    return "#000000" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "#ffffff"
 
 
 def colour_steps(name: str, number: int, low: float = 0.0, high: float = 1.0) -> list[str]:
@@ -117,3 +117,4 @@ def save(picture: Figure, path: Path) -> None:
         # A name in a script that the font lacks is no reason to have no picture.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         picture.savefig(path, format=kind, dpi=150, metadata=metadata)
+    picture.set_layout_engine("none")  # laid out once: the next kind need not do it again

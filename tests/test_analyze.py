@@ -1,0 +1,100 @@
+"""The door: every kind of input, the verdict in words, refusals as sentences with exit code 2."""
+
+import subprocess
+import sys
+
+import pytest
+import synthetic_runs
+
+from bocb_jax.analyze import main
+
+QUICK = ["--resamples", "20"]
+
+
+def run(capsys, *arguments):
+    code = main([*map(str, arguments), *QUICK])
+    captured = capsys.readouterr()
+    return code, captured.out, " ".join(captured.err.split())
+
+
+def test_published_table_to_a_report(tmp_path, capsys):
+    out = tmp_path / "report"
+    code, text, _ = run(capsys, "--published", "cifar100", "--output", out)
+    assert code == 0
+    assert "39 % goes with the backbone, 22 % with the optimizer and 40 %" in text
+    assert "80 %, 4 % and 17 % of 360 cells" in text  # without AdaGrad and LARS
+    assert "What these data cannot say:" in text
+    assert {"index.html", "report.json", "report.md", "pictures"} == {p.name for p in out.iterdir()}
+    code, text, _ = run(capsys, "--published", "cifar100", "--output", out)
+    assert code == 0
+    assert "An earlier report was replaced" in text
+
+
+def test_parquet_with_curves_and_csv(tmp_path, capsys):
+    frame = synthetic_runs.results(["a", "b", "c"], ["sgd", "adamw", "lamb"], rates=0)
+    synthetic_runs.write_curves(frame, tmp_path / "runs")
+    frame.to_parquet(tmp_path / "runs" / "results.parquet")
+    out = tmp_path / "report"
+    code, text, _ = run(capsys, tmp_path / "runs" / "results.parquet", "--output", out)
+    assert code == 0
+    assert "3 backbones x 3 optimizers, 9 of 9 cells filled" in text
+    assert (out / "pictures" / "training_curves.svg").exists()
+    csv = tmp_path / "scores.csv"
+    csv.write_text("optimizer,a,b\nsgd,70.0,60.0\nadamw,69.5,66.0\nlamb,70.5,65.0\n")
+    code, text, _ = run(capsys, csv, "--no-report", "--rule", "regret(2)")
+    assert code == 0
+    assert "regret" in text
+    assert "a is" in text
+
+
+BAD = {
+    "twice.csv": ("backbone,optimizer,seed,score\na,sgd,0,70\na,sgd,0,71\n", "line 3"),
+    "text.csv": ("backbone,optimizer,seed,score\na,sgd,0,seventy\n", "line 2"),
+    "column.csv": ("backbone,optimizer\na,sgd\n", "no column 'score'"),
+    "empty.csv": ("", "empty"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_csv_is_a_sentence(name, tmp_path, capsys):
+    content, said = BAD[name]
+    (tmp_path / name).write_text(content)
+    code, _, error = run(capsys, tmp_path / name, "--output", tmp_path / "out")
+    assert code == 2
+    assert said in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_folders_are_sentences(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    code, _, error = run(capsys, tmp_path / "empty", "--output", tmp_path / "out")
+    assert (code, "no runs in" in error) == (2, True)
+    (tmp_path / "file").write_text("x")
+    code, _, error = run(capsys, "--published", "cifar100", "--output", tmp_path / "file")
+    assert (code, "is a file" in error) == (2, True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("x")
+    code, _, error = run(capsys, "--published", "cifar100", "--output", tmp_path / "full")
+    assert (code, "nothing was written" in error) == (2, True)
+    (tmp_path / "bad.parquet").write_text("x")
+    code, _, error = run(capsys, tmp_path / "bad.parquet", "--no-report")
+    assert (code, "no Parquet file" in error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--published", "cifar10"), ("--published", "cifar100", "--rule", "guess"),
+     ("--published", "cifar100", "--score", "loss")],
+)  # fmt: skip
+def test_bad_options_are_sentences(arguments, capsys):
+    code, _, error = run(capsys, *arguments, "--no-report")
+    assert code == 2
+    assert error.endswith(".")
+    assert "Traceback" not in error
+
+
+def test_starts_no_jax():
+    code = "import sys; from bocb_jax.analyze import main; "
+    code += "main(['--published', 'imagenet', '--no-report', '--resamples', '20']); "
+    code += "assert not {'jax', 'flax', 'matplotlib.pyplot'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
