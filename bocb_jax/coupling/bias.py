@@ -199,7 +199,7 @@ def permutation_test(cells: Cells, permutations: int, rng: np.random.Generator) 
         noise = total - (cells.counts * means**2).sum(-1)
         return interaction / np.maximum(noise, 1e-12 * total)
 
-    if not total > 0:
+    if not total > 1e-24 * (cells.values**2).sum():
         return 1.0
     observed = ratio(residuals, total)
     larger = 0
@@ -366,8 +366,8 @@ def _terms(cells: Cells, noise: float | None, confidence: float) -> pandas.DataF
         terms.loc[name, "p_value"] = noncentral.f_p_value(f, df, within)
         surplus = square - df * noise
         terms.loc[name, "omega_squared"] = max(surplus / (total + noise), 0.0)
-        terms.loc[name, "partial_omega_squared"] = max(surplus / (surplus + runs * noise), 0.0)
         if noise > 0:
+            terms.loc[name, "partial_omega_squared"] = max(surplus / (surplus + runs * noise), 0.0)
             low, high = noncentral.f_interval(f, df, within, confidence)
             terms.loc[name, "partial_omega_squared_low"] = low / (low + runs)
             terms.loc[name, "partial_omega_squared_high"] = high / (high + runs)
@@ -445,11 +445,16 @@ def median_polish(matrix: pandas.DataFrame, *, sweeps: int = 100) -> pandas.Data
     Tukey (1977), rows first. Missing cells stay missing. Unlike the means of least squares, medians
     are not drawn to a failed cell: its whole loss stays in its own residual.
     """
-    left = matrix.astype(float)
-    for _ in range(sweeps):
+    left = matrix.to_numpy(float)
+    # A row without any score has no median.
+    rows, columns = ~np.isnan(left).all(axis=1), ~np.isnan(left).all(axis=0)
+    left = left[np.ix_(rows, columns)]
+    for _ in range(sweeps if left.size else 0):
         before = left
-        left = left.sub(left.median(axis=1).fillna(0), axis=0)
-        left = left.sub(left.median(axis=0).fillna(0), axis=1)
-        if not (left - before).abs().max().max() > 1e-9:
+        left = left - np.nanmedian(left, axis=1, keepdims=True)
+        left = left - np.nanmedian(left, axis=0, keepdims=True)
+        if np.nanmax(np.abs(left - before)) < 1e-9:
             break
-    return left
+    polished = pandas.DataFrame(np.nan, index=matrix.index, columns=matrix.columns)
+    polished.iloc[np.flatnonzero(rows), np.flatnonzero(columns)] = left
+    return polished

@@ -153,39 +153,49 @@ def pairwise(goodness: pandas.DataFrame, families: pandas.Series | None) -> pand
     """
     if len(goodness) < 2:
         return None
-    blocks = None if families is None else families.reindex(goodness.columns)
-    rows = []
-    for first, second in itertools.combinations(goodness.index, 2):
-        difference = (goodness.loc[first] - goodness.loc[second]).dropna()
-        statistic, p_value = _wilcoxon(difference.to_numpy())
-        row = {
-            "first": first,
-            "second": second,
-            "n": len(difference),
-            "median_difference": difference.median(),
-            "statistic": statistic,
-            "p_value": p_value,
+    pairs = list(itertools.combinations(range(len(goodness)), 2))
+    first, second = np.array(pairs).T
+    names = goodness.index
+    values = goodness.to_numpy(float)
+    differences = values[first] - values[second]
+    frame = pandas.DataFrame(
+        {
+            "first": names[first],
+            "second": names[second],
+            "n": (~np.isnan(differences)).sum(axis=1),
+            "median_difference": pandas.DataFrame(differences).median(axis=1),
         }
-        if blocks is not None:
-            means = difference.groupby(blocks[difference.index].to_numpy()).mean().to_numpy()
-            row |= {"p_family": _wilcoxon(means)[1], "families": len(means)}
-        rows.append(row)
-    frame = pandas.DataFrame(rows)
-    frame.insert(6, "p_holm", holm(frame["p_value"]))
+    )
+    frame["statistic"], frame["p_value"] = _wilcoxon(differences)
+    frame["p_holm"] = holm(frame["p_value"])
+    if families is not None:
+        blocks = families.reindex(goodness.columns).to_numpy()
+        means = pandas.DataFrame(differences).T.groupby(blocks).mean().T.to_numpy()
+        frame["p_family"] = _wilcoxon(means)[1]
+        frame["families"] = (~np.isnan(means)).sum(axis=1)
     return frame
 
 
-def _wilcoxon(differences: np.ndarray) -> tuple[float, float]:
-    if len(differences) < 2:
-        return np.nan, np.nan
-    if not np.any(differences):
-        return 0.0, 1.0
-    sizes = np.abs(differences)
+def _wilcoxon(differences: np.ndarray) -> np.ndarray:
+    """(2, rows): statistic and p-value of every row, NaN being missing."""
+    found = np.full((2, len(differences)), np.nan)
+    known = ~np.isnan(differences)
+    counts = known.sum(axis=1)
+    sizes = np.sort(np.abs(np.where(known, differences, np.inf)), axis=1)
     # Exact without ties; with them SciPy would permute, a second for every pair.
-    tied = len(np.unique(sizes)) < len(sizes) or not sizes.all()
-    method = "asymptotic" if tied or len(sizes) > 50 else "exact"
-    outcome = stats.wilcoxon(differences, zero_method="pratt", method=method)
-    return float(outcome.statistic), float(outcome.pvalue)
+    tied = (sizes[:, 0] == 0) | ((sizes[:, 1:] == sizes[:, :-1]) & (sizes[:, 1:] < np.inf)).any(1)
+    tied |= counts > 50
+    nothing = (counts > 1) & (np.nanmax(np.where(known, np.abs(differences), 0), axis=1) == 0)
+    found[:, nothing] = [[0.0], [1.0]]
+    for count, approximate in {*zip(counts.tolist(), tied.tolist(), strict=True)}:
+        rows = (counts == count) & (tied == approximate) & ~nothing
+        if count < 2 or not rows.any():
+            continue
+        block = differences[rows][known[rows]].reshape(-1, count)
+        method = "asymptotic" if approximate else "exact"
+        outcome = stats.wilcoxon(block, zero_method="pratt", method=method, axis=1)
+        found[:, rows] = outcome.statistic, outcome.pvalue
+    return found
 
 
 def holm(p_values: pandas.Series) -> pandas.Series:
@@ -193,7 +203,7 @@ def holm(p_values: pandas.Series) -> pandas.Series:
     known = p_values.notna()
     corrected = pandas.Series(np.nan, index=p_values.index)
     if known.any():
-        corrected[known] = multipletests(p_values[known], method="holm")[1]
+        corrected[known] = multipletests(p_values[known].to_numpy(), method="holm")[1]
     return corrected
 
 
