@@ -1,4 +1,4 @@
-"""The `bocb` command: `bocb train`, `bocb sweep`, `bocb models`, `bocb optimizers`, ..."""
+"""The `bocb` command: `bocb train`, `bocb sweep`, `bocb analyze`, `bocb models`, ..."""
 
 import sys
 
@@ -6,6 +6,8 @@ USAGE = """usage: bocb COMMAND [options]
 
   train              train one backbone with one optimizer
   sweep STUDY        train all that a study names, and make a table of it
+  analyze RUNS       which optimizer suits which backbone: figures, verdict and report
+  recommend          which optimizer and rates to try first, and on what evidence
   patterns           what trained weights look like, layer by layer: runs or files
   models [NAME]      the backbones, or all about one; patterns such as 'conv*' work
   optimizers [NAME]  the optimizers, or all about one; with --plot FILE, their paths as a picture
@@ -26,6 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
         from bocb_jax.train import main as door
     elif command == "sweep":
         from bocb_jax.sweep import main as door
+    elif command == "analyze":
+        from bocb_jax.analyze import main as door
+    elif command == "recommend":
+        from bocb_jax.recommend import main as door
     elif command == "patterns":
         from bocb_jax.patterns import main as door
     elif command == "bench":
