@@ -293,16 +293,21 @@ def _defaults(table: ScoreTable, sign: int) -> pandas.DataFrame | None:
         grid = sign * own.groupby([*_SETTINGS, "backbone"])["score"].mean().unstack()
         if grid.shape[1] < 2:
             continue
-        loss = grid - grid.max()
-        for backbone in grid:
-            others = loss.drop(columns=backbone)
-            # Tried on this backbone, and on most of the others.
-            usable = grid[backbone].notna() & (others.notna().mean(axis=1) > 0.5)
-            if not usable.any():
-                continue
-            setting = others[usable].mean(axis=1).idxmax()
-            score, best = grid.loc[setting, backbone], grid[backbone].max()
-            rows.append((backbone, optimizer, *setting, sign * score, sign * best, best - score))
+        scores = grid.to_numpy()
+        best = np.nanmax(scores, axis=0)
+        tried = ~np.isnan(scores)
+        losses = np.where(tried, best - scores, 0)
+        # Everything but the column itself.
+        others = tried.sum(axis=1, keepdims=True) - tried
+        means = (losses.sum(axis=1, keepdims=True) - losses) / np.maximum(others, 1)
+        # Tried on this backbone, and on most of the others.
+        usable = tried & (others > 0.5 * (scores.shape[1] - 1))
+        chosen = np.where(usable, means, np.inf).argmin(axis=0)
+        for column in np.flatnonzero(usable.any(axis=0)):
+            setting = chosen[column]
+            score = scores[setting, column]
+            figures = sign * score, sign * best[column], best[column] - score
+            rows.append((grid.columns[column], optimizer, *grid.index[setting], *figures))
     columns = ["backbone", "optimizer", *_SETTINGS, "score", "best", "gap"]
     return pandas.DataFrame(rows, columns=columns) if rows else None
 

@@ -11,7 +11,6 @@ import numpy as np
 import pandas
 import scikit_posthocs
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from bocb_jax.coupling.table import ScoreTable
 
@@ -202,8 +201,13 @@ def holm(p_values: pandas.Series) -> pandas.Series:
     """Holm's step-down correction; NaN stays NaN and does not count."""
     known = p_values.notna()
     corrected = pandas.Series(np.nan, index=p_values.index)
-    if known.any():
-        corrected[known] = multipletests(p_values[known].to_numpy(), method="holm")[1]
+    values = p_values[known].to_numpy(float, copy=True)
+    # As statsmodels' multipletests, which collects garbage at every call: a third of a second with
+    # a large table in memory.
+    order = np.argsort(values, kind="stable")
+    steps = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    values[order] = np.minimum(steps, 1)
+    corrected[known] = values
     return corrected
 
 

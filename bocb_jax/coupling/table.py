@@ -162,7 +162,7 @@ def from_published(name: str = "cifar100") -> ScoreTable:
             f"There is no published table of scores '{name}'. There are: {', '.join(chances)}."
         )
     matrix = published.table(name)
-    runs = matrix.rename_axis(columns="backbone").stack().rename("score").reset_index()
+    runs = matrix.reset_index().melt("optimizer", var_name="backbone", value_name="score")
     if name == "cifar100":
         tuned = published.table("hyperparameters")
         runs = runs.merge(tuned, on=["optimizer", "backbone"], how="left")
@@ -228,14 +228,14 @@ def from_csv(
     notes = []
     if kind == "test accuracy":
         columns = [name for name in ("score", "validation_score") if name in runs]
-        worst = runs[columns].min().min(), runs[columns].max().max()
-        if worst[1] <= 1:
+        if runs[columns].max().max() <= 1:
             runs[columns] = 100 * runs[columns]
             notes.append(
-                "No score exceeds 1, so they were taken for fractions and shown in percent."
+                "No score exceeds 1, so they were taken for fractions and are shown in percent."
             )
-        elif worst[0] < 0 or worst[1] > 100:
-            at = runs["line"][((runs["score"] < 0) | (runs["score"] > 100)).to_numpy().argmax()]
+        wrong = ((runs[columns] < 0) | (runs[columns] > 100)).any(axis=1).to_numpy()
+        if wrong.any():
+            at = runs["line"].iloc[wrong.argmax()]
             raise UserError(
                 f"'{path}', line {at}: an accuracy is between 0 and 100 percent. For losses, say "
                 "score='train loss'."
@@ -382,7 +382,6 @@ def from_results(
     frame, dataset = _one_dataset(frame, dataset)
     if frame.empty:
         raise UserError("There are no runs to analyse.")
-    column = "test_accuracy" if kind == "test accuracy" else "train_loss"
     search = (frame["phase"] == "search").to_numpy() if "phase" in frame else False
     search = np.broadcast_to(search, len(frame))
     chance = _chance(frame, kind)
@@ -433,8 +432,6 @@ def from_results(
         dataset=dataset,
         notes=tuple(notes),
     )
-    if column not in frame and "validation_accuracy" not in frame:
-        raise UserError(f"The results have no column '{column}'.")
     return table.log_odds() if score == "log-odds" else table
 
 
