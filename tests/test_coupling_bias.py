@@ -57,7 +57,7 @@ def cells_of(values):
     shape=st.tuples(st.integers(2, 5), st.integers(2, 5), st.integers(2, 3)),
     missing=st.integers(0, 3),
 )
-@hypothesis.settings(max_examples=15, deadline=None)
+@hypothesis.settings(max_examples=10, deadline=None)
 def test_type_two_analysis_of_variance_is_that_of_statsmodels(seed, shape, missing):
     rng = np.random.default_rng(seed)
     values = random_tables(rng, shape, interaction=1.0)
@@ -128,7 +128,7 @@ def test_noncentral_chi_square_is_that_of_scipy():
 
 
 @hypothesis.given(seed=st.integers(0, 10**6), missing=st.integers(0, 4))
-@hypothesis.settings(max_examples=15, deadline=None)
+@hypothesis.settings(max_examples=10, deadline=None)
 def test_order_of_rows_and_columns_and_a_constant_change_nothing(seed, missing):
     rng = np.random.default_rng(seed)
     values = random_tables(rng, (5, 4, 2), interaction=1.0)
@@ -211,8 +211,8 @@ def covered(tables, interaction, noise, shape=(5, 4, 3), seed=0):
     [
         pytest.param(TABLES, 0.3, marks=pytest.mark.slow),
         pytest.param(TABLES, 2.0, marks=pytest.mark.slow),
-        (200, 0.3),
-        (200, 2.0),
+        (100, 0.3),
+        (100, 2.0),
     ],
 )
 def test_planted_coupling_lies_in_its_interval(tables, interaction):
@@ -247,23 +247,23 @@ def test_coupling_of_a_backbone_lies_in_its_interval():
     planted[:, 0] = [2, -2, 1, -1, 1, -1]
     planted -= planted.mean(1, keepdims=True)
     truth = np.sqrt((planted**2).mean(0))
-    hits, tables = np.zeros(5), 150
+    hits, tables = np.zeros(5), 60
     for _ in range(tables):
         values = 70 + planted[..., None] + 0.5 * rng.standard_normal((6, 5, 3))
         frame = bias.row_intervals(cells_of(values), "backbone", 0.95)
         hits += (frame["low"] <= truth + 1e-12) & (truth <= frame["high"])
-    # 150 tables: 1.8 points a standard deviation.
-    assert (hits / tables > 0.89).all()
+    # 60 tables: 2.8 points a standard deviation.
+    assert (hits / tables > 0.86).all()
 
 
-def test_intervals_of_shares_hold_the_truth():
+@pytest.mark.parametrize("tables", [pytest.param(300, marks=pytest.mark.slow), 30])
+def test_intervals_of_shares_hold_the_truth(tables):
     rng = np.random.default_rng(3)
-    hits, tables = 0, 60
+    hits = 0
     for _ in range(tables):
         mean = random_tables(rng, (6, 5, 1), interaction=1.5, noise=0.0)
         true = bias.decompose(table_of(mean)).terms.loc["interaction", "share"]
         noisy = mean + 0.7 * rng.standard_normal((6, 5, 3))
         row = bias.decompose(table_of(noisy), resamples=200).terms.loc["interaction"]
         hits += row["share_low"] <= true <= row["share_high"]
-    # 60 tables: 2.8 points a standard deviation.
-    assert hits / tables > 0.86
+    assert hits / tables > 0.95 - 3 * np.sqrt(0.95 * 0.05 / tables)

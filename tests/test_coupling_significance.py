@@ -63,7 +63,7 @@ def test_nemenyi_is_that_of_scikit_posthocs():
 
 
 @hypothesis.given(seed=st.integers(0, 10**6), rounded=st.booleans(), missing=st.integers(0, 6))
-@hypothesis.settings(max_examples=20, deadline=None)
+@hypothesis.settings(max_examples=10, deadline=None)
 def test_pairs_are_those_of_scipy_one_by_one(seed, rounded, missing):
     rng = np.random.default_rng(seed)
     values = rng.normal(70, 2, (4, 9))
