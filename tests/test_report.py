@@ -212,12 +212,13 @@ def test_size_and_time(runs, tmp_path):
     )  # fmt: skip
     assert len(frame) >= runs
     synthetic_runs.write_curves(frame, tmp_path / "runs", evaluations=200 if runs > 600 else 20)
-    start = time.perf_counter()
+    # Processor time: the machine may have other things to do.
+    start = time.process_time()
     table = from_results(frame)
     analysis = analyze(table)
     found = curves.read(table, tmp_path / "runs")
     written = report.write(analysis, tmp_path / "report", curves=found)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     print(f"{len(frame)} runs: {seconds:.1f} s, {written.page_bytes / 1e6:.2f} MB")
     assert seconds < 60
     assert written.page_bytes < 15e6

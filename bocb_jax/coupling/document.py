@@ -98,7 +98,7 @@ def text(value: Any, kind: str = "number", row: dict | None = None, key: str = "
         shown = f"{100 * value:.0f} %"
         if row is not None and key:
             low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
-            if text(low) and text(high):
+            if _finite(low) and _finite(high):
                 shown += f" [{100 * low:.0f}, {100 * high:.0f}]"
         return shown
     if kind == "p":
@@ -108,9 +108,13 @@ def text(value: Any, kind: str = "number", row: dict | None = None, key: str = "
     shown = f"{value:.2f}" if abs(value) < 1000 else f"{value:,.0f}"
     if kind == "interval" and row is not None:
         low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
-        if text(low) and text(high):
+        if _finite(low) and _finite(high):
             shown += f" [{low:.2f}, {high:.2f}]"
     return shown
+
+
+def _finite(value: Any) -> bool:
+    return text(value) != "" and math.isfinite(value)
 
 
 def filled(block) -> bool:

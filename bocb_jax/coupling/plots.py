@@ -232,7 +232,7 @@ def critical_difference(nemenyi: Nemenyi) -> Figure:
             side.plot([column, column], ends, color=INK, lw=3.2, solid_capstyle="round")
         side.set_xlim(-0.8, max(len(bars), 1) - 0.2)
         side.set_axis_off()
-        side.set_title("joined: no difference shown", fontsize=7.5)
+        side.set_title("joined: no\ndifference\nshown", fontsize=7.5)
     return picture
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from bocb_jax.coupling.analysis import Budget, Hyperparameters
 from bocb_jax.coupling.style import FAILED, FAINT, INK, LINES, figure, house_style, label
@@ -43,6 +44,7 @@ def robustness(section: Hyperparameters) -> Figure:
             names = [f"{label(n, 18)}  n={len(v)}" for n, v in zip(order, values, strict=True)]
             axes.set_yticks(list(rows), names)
             axes.invert_yaxis()
+            axes.set_xlim(-0.3, max([1, *(group.max() for group in values)]) + 0.3)
             axes.set_title(title)
             axes.set_xlabel("steps of lr + weight decay from the usual")
             axes.tick_params(axis="y", length=0)
@@ -133,6 +135,7 @@ def sensitivity(table: ScoreTable) -> Figure:
             if (mine["learning_rate"].dropna() > 0).all():
                 axes.set_xscale("log")
                 axes.minorticks_off()
+                axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.set_title(f"{label(name, 16)}  n={len(mine)}", fontsize=8.5)
         for axes in panels[len(optimizers) :]:
             axes.set_axis_off()

@@ -165,7 +165,7 @@ def _choice(table: ScoreTable, regret, backbone: str | None, name: str) -> Choic
     rate, decay, rates = _rates(table, cell, backbone, name)
     return Choice(
         optimizer=name,
-        score=np.nan if cell is None else float(table.matrix().at[name, backbone]),
+        score=np.nan if cell is None else float(cell["score"].mean()),
         behind=np.nan if backbone is None else float(regret.at[name, backbone]),
         seeds=0 if cell is None else int(cell["score"].notna().sum()),
         mean_regret=float(row.mean()),

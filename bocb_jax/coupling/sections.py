@@ -153,7 +153,7 @@ def _recommendation(analysis: Analysis) -> tuple:
                 "score": first.score,
                 "behind": first.behind,
                 "n": first.seeds,
-                "next": ", ".join(f"{c.optimizer} (-{c.behind:.2f})" for c in advice.choices[1:]),
+                "next": ", ".join(f"{c.optimizer} ({c.behind:.2f})" for c in advice.choices[1:]),
                 "mean_regret": first.mean_regret,
                 "candidates": advice.candidates,
             }
@@ -172,7 +172,7 @@ def _recommendation(analysis: Analysis) -> tuple:
         ("candidates", "of optimizers", "int"),
     )
     title = "The optimizer to try first on each backbone, and the evidence"
-    caption = f"In {analysis.table.unit}; in brackets the distance to the best."
+    caption = f"In {analysis.table.unit}; in brackets how far behind the best."
     return (
         Text((rule,) if rule else ()),
         table_of(pandas.DataFrame(rows), title, columns, caption),
@@ -183,7 +183,7 @@ def _marks_text(analysis: Analysis) -> Text:
     marks = analysis.marks
     return Text(
         (
-            f"Marks by the rule {marks.rule}: {marks.description} "
+            f"Marks by the rule {marks.rule}: {summary.sentence(marks.description)} "
             f"{marks.outliers} of {marks.cells} cells are outliers.",
         )
     )
@@ -432,8 +432,8 @@ def _method(analysis: Analysis) -> tuple:
                 "backbone and the effect of its optimizer: that some optimizers are better "
                 "everywhere is no coupling.",
                 "Regret is the distance of a cell to the best optimizer of its backbone.",
-                f"Coupling strength: {analysis.strength_rule}",
-                f"Marks: {analysis.marks.rule}: {analysis.marks.description}",
+                f"Coupling strength: {summary.sentence(analysis.strength_rule)}",
+                f"Marks: {analysis.marks.rule}: {summary.sentence(analysis.marks.description)}",
                 f"Intervals hold {percent}; {analysis.resamples} resamples, seed {analysis.seed}.",
                 "A run that diverged scores what a guess would; one that ended for another reason "
                 "has no score.",

@@ -20,9 +20,9 @@ def verdict(analysis: Analysis) -> list[str]:
     sentences = [_strengths(analysis), _shares(analysis), _coupling_or_noise(analysis)]
     sentences += [_safest(analysis), _failing(analysis), _families(analysis), _ranks(analysis)]
     if analysis.budget is not None:
-        sentences.append(_sentence(analysis.budget.verdict))
+        sentences.append(sentence(analysis.budget.verdict))
     sentences.append(_data(analysis))
-    sentences.append(f"Loosely, moderately, tightly: {_sentence(analysis.strength_rule)}")
+    sentences.append(f"Loosely, moderately, tightly: {sentence(analysis.strength_rule)}")
     return [text for text in sentences if text]
 
 
@@ -32,6 +32,10 @@ def backbone_sentence(analysis: Analysis, name: str) -> str:
     count = int(row["n"])
     how = HOW.get(str(row["strength"]))
     start = f"{label(name)} is {how}" if how else f"{label(name)} cannot be placed"
+    without = analysis.decomposition_without_failures
+    dropped = [label(name) for name in without.dropped] if without is not None else []
+    if how and dropped:
+        start += f", apart from {_listed(dropped, 4)}"
     if count == 0:
         return f"{start}: it has no score."
     text = (
@@ -41,9 +45,12 @@ def backbone_sentence(analysis: Analysis, name: str) -> str:
     regret = analysis.regret[name].dropna()
     if len(regret) > 1:
         text += f"; the worst, {label(regret.idxmax())}, is {_size(analysis, regret.max())} below"
+    rest = row["coupling_rms_without_failures"]
     if _known(row["coupling_rms"]):
         text += f"; coupling {_size(analysis, row['coupling_rms'])} (root mean square"
         text += f"{_interval(row, 'coupling_rms')})"
+        if dropped and _known(rest):
+            text += f", {_size(analysis, rest)} without {_listed(dropped, 4)}"
     seeds = row["seeds"]
     if _known(seeds):
         text += f"; {seeds:g} {_plural(seeds, 'seed')} a cell"
@@ -277,6 +284,6 @@ def _listed(names: list[str], most: int = 8) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def _sentence(text: str) -> str:
-    """With a full stop, once."""
+def sentence(text: str) -> str:
+    """A text with a full stop, once."""
     return text if text.endswith((".", "!", "?")) else text + "."

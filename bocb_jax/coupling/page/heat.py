@@ -115,7 +115,8 @@ def build(analysis: Analysis, curves: pandas.DataFrame | None = None) -> HeatDat
             place = (optimizer, backbone)
             facts = _facts(analysis, groups.get(place), scores[o, b], regret[o, b], coupling[o, b])
             if marks[o, b] in ("best", "top4", "outlier"):
-                facts.append(["mark", f"{marks[o, b]} by {analysis.marks.rule}"])
+                name = "top 4" if marks[o, b] == "top4" else marks[o, b]
+                facts.append(["mark", f"{name} by {analysis.marks.rule}"])
             if one_seed[o, b]:
                 facts.append(["note", "one figure: its noise is not known"])
             line.append({"facts": facts, "curve": thin.get(place)})
