@@ -1,0 +1,32 @@
+"""Where a backbone stands among known ones, by what it loses with a few optimizers."""
+
+import numpy as np
+import pandas
+
+from bocb_jax.coupling import published
+
+
+def place(regret: pandas.Series) -> pandas.DataFrame:
+    """The published backbones, the most similar first.
+
+    Both sides are regrets over the same few optimizers: the distance to the best of them. The
+    published ones are from CIFAR-100 after 200 epochs, so likeness is a hint and no more.
+
+    Args:
+      regret: points, by optimizer under this project's names; those that the paper lacks and
+        empty ones are left out.
+
+    Returns:
+      Index: the paper's backbones. Columns: distance (root mean square of the differences, points),
+      and the regret with each optimizer; empty with fewer than two optimizers in common.
+    """
+    names = {row["opt"]: row["optimizer"] for row in published.rows("optimizers")}
+    regret = regret.dropna()
+    common = [opt for opt in regret.index if opt in names]
+    if len(common) < 2:
+        return pandas.DataFrame(columns=["distance"])
+    scores = published.table("cifar100").loc[[names[opt] for opt in common]]
+    known = (scores.max() - scores).T.set_axis(common, axis=1)
+    own = regret[common] - regret[common].min()
+    distance = np.sqrt(((known - own) ** 2).mean(axis=1))
+    return known.assign(distance=distance).sort_values("distance", kind="stable")
