@@ -32,6 +32,9 @@ SETTINGS = {
     "parallel.devices": 1,
 }
 
+# What differs between two runs of the same settings.
+CLOCKS = ("wall_seconds", "seconds_to_first_step", "evaluation_seconds", "peak_memory_bytes")
+
 
 def start(workdir: Path, cache: Path) -> subprocess.Popen:
     settings = SETTINGS | {"workdir": workdir, "compile-cache": cache}
@@ -69,8 +72,7 @@ def arrays(folder: Path) -> dict[str, list]:
 
 def result(folder: Path) -> dict:
     outcome = json.loads((folder / "result.json").read_text())
-    clocks = ("wall_seconds", "seconds_to_first_step", "evaluation_seconds", "peak_memory_bytes")
-    return {name: value for name, value in outcome.items() if name not in clocks}
+    return {name: value for name, value in outcome.items() if name not in CLOCKS}
 
 
 def compare(disturbed: Path, undisturbed: Path) -> None:

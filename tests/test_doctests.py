@@ -6,7 +6,15 @@ import pkgutil
 
 import pytest
 
-PACKAGES = ("bocb_jax", "bocb_jax.data", "bocb_jax.engine", "bocb_jax.models", "bocb_jax.optim")
+PACKAGES = (
+    "bocb_jax",
+    "bocb_jax.coupling",
+    "bocb_jax.data",
+    "bocb_jax.engine",
+    "bocb_jax.models",
+    "bocb_jax.optim",
+    "bocb_jax.study",
+)
 
 
 def modules():
