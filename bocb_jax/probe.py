@@ -92,7 +92,7 @@ def report(workdir: Path, model: str, *, spent: bool = False) -> None:
     """Prints what the runs in a folder say of a model.
 
     Raises:
-      UserError: there is no run of the model.
+      UserError: the model has a score with fewer than two optimizers.
     """
     from bocb_jax import results
     from bocb_jax.coupling import summary
@@ -101,8 +101,12 @@ def report(workdir: Path, model: str, *, spent: bool = False) -> None:
     from bocb_jax.coupling.table import from_results
 
     table = from_results(results.load(workdir))
-    if model not in table.backbones:
-        raise UserError(f"No run of {model} has ended in {workdir}; give a larger --budget.")
+    scored = int((table.counts()[model] > 0).sum()) if model in table.backbones else 0
+    if scored < 2:
+        raise UserError(
+            f"{model} has a score with {scored} of {len(OPTIMIZERS)} optimizers in {workdir}: too "
+            "few to compare. The same command with a larger --budget goes on from there."
+        )
     analysis = analyze(table)
     if spent:
         print("The budget was spent before all runs were done: what follows is from some of them.")
