@@ -99,7 +99,6 @@ def test_bad_options_are_sentences(arguments, capsys):
 
 
 def test_starts_no_jax():
-    code = "import sys; from bocb_jax.analyze import main; "
-    code += "main(['--published', 'imagenet', '--no-report', '--resamples', '20']); "
+    code = "import sys, bocb_jax.analyze, bocb_jax.coupling.analysis, bocb_jax.coupling.report; "
     code += "assert not {'jax', 'flax'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", code], check=True)
