@@ -8,6 +8,7 @@ USAGE = """usage: bocb COMMAND [options]
   sweep STUDY        train all that a study names, and make a table of it
   analyze RUNS       which optimizer suits which backbone: figures, verdict and report
   recommend          which optimizer and rates to try first, and on what evidence
+  probe              how strongly the optimizer binds a net of your own
   patterns           what trained weights look like, layer by layer: runs or files
   models [NAME]      the backbones, or all about one; patterns such as 'conv*' work
   optimizers [NAME]  the optimizers, or all about one; with --plot FILE, their paths as a picture
@@ -32,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
         from bocb_jax.analyze import main as door
     elif command == "recommend":
         from bocb_jax.recommend import main as door
+    elif command == "probe":
+        from bocb_jax.probe import main as door
     elif command == "patterns":
         from bocb_jax.patterns import main as door
     elif command == "bench":
