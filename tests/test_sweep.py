@@ -24,8 +24,9 @@ from bocb_jax.study.spec import Search, Study, read_study
 EXPERIMENTS = Path(os.environ.get("BOCB_JAX_SOURCE", Path(__file__).parents[1])) / "experiments"
 
 
+@pytest.mark.slow
 def test_kills_lose_and_double_nothing():
-    kill_sweep.main(["--kills", "2", "--seed", "1"])
+    kill_sweep.main(["--kills", "4", "--seed", "1"])
 
 
 # --- Scheduling, with workers that only pretend ---------------------------------------------------
@@ -271,6 +272,7 @@ def test_a_sweep_from_its_command_to_its_table(tmp_path):
     assert "compiled 0 training steps (0 programs in all)" in other.stderr, other.stderr
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_it_takes(tmp_path):
     said = command(write(tmp_path, TINY), "--workdir", tmp_path / "runs", "--dry-run")
     assert said.returncode == 0, said.stderr
