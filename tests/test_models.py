@@ -21,20 +21,12 @@ NAMES = bocb_jax.list_models()
 MINIS = [name for name in NAMES if name.endswith("_mini")]
 LARGE = [name for name in NAMES if name not in (*MINIS, *PAPER)]
 LISTED = [*MINIS, *PAPER, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
-# Gradients of all small twins take minutes to compile; one of each kind of net in the default run.
-KINDS = (
-    "resnet_mini",
-    "vit_mini",
-    "mixer_mini",
-    "swin_mini",
-    "convnext_mini",
-    "identityformer_mini",
-)
-LEARNING = [
-    name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in MINIS
-] + [pytest.param(name, marks=pytest.mark.slow) for name in PAPER]
 # Every property is tried on two small nets in the default run, on all with -m slow.
 QUICK = ("resnet_mini", "vit_mini")
+# Gradients of all small twins take minutes to compile.
+LEARNING = [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MINIS
+] + [pytest.param(name, marks=pytest.mark.slow) for name in PAPER]
 SAMPLE = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in [*MINIS]]
 
 
