@@ -142,3 +142,17 @@ def test_a_table_of_two_by_two_is_drawn():
 
 def test_training_curves_of_no_run_are_no_picture(paper):
     assert "training_curves" not in plots.draw_all(paper, pandas.DataFrame(columns=["backbone"]))
+
+
+def test_a_study_of_two_pairs_has_its_budget_drawn_without_coupling():
+    import pandas
+
+    from bocb_jax.coupling import plots_tuning
+    from bocb_jax.coupling.robustness import Budget
+
+    rows = [("net", "sgd", k, 90.0 + k, 0.1, 3) for k in (1, 2, 3)]
+    names = ["backbone", "optimizer", "trials", "expected_best", "standard_error", "n"]
+    curves = pandas.DataFrame(rows, columns=names)
+    known = dict.fromkeys(Budget.__dataclass_fields__)
+    section = Budget(**known | {"curves": curves, "coupling": pandas.DataFrame()})
+    assert len(plots_tuning.budget(section, "points").axes) == 1

@@ -74,6 +74,10 @@ def budget(section: Budget, unit: str) -> Figure:
         backbones = curves["backbone"].nunique()
         left.set_title(f"score, {backbones} backbone{'s' * (backbones != 1)}")
         left.legend(fontsize=7)
+        left.xaxis.get_major_locator().set_params(integer=True)
+        if section.coupling.empty:  # too few pairs have trials for an additive fit
+            right.remove()
+            return picture
         coupling = section.coupling.sort_index()
         right.plot(
             coupling.index, coupling["interaction_std"], "o-", color="#0b3c7d", label="coupling"
@@ -84,11 +88,10 @@ def budget(section: Budget, unit: str) -> Figure:
         right.set_ylim(bottom=0)
         right.set_xlabel("trials of learning rate and weight decay")
         right.set_ylabel(unit)
-        cells = int(coupling["cells"].max()) if len(coupling) else 0
+        cells = int(coupling["cells"].max())
         right.set_title(f"what is left between pairs, {cells} cells")
         right.legend()
-        for axes in (left, right):
-            axes.xaxis.get_major_locator().set_params(integer=True)
+        right.xaxis.get_major_locator().set_params(integer=True)
     return picture
 
 
