@@ -176,6 +176,12 @@ def test_cores_are_shared_out_evenly(monkeypatch):
 # --- The command ----------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def cold_cache(tmp_path, monkeypatch):
+    """Nothing is found that an earlier session compiled, and nothing left in the user's home."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+
+
 def command(*words):
     return subprocess.run(
         [sys.executable, "-m", "bocb_jax.sweep", *map(str, words)],
