@@ -11,6 +11,10 @@ class UnknownName(UserError, LookupError):
     """A name that no registry knows; the message lists near matches."""
 
 
+class FolderInUse(UserError):
+    """Another process is writing there; it may soon be done."""
+
+
 class Diverged(Exception):
     """The loss, or the gradient, stopped being finite."""
 

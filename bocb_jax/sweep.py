@@ -10,7 +10,6 @@ before, 2 a setting is wrong, 130 or 143 interrupted.
 
 import argparse
 import contextlib
-import fcntl
 import signal
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from bocb_jax import results
 from bocb_jax.config import difference
 from bocb_jax.console import console, duration
+from bocb_jax.engine.lock import only_writer
 from bocb_jax.engine.metrics import write_json
 from bocb_jax.errors import UserError
 from bocb_jax.study.board import board
@@ -104,6 +104,8 @@ def sweep(
       UserError: the study cannot be, or the folder is in use or holds something else.
     """
     began = time.monotonic()
+    if cluster:
+        workdir = workdir.absolute()  # the other nodes are elsewhere
     cells = plan(study, workdir)
     with claim(workdir):
         write_json(workdir / "study.json", study.to_dict())
@@ -165,22 +167,10 @@ def plan(study: Study, workdir: Path) -> list[Cell]:
     return cells
 
 
-@contextlib.contextmanager
-def claim(workdir: Path) -> Iterator[None]:
+def claim(workdir: Path) -> contextlib.AbstractContextManager[None]:
     """Makes the folder, and keeps other sweeps out of it."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(workdir / ".sweep.lock", "w")  # noqa: SIM115 - held until the sweep ends
-    except OSError as error:
-        raise UserError(f"The folder {workdir} cannot be made: {error.strerror}.") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"Another sweep is writing to {workdir}; wait for it, or choose another --workdir."
-            ) from error
-        yield
+    taken = f"Another sweep is writing to {workdir}; wait for it, or choose another --workdir."
+    return only_writer(workdir, ".sweep.lock", taken)
 
 
 def scan(cells: list[Cell], workdir: Path, *, retry: bool = False) -> dict[str, Outcome]:

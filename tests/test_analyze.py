@@ -102,3 +102,27 @@ def test_starts_no_jax():
     code = "import sys, bocb_jax.analyze, bocb_jax.coupling.analysis, bocb_jax.coupling.report; "
     code += "assert not {'jax', 'flax'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("score", "near", "fair"),
+    [
+        ("accuracy", "1 point", "2 points"),
+        ("loss", "0.05 nats", "0.1 nats"),
+        ("log-odds", "0.05 log-odds", "0.1 log-odds"),
+    ],
+)
+def test_the_words_say_what_was_counted_as_near(tmp_path, capsys, score, near, fair):
+    # Two optimizers a hair apart, and one far from both on every scale.
+    scores = {"sgd": 60.0, "lamb": 80.0, "adamw": 80.01}
+    if score == "loss":
+        scores = {"sgd": 2.0, "lamb": 0.51, "adamw": 0.5}
+    lines = [f"{backbone},{name},{value}" for backbone in "abc" for name, value in scores.items()]
+    csv = tmp_path / "scores.csv"
+    csv.write_text("\n".join(["backbone,optimizer,score", *lines]))
+    code, text, _ = run(capsys, csv, "--score", score, "--output", tmp_path / "report")
+    assert code == 0
+    assert f"2 of 3 optimizers within {fair} of the best (adamw" in text
+    assert f"within {near} of the best on 3 of 3 backbones" in text
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert f"within {near} of the best" in page

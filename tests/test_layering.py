@@ -71,6 +71,7 @@ RULES = {
         "rich", "ours:study", "ours:config", "ours:console", "ours:errors", "ours:results",
         "ours:engine.metrics",
     },
+    "bocb_jax/engine/lock.py": {"ours:errors"},
     "bocb_jax/study/search.py": {"scipy", "ours:study"},
     "bocb_jax/study/cluster.py": {"ray", "ours:study", "ours:errors"},
     # Processes of their own, which load JAX where they use it.

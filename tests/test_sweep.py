@@ -14,12 +14,14 @@ import pandas
 import pytest
 
 from bocb_jax import results, sweep
+from bocb_jax.engine.lock import only_writer
 from bocb_jax.study import catalog
 from bocb_jax.study.plan import Cell
 from bocb_jax.study.pool import Event, share_out
 from bocb_jax.study.scheduler import Scheduler
 from bocb_jax.study.search import Point
 from bocb_jax.study.spec import Search, Study, read_study
+from bocb_jax.study.worker import Executor
 
 EXPERIMENTS = Path(os.environ.get("BOCB_JAX_SOURCE", Path(__file__).parents[1])) / "experiments"
 
@@ -159,6 +161,17 @@ def test_no_run_is_started_once_the_hours_are_spent(tmp_path):
     complete, outcomes, _, _ = run(tmp_path, finishing(tmp_path), device_seconds=1e-9)
     assert not complete
     assert len(outcomes) == 2  # one a worker, before anything was spent
+
+
+def test_a_folder_that_is_still_in_use_is_no_failure(tmp_path, monkeypatch):
+    for module in ("program", "train"):  # this process keeps nothing on disk
+        monkeypatch.setattr(f"bocb_jax.{module}.use_compile_cache", lambda folder: None)
+    spec = read_study(write(tmp_path, TINY))
+    (pair, *_) = catalog.find_pairs(spec)
+    planned = Cell(pair, spec, tmp_path / "runs").planned({})[0]
+    with only_writer(tmp_path / "runs" / planned.run, ".lock", "taken"):
+        assert Executor().run(planned.settings)["status"] == "interrupted"
+    assert not (tmp_path / "runs" / planned.run / "result.json").exists()
 
 
 def test_cores_are_shared_out_evenly(monkeypatch):

@@ -96,7 +96,7 @@ def _tiles(analysis: Analysis) -> tuple[tuple[str, str], ...]:
 
 
 def _backbones(analysis: Analysis) -> Table:
-    unit = analysis.table.unit
+    unit, near, (close, fair) = analysis.table.unit, summary.near(analysis), analysis.near
     columns = (
         ("backbone", "backbone", "text"),
         ("strength", "coupling", "text"),
@@ -106,8 +106,8 @@ def _backbones(analysis: Analysis) -> Table:
         ("best_optimizer", "best optimizer", "text"),
         ("best", "best", "number"),
         ("best_share", "stays best", "percent", "share of bootstrap resamples with the same best"),
-        ("within_1", "within 1", "int", f"optimizers within 1 {unit} of the best"),
-        ("within_2", "within 2", "int"),
+        ("within_1", f"within {close:g}", "int", f"optimizers within {near} of the best"),
+        ("within_2", f"within {fair:g}", "int"),
         ("n", "n optimizers", "int"),
         ("seeds", "seeds a cell", "int"),
         ("one_seed_cells", "cells of one seed", "int"),
@@ -219,15 +219,15 @@ def _decomposition(analysis: Analysis, pictures: set[str]) -> tuple:
 
 
 def _optimizers(analysis: Analysis, pictures: set[str]) -> tuple:
-    unit = analysis.table.unit
+    unit, near, (close, fair) = analysis.table.unit, summary.near(analysis), analysis.near
     columns = (
         ("optimizer", "optimizer", "text"),
         ("category", "category", "text"),
         ("mean_regret", f"mean regret, {unit}", "interval", "distance to the best of a backbone"),
         ("median_regret", "median", "number"),
         ("worst_regret", "worst", "number"),
-        ("share_within_1", "within 1", "percent", f"share of backbones within 1 {unit}"),
-        ("share_within_2", "within 2", "percent"),
+        ("share_within_1", f"within {close:g}", "percent", f"share of backbones within {near}"),
+        ("share_within_2", f"within {fair:g}", "percent"),
         ("coupling_rms", "coupling", "interval"),
         ("strength", "strength", "text"),
         ("worst_loss", "worst coupling", "number"),
@@ -395,12 +395,13 @@ def _tuning(analysis: Analysis, pictures: set[str]) -> tuple:
     width = (
         ("backbone", "backbone", "text"), ("optimizer", "optimizer", "text"),
         ("trials", "n trials", "int"),
-        ("within", "within 1", "int"), ("share", "share", "percent"),
+        ("within", f"within {analysis.near[0]:g}", "int"), ("share", "share", "percent"),
         ("learning_rate_low", "from", "rate"), ("learning_rate_high", "to", "rate"),
         ("learning_rate_factor", "factor", "number"), ("best_learning_rate", "best rate", "rate"),
         ("best_weight_decay", "best decay", "rate"), ("at_edge", "at the edge", "text"),
     )  # fmt: skip
-    note = f"Learning rates within 1 {unit} of the best of the pair; at the edge: search further."
+    near = summary.near(analysis)
+    note = f"Learning rates within {near} of the best of the pair; at the edge: search further."
     frame = analysis.width
     if frame is not None and "at_edge" in frame:
         frame = frame.assign(at_edge=["yes" if edge else "" for edge in frame["at_edge"]])

@@ -28,7 +28,7 @@ def verdict(analysis: Analysis) -> list[str]:
 
 def backbone_sentence(analysis: Analysis, name: str) -> str:
     """How strongly one backbone is bound, e.g. "resnet50 is loosely coupled: 14 of 20 ..." """
-    row, unit = analysis.backbones.loc[name], analysis.table.unit
+    row = analysis.backbones.loc[name]
     count = int(row["n"])
     how = HOW.get(str(row["strength"]))
     start = f"{label(name)} is {how}" if how else f"{label(name)} cannot be placed"
@@ -40,7 +40,8 @@ def backbone_sentence(analysis: Analysis, name: str) -> str:
         return f"{start}: it has no score."
     text = (
         f"{start}: {_number(row['within_2'])} of {count} {_plural(count, 'optimizer')} within "
-        f"2 {unit} of the best ({label(row['best_optimizer'])}, {_score(analysis, row['best'])})"
+        f"{near(analysis, 1)} of the best "
+        f"({label(row['best_optimizer'])}, {_score(analysis, row['best'])})"
     )
     regret = analysis.regret[name].dropna()
     if len(regret) > 1:
@@ -60,9 +61,15 @@ def backbone_sentence(analysis: Analysis, name: str) -> str:
     return text + "."
 
 
+def near(analysis: Analysis, which: int = 0) -> str:
+    """What counts as close to the best (0) or fairly close (1): "1 point", "0.05 nats"."""
+    size, unit = analysis.near[which], analysis.table.unit
+    return f"{size:g} {unit.removesuffix('s') if size == 1 else unit}"
+
+
 def optimizer_sentence(analysis: Analysis, name: str) -> str:
     """What one optimizer costs over the backbones."""
-    row, unit = analysis.optimizers.loc[name], analysis.table.unit
+    row = analysis.optimizers.loc[name]
     count = int(row["n"])
     if count == 0:
         return f"{label(name)} has no score."
@@ -70,7 +77,7 @@ def optimizer_sentence(analysis: Analysis, name: str) -> str:
     return (
         f"{label(name)} is on average {_size(analysis, row['mean_regret'])} below the best of a "
         f"backbone{_bracket(row, 'mean_regret')} and at worst {_size(analysis, worst.max())} "
-        f"({label(worst.idxmax())}); within 1 {unit.removesuffix('s')} of the best on "
+        f"({label(worst.idxmax())}); within {near(analysis)} of the best on "
         f"{round(row['share_within_1'] * count)} of {count} {_plural(count, 'backbone')}."
     )
 

@@ -7,7 +7,6 @@ result.json      written once, at the end
 """
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import logging
@@ -19,6 +18,7 @@ from typing import Any
 import jax
 
 from bocb_jax.config import difference
+from bocb_jax.engine.lock import only_writer
 from bocb_jax.engine.metrics import write_json
 from bocb_jax.errors import UserError
 
@@ -43,16 +43,8 @@ def claim(folder: Path, settings: dict[str, Any], *, resume: bool) -> Iterator[N
     earlier = read_json(record)
     if earlier is not None:
         _check_same(folder, earlier, settings, resume)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115 - held until the run ends
-    except OSError as error:
-        raise UserError(f"The run's folder {folder} cannot be made: {error.strerror}.") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"Another process is writing to {folder}; wait for it.") from error
+    taken = f"Another process is writing to {folder}; wait for it."
+    with only_writer(folder, ".lock", taken):
         if earlier is None or earlier.get("resolved") is None:
             write_json(record, {**settings, **surroundings()})
         yield

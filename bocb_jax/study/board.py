@@ -1,5 +1,6 @@
 """What a person sees of a sweep: the grid filling up on a terminal, plain lines elsewhere."""
 
+import contextlib
 import time
 
 from rich.live import Live
@@ -149,8 +150,6 @@ def board(cells: list[Cell], outcomes: dict[str, Outcome], workers: int, kind: s
       workers: how many runs go on at a time.
       kind: "grid", "lines", "none", or "auto" for a grid on a terminal and lines elsewhere.
     """
-    import contextlib
-
     if kind == "grid" or (kind == "auto" and console.is_terminal):
         return Grid(cells, outcomes, workers)
     shown = Progress if kind == "none" else Lines

@@ -12,10 +12,9 @@ import os
 import queue
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
-
-STATUSES = ("finished", "diverged", "out_of_memory", "crashed", "timed_out")
 
 
 def main() -> None:
@@ -76,13 +75,14 @@ class Executor:
         """Trains the run of a config and says how it ended.
 
         Returns:
-          "status": one of `STATUSES`, or "interrupted" where a signal came; "compiled" and
+          "status": as in `result.json`, or "interrupted" where it is to be asked for again (a
+          signal came, or another process still has its folder); "compiled" and
           "loaded": names of programs that XLA compiled, and that the cache had.
         """
         from bocb_jax.config import TrainConfig, from_dict, run_id
         from bocb_jax.engine.memory import forget_peak_memory
         from bocb_jax.engine.outcome import failure
-        from bocb_jax.errors import Interrupted
+        from bocb_jax.errors import FolderInUse, Interrupted
         from bocb_jax.train import train
 
         self._compiled, self._loaded = [], []
@@ -92,6 +92,9 @@ class Executor:
             config = from_dict(TrainConfig, settings)
             status = train(config)["status"]
         except Interrupted:
+            status = "interrupted"
+        except FolderInUse:  # by a worker of a sweep that was killed, which is about to end
+            time.sleep(1.0)
             status = "interrupted"
         except Exception as caught:
             record = failure(caught)
@@ -109,8 +112,6 @@ class Executor:
 
     def measure(self, settings: dict[str, Any], steps: int = 3) -> dict[str, Any]:
         """Seconds a training image of a run, from a few steps; "error" where these failed."""
-        import time
-
         from bocb_jax.config import TrainConfig, from_dict
         from bocb_jax.data.loader import Loader
         from bocb_jax.data.pipeline import steps_per_epoch
