@@ -3,7 +3,7 @@
 >>> import jax, jax.numpy as jnp, optax
 >>> from flax import nnx
 >>> import bocb_jax
->>> model = bocb_jax.create_model("resnet_mini", num_classes=10, image_size=32, rngs=nnx.Rngs(0))
+>>> model = bocb_jax.create_model("mixer_mini", num_classes=10, image_size=32, rngs=nnx.Rngs(0))
 >>> graph, params, rest = nnx.split(model, nnx.Param, ...)
 >>> params = nnx.to_pure_dict(params)
 >>> optimizer = bocb_jax.create_optimizer("lamb", learning_rate=5e-3)
@@ -12,10 +12,14 @@
 >>> def loss_fn(params):
 ...     logits = nnx.merge(graph, params, rest, copy=True)(images)
 ...     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
->>> loss, grads = jax.value_and_grad(loss_fn)(params)
->>> updates, opt_state = optimizer.update(grads, opt_state, params)
->>> params = optax.apply_updates(params, updates)
->>> bool(loss_fn(params) < loss)
+>>> @jax.jit
+... def step(params, opt_state):
+...     loss, grads = jax.value_and_grad(loss_fn)(params)
+...     updates, opt_state = optimizer.update(grads, opt_state, params)
+...     return optax.apply_updates(params, updates), opt_state, loss
+>>> params, opt_state, first = step(params, opt_state)
+>>> params, opt_state, second = step(params, opt_state)
+>>> bool(second < first)
 True
 """
 
