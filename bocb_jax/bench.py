@@ -24,6 +24,7 @@ from bocb_jax import model_cost
 from bocb_jax.console import console
 from bocb_jax.coupling import published
 from bocb_jax.data.speed import measure as augmentation_speed
+from bocb_jax.engine.memory import keep_freed_memory
 from bocb_jax.engine.metrics import write_json
 from bocb_jax.engine.step import weights_of
 from bocb_jax.errors import UserError
@@ -37,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments)
+    keep_freed_memory()
     try:
         rows = next(rows for kind, rows in KINDS.items() if getattr(options, kind))(options)
     except UserError as error:

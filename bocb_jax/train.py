@@ -29,7 +29,7 @@ from bocb_jax.data.sources import Dataset, open_dataset
 from bocb_jax.engine import folder as run_folder
 from bocb_jax.engine import signals
 from bocb_jax.engine.checkpoint import Checkpoints
-from bocb_jax.engine.memory import peak_memory
+from bocb_jax.engine.memory import keep_freed_memory, peak_memory
 from bocb_jax.engine.metrics import Window, Writers, open_writers, read_jsonl, write_json
 from bocb_jax.engine.outcome import failure, summary
 from bocb_jax.engine.sharding import batch_sharding, check_batch
@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     # Orbax tells of a damaged file through absl at length; we say it in a line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    keep_freed_memory()
     try:
         result = train(parse(sys.argv[1:] if arguments is None else arguments))
     except (UserError, Interrupted) as stop:

@@ -49,6 +49,7 @@ class Executor:
     def __init__(self):
         import jax
 
+        from bocb_jax.engine.memory import keep_freed_memory
         from bocb_jax.program import use_compile_cache
         from bocb_jax.train import main as _  # noqa: F401 - so that "ready" means ready
 
@@ -59,6 +60,7 @@ class Executor:
         jax.monitoring.register_event_listener(self._on_cache)
         jax.monitoring.register_event_duration_secs_listener(self._on_compile)
         use_compile_cache(None)
+        keep_freed_memory()
 
     def _on_cache(self, event: str, **_) -> None:
         if event.endswith("/cache_hits"):
