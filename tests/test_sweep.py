@@ -321,4 +321,4 @@ def test_the_studies_on_digits_can_be_planned():
         spec = read_study(EXPERIMENTS / f"{name}.toml")
         cells = [Cell(pair, spec, Path("runs")) for pair in catalog.find_pairs(spec)]
         found[name] = len(cells), sum(cell.size for cell in cells)
-    assert found == {"quickstart": (25, 100), "norm_swap": (48, 288)}
+    assert found == {"quickstart": (20, 80), "norm_swap": (48, 288)}

@@ -229,8 +229,13 @@ def make_program(
         shardings,
     )
     # Random weights take longer to compile than to train: a program of their own, which is the same
-    # for all optimizers.
-    jit_draw = jax.jit(draw, out_shardings=state_sharding(mesh, drawn))
+    # for all optimizers. It runs once, so that on CPUs LLVM need not optimize it.
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    jit_draw = jax.jit(
+        draw,
+        out_shardings=state_sharding(mesh, drawn),
+        compiler_options={"xla_backend_optimization_level": 0} if on_cpu else None,
+    )
     jit_begin = jax.jit(begin, out_shardings=shardings, donate_argnums=0)
 
     def init(key, learning_rate, weight_decay, start=None):
