@@ -184,6 +184,14 @@ def test_the_whole_analysis_of_a_sweep():
     assert again.to_dict() == found.to_dict()
 
 
+def test_a_backbone_that_is_bound_does_not_bind_the_others():
+    # Four indifferent backbones, and one that loses 40 points with one optimizer.
+    scores = np.array([[99.0, 98.5, 97.8, 99.2, 80.0]] * 4) + np.arange(4)[:, None] / 10
+    scores[0, 4] -= 40
+    found = analyze(scores_of(scores), resamples=10).backbones["strength"]
+    assert found.tolist() == ["weak"] * 4 + ["strong"]
+
+
 def test_losses_are_better_when_lower():
     made = scores_of([[2.0, 1.0], [1.0, 1.5], [1.2, 1.2]])
     made = table.dataclasses.replace(

@@ -73,7 +73,8 @@ class Analysis:
     # The same without the optimizers that fail (`.dropped` names them; empty if none does).
     decomposition_without_failures: Decomposition | None
     # index backbone: n (optimizers with a score), seeds (median per cell), one_seed_cells;
-    # coupling_rms, coupling_rms_without_failures (each with _low and _high), coupling_mad,
+    # coupling_rms, coupling_rms_without_failures (each with _low and _high),
+    # coupling_polished (root mean square in the polished table without failures), coupling_mad,
     # worst_loss, worst_optimizer; best_optimizer, best, best_share (share of bootstrap resamples
     # with this best), tied (others that seeds cannot tell from it), within_1, within_2 (number
     # within `near[0]` and `near[1]` of the best), mean_regret, median_regret; sgd_minus_adamw
@@ -223,11 +224,10 @@ def analyze(
     optimizers = strength.optimizers(table, optimizers, regret, marks, kinds, families, **draws)
     noise = without.noise_std if without is not None else None
     backbones["strength"], strength_rule = strength.words(
-        backbones["coupling_rms_without_failures"], table.unit, noise
+        backbones["coupling_polished"], table.unit, noise
     )
     optimizers["fails"] = optimizers.index.isin(failing)
-    own = optimizers["coupling_rms_without_failures"].fillna(optimizers["coupling_rms"])
-    optimizers["strength"] = strength.words(own, table.unit, noise)[0]
+    optimizers["strength"] = strength.words(optimizers["coupling_polished"], table.unit, noise)[0]
 
     contrast = contrasts.contrast(table, kinds, families, **draws)
     tuned = robustness.settings_of(table)

@@ -100,7 +100,11 @@ def _backbones(analysis: Analysis) -> Table:
     columns = (
         ("backbone", "backbone", "text"),
         ("strength", "coupling", "text"),
-        ("coupling_rms", f"coupling, {unit}", "interval", "root mean square off the additive fit"),
+        (
+            "coupling_polished", f"coupling, {unit}", "number",
+            "root mean square off the medians of rows and columns, without the failing optimizers",
+        ),
+        ("coupling_rms", "off the additive fit", "interval", "root mean square"),
         ("coupling_rms_without_failures", "without failures", "number"),
         ("coupling_mad", "median size", "number", "median absolute coupling, times 1.4826"),
         ("best_optimizer", "best optimizer", "text"),

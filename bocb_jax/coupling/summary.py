@@ -46,12 +46,9 @@ def backbone_sentence(analysis: Analysis, name: str) -> str:
     regret = analysis.regret[name].dropna()
     if len(regret) > 1:
         text += f"; the worst, {label(regret.idxmax())}, is {_size(analysis, regret.max())} below"
-    rest = row["coupling_rms_without_failures"]
-    if _known(row["coupling_rms"]):
-        text += f"; coupling {_size(analysis, row['coupling_rms'])} (root mean square"
-        text += f"{_interval(row, 'coupling_rms')})"
-        if dropped and _known(rest):
-            text += f", {_size(analysis, rest)} without {_listed(dropped, 4)}"
+    if _known(row["coupling_polished"]):
+        text += f"; coupling {_size(analysis, row['coupling_polished'])} (root mean square off the "
+        text += f"medians{f', without {_listed(dropped, 4)}' if dropped else ''})"
     seeds = row["seeds"]
     if _known(seeds):
         text += f"; {seeds:g} {_plural(seeds, 'seed')} a cell"
