@@ -79,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
         "--python",
         default=sys.executable,
         metavar="COMMAND",
-        help="an interpreter that has PyTorch, torchvision and timm, to compare --data with",
+        help="an interpreter that has PyTorch, torchvision and timm, to compare --models and "
+        "--data with",
     )
     parser.add_argument("--rounds", type=int, default=7, help="timed blocks; the median counts")
     parser.add_argument("--steps", type=int, default=10, help="updates in a block")
@@ -165,8 +166,15 @@ def _models(options: argparse.Namespace) -> list[dict[str, object]]:
     names = paper if options.only == ["*"] else named
     costs = []
     for name in track(names, "backbones", console=console, transient=True):
-        size = {"image_size": options.image_size, "batch_size": options.batch_size}
-        costs.append(model_cost.measure(name, **size, rounds=options.rounds, steps=2))
+        cost = model_cost.measure(
+            name,
+            image_size=options.image_size,
+            batch_size=options.batch_size,
+            rounds=options.rounds,
+            steps=2,
+            python=shlex.split(options.python),
+        )
+        costs.append(cost)
         jax.clear_caches()  # the programs of 20 backbones are large
     table = Table(
         title=f"A training step at {options.image_size} px, batch {options.batch_size}",
@@ -174,7 +182,7 @@ def _models(options: argparse.Namespace) -> list[dict[str, object]]:
         caption_justify="left",
     )
     table.add_column("backbone", no_wrap=True)
-    for column in ("trace, s", "compile, s", "images/s", "x timm"):
+    for column in ("trace, s", "compile, s", "images/s", "x PyTorch"):
         table.add_column(column, justify="right")
     for cost in costs:
         table.add_row(
@@ -182,9 +190,10 @@ def _models(options: argparse.Namespace) -> list[dict[str, object]]:
             f"{cost.trace_seconds:.1f}",
             f"{cost.compile_seconds:.1f}",
             "" if cost.images_per_second is None else f"{cost.images_per_second:.1f}",
-            "" if cost.timm_ratio is None else f"{cost.timm_ratio:.2f}",
+            "" if cost.reference_ratio is None else f"{cost.reference_ratio:.2f}",
         )
-    table.caption = _caption(f"medians of {options.rounds} blocks")
+    how = f"medians of {options.rounds} blocks, in turn with timm's or torchvision's net"
+    table.caption = _caption(how)
     Console(highlight=False).print(table)
     return [dataclasses.asdict(cost) for cost in costs]
 

@@ -1,14 +1,17 @@
 """What a backbone costs: seconds to compile its training step, and images a second.
 
-Beside it, where PyTorch and timm are installed, the same step of the reference, on as many threads.
+Beside it, where an interpreter has PyTorch and timm, the same step of the reference, on as many
+threads. It runs in a process of its own: two pools of threads in one process fight for the cores.
 """
 
 import contextlib
 import dataclasses
-import importlib.util
+import json
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -21,6 +24,48 @@ from bocb_jax.settings import resolve
 
 CLASSES = 1000
 
+# Reads the number of steps of a block, answers with the seconds of one.
+_REFERENCE = """
+import json, os, sys, time
+import torch
+
+library, name, size, batch, classes = json.loads(sys.argv[1])
+torch.set_num_threads(len(os.sched_getaffinity(0)))
+if library == "timm":
+    import timm
+    fixed = timm.get_pretrained_cfg(name).fixed_input_size
+    model = timm.create_model(name, num_classes=classes, **({"img_size": size} if fixed else {}))
+else:
+    import torchvision
+    model = getattr(torchvision.models, name)(num_classes=classes)
+if size <= 32:  # our stems for small images
+    stem = lambda width, **kwargs: torch.nn.Conv2d(3, width, 3, padding=1, **kwargs)
+    if name.startswith("resnet"):
+        model.conv1, model.maxpool = stem(64, bias=False), torch.nn.Identity()
+    elif name.startswith("densenet"):
+        model.features.conv0 = stem(model.features.conv0.out_channels, bias=False)
+        model.features.norm0 = model.features.pool0 = torch.nn.Identity()
+    elif name.startswith("convnext"):
+        model.stem[0] = stem(model.stem[0].out_channels)
+model.train()
+optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=1e-4)
+images, labels = torch.rand(batch, 3, size, size), torch.arange(batch) % classes
+
+def step():
+    optimizer.zero_grad(set_to_none=True)
+    torch.nn.functional.cross_entropy(model(images), labels).backward()
+    optimizer.step()
+
+step()
+print("ready", flush=True)
+for line in sys.stdin:
+    step()  # wakes the threads and fills the caches again
+    start = time.perf_counter()
+    for _ in range(int(line)):
+        step()
+    print((time.perf_counter() - start) / int(line), flush=True)
+"""
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelCost:
@@ -32,11 +77,17 @@ class ModelCost:
     trace_seconds: float  # from Python to StableHLO
     compile_seconds: float  # from there to machine code, with no cache
     images_per_second: float | None  # median over rounds; None if not measured
-    timm_ratio: float | None  # over the reference's, round by round
+    reference_ratio: float | None  # over timm's or torchvision's, median of the rounds
 
 
 def measure(
-    name: str, *, image_size: int = 224, batch_size: int = 2, rounds: int = 3, steps: int = 2
+    name: str,
+    *,
+    image_size: int = 224,
+    batch_size: int = 2,
+    rounds: int = 3,
+    steps: int = 2,
+    python: Sequence[str] = (sys.executable,),
 ) -> ModelCost:
     """Compiles and times the training step of a backbone on one device.
 
@@ -45,7 +96,8 @@ def measure(
       image_size: pixels.
       batch_size: images a step.
       rounds: timed blocks; in each the reference follows ours. 0: only compile.
-      steps: training steps in a block.
+      steps: training steps in a block, after one that is not timed.
+      python: command of an interpreter that has PyTorch, timm and torchvision.
     """
     config = TrainConfig(
         model=name,
@@ -77,16 +129,20 @@ def measure(
     if rounds:
         state = program.init(key, 0.01, 1e-4)
 
-        def ours():
+        def ours(steps):
             nonlocal state
-            state, metrics = step(state, batch, key)
-            jax.block_until_ready(metrics)
+            begun = None
+            for _ in range(steps + 1):
+                state, metrics = step(state, batch, key)
+                jax.block_until_ready(metrics)
+                begun = begun or time.perf_counter()
+            return (time.perf_counter() - begun) / steps
 
-        theirs = _reference_step(name, batch)
-        seconds = _in_turn([ours, theirs] if theirs else [ours], rounds, steps)
-        images_per_second = batch_size / statistics.median(seconds[0])
+        with _reference(name, image_size, batch_size, python) as theirs:
+            pairs = [(ours(steps), theirs(steps) if theirs else None) for _ in range(rounds)]
+        images_per_second = batch_size / statistics.median(a for a, _ in pairs)
         if theirs:
-            ratio = statistics.median(b / a for a, b in zip(*seconds, strict=True))
+            ratio = statistics.median(b / a for a, b in pairs)
     return ModelCost(
         name, image_size, batch_size, traced - begun, compiled - traced, images_per_second, ratio
     )
@@ -102,36 +158,30 @@ def _no_compile_cache():
         jax.config.update("jax_enable_compilation_cache", before)
 
 
-def _in_turn(functions: list[Callable], rounds: int, steps: int) -> list[list[float]]:
-    """Seconds a step of each function, block by block; the first block warms up."""
-    seconds = [[] for _ in functions]
-    for number in range(rounds + 1):
-        for function, found in zip(functions, seconds, strict=True):
-            begun = time.perf_counter()
-            for _ in range(steps if number else 1):
-                function()
-            if number:
-                found.append((time.perf_counter() - begun) / steps)
-    return seconds
+@contextlib.contextmanager
+def _reference(
+    name: str, image_size: int, batch_size: int, python: Sequence[str]
+) -> Iterator[Callable[[int], float] | None]:
+    """Times a block of the reference's training steps whenever it is called.
 
-
-def _reference_step(name: str, batch: dict[str, np.ndarray]) -> Callable[[], None] | None:
-    """A training step of timm's net of the same name, or None where there is none."""
+    None where there is no such net: its library is no package, or the interpreter lacks it.
+    """
     library, _, known_as = model_card(name).reference.partition(" ")
-    if library != "timm" or importlib.util.find_spec("timm") is None:
-        return None
-    import timm
-    import torch
+    if library not in ("timm", "torchvision"):
+        yield None
+        return
+    settings = json.dumps([library, known_as, image_size, batch_size, CLASSES])
+    with subprocess.Popen(
+        [*python, "-c", _REFERENCE, settings],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
 
-    model = timm.create_model(known_as, num_classes=CLASSES).train()
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=1e-4)
-    images = torch.from_numpy(batch["image"].astype(np.float32) / 255).permute(0, 3, 1, 2)
-    images = images.contiguous()
-    labels = torch.from_numpy(batch["label"].astype(np.int64))
+        def block(steps):
+            print(steps, file=process.stdin, flush=True)
+            return float(process.stdout.readline())
 
-    def step():
-        optimizer.zero_grad(set_to_none=True)
-        torch.nn.functional.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-
-    return step
+        yield block if process.stdout.readline() == "ready\n" else None
+        process.stdin.close()

@@ -294,8 +294,10 @@ class BatchNorm(nnx.Module):
     def _remember(self, mean, var, count):
         keep = 1 - self.momentum
         mean, unbiased_var = jax.lax.stop_gradient((mean, var * (count / max(count - 1, 1))))
-        self.mean[...] = keep * self.mean[...] + self.momentum * mean
-        self.var[...] = keep * self.var[...] + self.momentum * unbiased_var
+        # Not by `self.mean[...] = `, which asks a tracer for its sharding: a search of the whole
+        # trace so far, which took most of the tracing of a net of a hundred layers.
+        self.mean.set_value(keep * self.mean[...] + self.momentum * mean)
+        self.var.set_value(keep * self.var[...] + self.momentum * unbiased_var)
 
 
 class Affine(nnx.Module):
