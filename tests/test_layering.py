@@ -57,6 +57,9 @@ RULES = {
     "bocb_jax/coupling/ridges.py": {
         "numpy", "pandas", "matplotlib", "ours:coupling", "ours:errors",
     },
+    "bocb_jax/coupling/prediction.py": {
+        "numpy", "pandas", "scipy", "sklearn", "ours:coupling",
+    },
     "bocb_jax/coupling/plots.py": {"numpy", "pandas", "matplotlib", "ours:coupling"},
     "bocb_jax/coupling/plots_tuning.py": {"numpy", "pandas", "matplotlib", "ours:coupling"},
     "bocb_jax/coupling/style.py": {"numpy", "matplotlib"},

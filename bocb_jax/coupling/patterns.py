@@ -137,10 +137,11 @@ def entropy(weights: np.ndarray) -> float:
     """
     weights = np.ravel(weights)
     low, high = float(weights.min()), float(weights.max())
-    if high - low > np.finfo(weights.dtype).max / 2:
-        weights = weights.astype(np.float64)
     if not high > low:
         return 0.0
+    limits = np.finfo(weights.dtype)
+    if not 1e3 * float(limits.tiny) < high - low < float(limits.max) / 2:
+        weights = weights.astype(np.float64)
     scale = weights.dtype.type(BINS / (high - low))
     if not np.isfinite(scale) or scale == 0:
         return float("nan")

@@ -211,11 +211,15 @@ def _legend(measure: dict, *, first: bool) -> str:
 
 def _picture(block: Picture, svg: str) -> str:
     title = escape(block.title)
-    return (
-        f"<figure><h3>{title}</h3>"
+    heading = "" if block.folded else f"<h3>{title}</h3>"
+    figure = (
+        f"<figure>{heading}"
         f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">{inline(svg, block)}'
         f"</div><figcaption>{escape(block.text)}</figcaption></figure>"
     )
+    if block.folded:
+        return f"<details><summary>{title}</summary>{figure}</details>"
+    return figure
 
 
 def inline(svg: str, block: Picture) -> str:
