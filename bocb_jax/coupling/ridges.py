@@ -138,7 +138,8 @@ def _range(values: np.ndarray, metric: str) -> tuple[float, float]:
         return 0.0, 1.0
     low, top = float(values.min()), float(np.quantile(values, _SHOWN))
     if metric == "alpha":
-        return 0.0, max(top, 1.15 * THRESHOLDS[1])
+        # A layer or two far above say no more than that they are above.
+        return 0.0, min(max(top, 1.15 * THRESHOLDS[1]), 2 * THRESHOLDS[1])
     low = 0.0 if low < top / 2 else low - 0.1 * (top - low)
     return (low, top) if top > low else (low, low + 1)
 
