@@ -94,7 +94,7 @@ def _tiles(analysis: Analysis) -> tuple[tuple[str, str], ...]:
             f"costs least: {regret.min():.2f} {analysis.table.unit} on average, "
             f"n = {int(analysis.optimizers.at[name, 'n'])} backbones"
         )
-        tiles.append((label(name, 14), note))
+        tiles.append((label(name, 24), note))
     marks = analysis.marks
     tiles.append((f"{marks.outliers} of {marks.cells}", f"cells are outliers by {marks.rule}"))
     return tuple(tiles)

@@ -174,10 +174,14 @@ def _sentences(cells: pandas.DataFrame, found: pandas.DataFrame | None) -> list[
         ]
     for name, row in found.iterrows():
         holds = row["p_holm"] < 0.05 and row["auc_out_of_family"] > 0.5
-        verdict = "accompanies failure" if holds else "is not shown to go with failure"
+        verdict = (
+            "accompanies failure: against its random start it is "
+            f"{row['direction']} in failed cells, with an"
+            if holds
+            else "is not shown to go with failure:"
+        )
         lines.append(
-            f"{label(name).replace('_', ' ').capitalize()} {verdict}: against its random start it "
-            f"is {row['direction']} in failed cells, with an area under the curve of "
+            f"{label(name).replace('_', ' ').capitalize()} {verdict} area under the curve of "
             f"{row['auc']:.2f} in the sample and {row['auc_out_of_family']:.2f} on families left "
             f"out ({row['failed']} failed of {row['n']} cells, failures in {row['families']} "
             f"families; p = {row['p_holm']:.2g} by permutation within backbones, Holm)."

@@ -89,7 +89,11 @@ def _paragraph(line: str) -> str:
 
 
 def _tiles(tiles) -> str:
-    items = (f"<li><strong>{escape(a)}</strong><span>{escape(b)}</span></li>" for a, b in tiles)
+    items = []
+    for figure, words in tiles:
+        look = ' class="long"' if len(figure) > 12 else ""
+        shown = f"<strong{look}>{escape(figure)}</strong>"
+        items.append(f"<li>{shown}<span>{escape(words)}</span></li>")
     return f'<ul class="tiles">{"".join(items)}</ul>'
 
 
