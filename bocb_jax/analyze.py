@@ -50,6 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--no-report", action="store_true", help="only print the verdict")
     parser.add_argument(
+        "--patterns", choices=("auto", "yes", "no"), default="auto",
+        help="whether the report shows what the weights of the runs look like; auto, the default: "
+        "where the checkpoints are there and few or small enough to take seconds",
+    )  # fmt: skip
+    parser.add_argument(
         "--rule", default="paper_marks",
         help="what marks an outlier: paper_marks, paper_eq1 or regret, or with a parameter, "
         "'regret(2)'. Default: paper_marks",
@@ -94,10 +99,43 @@ def _run(options: argparse.Namespace) -> None:
     if options.no_report:
         return
     found = curves.read(table, workdir) if workdir is not None else None
+    weights = _weights(analysis, workdir, options.patterns)
+    if weights is not None:
+        print("\nWhat the weights look like:")
+        for line in weights.sentences:
+            print(f"- {line}")
     progress = functools.partial(track, description="pictures", console=console, transient=True)
-    written = report.write(analysis, options.output, curves=found, track=progress)
+    written = report.write(analysis, options.output, curves=found, weights=weights, track=progress)
     replaced = "An earlier report was replaced: " if written.replaced else "The report: "
     print(f"\n{replaced}{written.folder / 'index.html'} ({written.page_bytes / 1e6:.1f} MB)")
+
+
+def _weights(analysis, workdir: Path | None, asked: str):
+    """Figures of the runs' weights, or None where there are none or they are not wanted."""
+    if workdir is None or asked == "no":
+        return None
+    from bocb_jax.coupling import weights
+
+    folders = weights.find(analysis.table, workdir)
+    if not folders:
+        if asked == "yes":
+            raise UserError(f"No run of this table has checkpoints/best in {workdir}.")
+        return None
+    if asked == "auto":
+        size = weights.size(folders)
+        if size > weights.CHEAP_BYTES or len(folders) > weights.CHEAP_CELLS:
+            print(
+                f"\nThe weights of {len(folders)} runs ({size / 1e9:.1f} GB) were not looked at; "
+                "--patterns yes does."
+            )
+            return None
+    try:
+        return weights.read(analysis, folders, progress=True)
+    except UserError as error:
+        if asked == "yes":
+            raise
+        print(f"\nThe report shows nothing of the weights: {error}")
+        return None
 
 
 def read_table(options: argparse.Namespace):

@@ -78,6 +78,7 @@ def _models(pattern: str) -> Table:
 
 
 def _optimizers(pattern: str) -> Table:
+    from bocb_jax.categories import category
     from bocb_jax.optim import list_optimizers, optimizer_info
 
     table = _table(
@@ -87,7 +88,7 @@ def _optimizers(pattern: str) -> Table:
         info = optimizer_info(name)
         table.add_row(
             name,
-            info.category,
+            f"later ({category(name)[0] or '-'})" if info.category == "later" else info.category,
             f"{info.default_learning_rate:g}",
             f"{info.default_weight_decay:g}",
             info.decays[0] if info.decays else "none",
@@ -96,7 +97,8 @@ def _optimizers(pattern: str) -> Table:
         )
     table.caption = (
         "a fixed rate + momentum, b adaptive rate + momentum, c estimated rate + momentum, "
-        "d adaptive rate, no momentum; numbers: against the reference implementation"
+        "d adaptive rate, no momentum; later: after the paper, in brackets by its definition; "
+        "numbers: against the reference implementation"
     )
     return table
 

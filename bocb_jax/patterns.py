@@ -4,9 +4,11 @@ PATH is a run, a folder of runs, or a .safetensors, .pth, .pt or .bin file of an
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -15,6 +17,7 @@ from bocb_jax.coupling.patterns import THRESHOLDS
 from bocb_jax.errors import UserError
 
 _SHOWN = ("alpha", "entropy", "l2_norm", "pca_ratio", "stable_rank")
+_NARROW, _SHOWN_IN_NARROW = 110, ("alpha", "entropy", "stable_rank")  # room for the names
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
             from bocb_jax.coupling.ridges import plot
 
             plot(frame, options.plot)
-        Console(highlight=False).print(_table(frame))
+        console = Console(highlight=False)
+        console.print(_table(frame, console.width))
     except UserError as error:
         Console(stderr=True, highlight=False).print(str(error), markup=False, soft_wrap=True)
         return error.exit_code
@@ -57,19 +61,24 @@ def _write(frame, path):
         frame.assign(shape=frame["shape"].map(list)).to_parquet(path, index=False)
 
 
-def _table(frame) -> Table:
-    several = frame["source"].nunique() > 1
-    table = Table(title="Patterns of weights", title_justify="left", caption_justify="left")
-    table.add_column("source" if several else "layer", no_wrap=True)
-    for name in (*(("layers",) if several else ("shape",)), *_SHOWN):
-        table.add_column(name, justify="right")
+def _table(frame, width: int) -> Table:
+    sources = frame["source"].unique()
+    several = len(sources) > 1
+    common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in sources])
+    table = Table(
+        title="Patterns of weights", title_justify="left", caption_justify="left", box=SIMPLE_HEAD
+    )
+    table.add_column("source" if several else "layer", overflow="fold")
+    shown = _SHOWN_IN_NARROW if width < _NARROW else _SHOWN
+    for name in ("layers" if several else "shape", *shown):
+        table.add_column(name, justify="right", no_wrap=True)
     if several:  # medians over the layers
         for source, part in frame.groupby("source", sort=False):
-            figures = (_pair(part[n].median(), part[f"{n}_init"].median()) for n in _SHOWN)
-            table.add_row(source, str(len(part)), *figures)
+            figures = (_pair(part[n].median(), part[f"{n}_init"].median()) for n in shown)
+            table.add_row(os.path.relpath(source, common), str(len(part)), *figures)
     else:
         for _, row in frame.iterrows():
-            figures = (_pair(row[n], row[f"{n}_init"]) for n in _SHOWN)
+            figures = (_pair(row[n], row[f"{n}_init"]) for n in shown)
             table.add_row(row["layer"], "x".join(map(str, row["shape"])), *figures)
     low, high = THRESHOLDS
     table.caption = (

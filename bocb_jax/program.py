@@ -12,12 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from bocb_jax import interop, optim
 from bocb_jax.data.augment import Augmentation, preprocess
 from bocb_jax.data.mixing import Mixing, mix, smoothed_one_hot
-from bocb_jax.engine.checkpoint import read_best
+from bocb_jax.engine.checkpoint import by_path, read_best
 from bocb_jax.engine.sharding import make_mesh
 from bocb_jax.engine.step import Program, StepSettings, make_program, weights_of
 from bocb_jax.models import create_model
@@ -217,6 +218,43 @@ def starting_weights(
     for i, leaf in zip(empty, draw(key) if empty else (), strict=True):
         leaves[i] = leaf
     return jax.tree.unflatten(structure, leaves), new
+
+
+def initial_weights(
+    model: str,
+    model_args: dict[str, Any],
+    *,
+    num_classes: int,
+    image_size: int,
+    precision: str,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """The weights that a run of these settings began with, if none were given to it.
+
+    Returns:
+      Arrays by path with dots, as `engine.checkpoint.read_best` has them.
+
+    Raises:
+      UserError: there is no such model, or it has no such arguments.
+    """
+    draw = _initializer(model, _hashable(model_args), num_classes, image_size, precision)
+    return jax.tree.map(np.asarray, by_path(draw(jax.random.key(seed))))
+
+
+@functools.lru_cache(maxsize=4)
+def _initializer(model, model_args, num_classes, image_size, precision):
+    def draw(key):
+        made = create_model(
+            model,
+            num_classes=num_classes,
+            image_size=image_size,
+            rngs=nnx.Rngs(key),
+            dtype=jnp.dtype(precision),
+            **dict(model_args),
+        )
+        return weights_of(made)
+
+    return jax.jit(draw)
 
 
 def use_compile_cache(folder: str | None) -> None:

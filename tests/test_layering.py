@@ -22,6 +22,7 @@ RULES = {
     "bocb_jax/config.py": {"ours:errors"},
     "bocb_jax/recipes.py": {"ours:errors"},
     "bocb_jax/errors.py": set(),
+    "bocb_jax/categories.py": set(),
     "bocb_jax/console.py": {"rich"},
     "bocb_jax/interop.py": {
         "jax", "flax", "numpy", "safetensors", "ours:errors", "ours:models",
@@ -43,22 +44,29 @@ RULES = {
     "bocb_jax/data/pipeline.py": {"jax", "grain", "numpy", "absl", "ours:data", "ours:errors"},
     "bocb_jax/coupling": {
         "numpy", "pandas", "scipy", "statsmodels", "scikit_posthocs",
-        "ours:coupling", "ours:errors",
+        "ours:categories", "ours:coupling", "ours:errors",
     },
-    "bocb_jax/coupling/patterns.py": {"numpy", "scipy", "threadpoolctl", "ours:coupling"},
+    "bocb_jax/coupling/patterns.py": {"numpy", "threadpoolctl", "ours:coupling"},
     "bocb_jax/coupling/checkpoints.py": {
         "numpy", "pandas", "joblib", "safetensors", "rich", "ours:coupling", "ours:errors",
-        "ours:engine.checkpoint", "ours:interop",
+        # Imported where they are used, in worker processes: reading a run and drawing the random
+        # weights that it began with need JAX and the models.
+        "ours:engine.checkpoint", "ours:interop", "ours:program",
     },
+    "bocb_jax/coupling/tridiagonal.py": {"numpy", "scipy"},
     "bocb_jax/coupling/ridges.py": {
         "numpy", "pandas", "matplotlib", "ours:coupling", "ours:errors",
+    },
+    "bocb_jax/coupling/prediction.py": {
+        "numpy", "pandas", "scipy", "sklearn", "ours:coupling",
     },
     "bocb_jax/coupling/plots.py": {"numpy", "pandas", "matplotlib", "ours:coupling"},
     "bocb_jax/coupling/plots_tuning.py": {"numpy", "pandas", "matplotlib", "ours:coupling"},
     "bocb_jax/coupling/style.py": {"numpy", "matplotlib"},
     "bocb_jax/coupling/report.py": {"pandas", "matplotlib", "ours:coupling", "ours:errors"},
     "bocb_jax/optim": {
-        "jax", "optax", "numpy", "matplotlib", "ours:registry", "ours:errors", "ours:optim",
+        "jax", "optax", "numpy", "matplotlib", "ours:categories", "ours:registry", "ours:errors",
+        "ours:optim",
     },
     "bocb_jax/engine": {
         "jax", "numpy", "optax", "ours:engine", "ours:errors", "ours:config",

@@ -20,6 +20,7 @@ from bocb_jax.coupling.patterns import (
     random_weights,
 )
 from bocb_jax.coupling.tail import NO_TAIL, fit_tail
+from bocb_jax.coupling.tridiagonal import eigenvalues, reduce
 
 
 @pytest.mark.parametrize("net", power_law_weights.NETS)
@@ -99,6 +100,29 @@ def test_figures_are_their_definitions(shape):
     assert found.pca_ratio == pytest.approx(variances[:COMPONENTS].sum() / variances.sum())
 
 
+@pytest.mark.parametrize("n", [1, 2, 9, 80])
+def test_one_reduction_gives_the_eigenvalues_of_two_matrices(n):
+    generator = np.random.default_rng(n)
+    matrix = generator.normal(size=(n, n + 5))
+    gram = matrix @ matrix.T
+    first = generator.normal(size=n)
+    first /= np.linalg.norm(first)
+    diagonal, beside = reduce(gram.copy(), first)
+    scale = np.linalg.norm(gram) * 1e-13
+    expected = np.linalg.eigvalsh(gram)
+    np.testing.assert_allclose(eigenvalues(diagonal, beside), expected, atol=scale)
+    np.testing.assert_allclose(eigenvalues(*reduce(gram.copy())), expected, atol=scale)
+    # A multiple of `first` comes off the first number of the diagonal alone.
+    expected = np.linalg.eigvalsh(gram - 3 * np.outer(first, first))
+    diagonal[0] -= 3
+    np.testing.assert_allclose(eigenvalues(diagonal, beside), expected, atol=scale)
+    # And without `first`, all but the first row and column stay.
+    apart = np.eye(n) - np.outer(first, first)
+    expected = np.linalg.eigvalsh(apart @ gram @ apart)
+    expected = np.delete(expected, np.abs(expected).argmin())
+    np.testing.assert_allclose(eigenvalues(diagonal[1:], beside[1:]), expected, atol=scale)
+
+
 def test_large_layers_have_the_same_components():
     array = np.random.default_rng(4).normal(size=(300, 200)) * np.linspace(0.1, 3, 200)
     variances = np.linalg.eigvalsh(np.cov(array.T))[::-1]
@@ -137,6 +161,20 @@ def test_what_is_no_layer_and_what_is_no_number():
     assert np.isnan(found["fc"].alpha)
     assert np.isnan(found["zero"].alpha)
     assert found["zero"].entropy == 0 == found["zero"].l2_norm
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_weights_of_any_size_and_precision_have_an_entropy(dtype):
+    weights = np.linspace(-1, 1, 100 * 64).reshape(100, 64).astype(dtype)
+    assert analyze_layer("x", 0, weights, True).entropy == pytest.approx(np.log(BINS), abs=1e-3)
+    for factor in (1e-40, 1e38) if dtype != np.float16 else ():
+        found = analyze_layer("x", 0, weights * dtype(factor), True).entropy
+        assert found == pytest.approx(np.log(BINS), abs=1e-3)
+    wide = np.array([[-1, 1], [1, -1]], dtype) * np.finfo(dtype).max
+    assert analyze_layer("x", 0, wide, True).entropy in (pytest.approx(np.log(2)), NAN)
+
+
+NAN = pytest.approx(np.nan, nan_ok=True)
 
 
 def test_random_weights_are_reproducible_and_of_unit_gain():

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import pandas
 
+from bocb_jax.categories import category
+
 if TYPE_CHECKING:
     from bocb_jax.coupling.analysis import Analysis
 
@@ -104,7 +106,9 @@ def _omitted(analysis: "Analysis") -> list[str]:
     ]
     unknown = analysis.optimizers.index[analysis.optimizers["category"].isna()]
     if len(unknown) and analysis.families is not None:
-        found.append(f"Of no known category, so in no contrast: {', '.join(unknown)}.")
+        reasons = "; ".join(f"{name} ({category(name)[1]})" for name in unknown[:4])
+        more = f"; and {len(unknown) - 4} more" if len(unknown) > 4 else ""
+        found.append(f"Of no known category, so in no contrast: {reasons}{more}.")
     nemenyi = analysis.nemenyi
     if nemenyi is not None and (nemenyi.backbones < columns or len(nemenyi.mean_ranks) < rows):
         found.append(

@@ -7,8 +7,9 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
@@ -77,20 +78,57 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], bool]:
     return read_best(path), False
 
 
-def describe(path: Path) -> dict[str, str | None]:
-    """Backbone and optimizer of a run's folder; None for a file.
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What the random weights that a run began with follow from."""
+
+    model: str
+    model_args: str  # JSON, so that it can be a key
+    num_classes: int
+    image_size: int
+    precision: str
+    seed: int
+
+
+def describe(path: Path) -> tuple[dict[str, Any], Origin | None]:
+    """What the records of a run say of it; nothing for a file.
+
+    Returns:
+      backbone (with its variant), optimizer, seed, score (test accuracy, else the best on
+      validation, in percent) and failed (whether it ended without finishing); and its origin.
 
     Raises:
-      UserError: the run's config.json cannot be read.
+      UserError: the run's config.json or result.json cannot be read.
     """
+    about = dict.fromkeys(("backbone", "optimizer", "seed", "score", "failed"))
     record = path / "config.json"
     if not record.is_file():
-        return {"backbone": None, "optimizer": None}
+        return about, None
     try:
-        config = json.loads(record.read_text("utf-8"))["config"]
-        return {"backbone": config.get("model"), "optimizer": config.get("opt")}
+        whole = json.loads(record.read_text("utf-8"))
+        config, resolved = whole["config"], whole.get("resolved") or {}
+        about["backbone"] = whole.get("label") or config.get("model")
+        about["optimizer"], about["seed"] = config.get("opt"), config.get("seed")
+        origin = None
+        if {"num_classes", "image_size", "precision"} <= set(resolved) and "seed" in config:
+            arguments = dict(config.get("model_args") or {})
+            if resolved.get("drop_path") is not None:
+                arguments["drop_path"] = resolved["drop_path"]
+            origin = Origin(
+                config["model"],
+                json.dumps(arguments, sort_keys=True),
+                *(resolved[name] for name in ("num_classes", "image_size", "precision")),
+                config["seed"],
+            )
+        record = path / "result.json"
+        if record.is_file():
+            result = json.loads(record.read_text("utf-8"))
+            about["failed"] = result.get("status") != "finished"
+            score = result.get("test_accuracy", result.get("best_validation_accuracy"))
+            about["score"] = None if score is None else 100 * score
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{record} is no record of a run: {error}.") from error
+    return about, origin
 
 
 def analyze_checkpoints(
@@ -104,39 +142,86 @@ def analyze_checkpoints(
       progress: shows a bar on the error stream.
 
     Returns:
-      One row a layer: source, backbone, optimizer, the fields of `Layer`, and each figure again
-      with `_init`: that of a Gaussian layer of the same shape with variance 1 / fan-in.
+      One row a layer: source, backbone, optimizer, seed, score, failed, the fields of `Layer`, each
+      figure again with `_init`, and `init`: "own" where those are figures of the weights that the
+      run itself began with (its backbone's initialization with its seed), "gaussian" where they
+      are those of a Gaussian layer of the same shape with variance 1 / fan-in.
 
     Raises:
       UserError: there are no weights, or some cannot be read or are of another model than the
         other runs of the same backbone.
     """
     sources = find(paths)
+    found = [describe(path) for path in sources]
     jobs = min(jobs or os.cpu_count() or 1, len(sources))
-    tasks = [joblib.delayed(_analyze)(path, 2 if jobs == 1 else 1) for path in sources]
+    threads = (os.cpu_count() or 1) if jobs == 1 else 1
+    # Seeds of one model together: drawing is compiled once for them.
+    seeds: dict[Origin, set[int]] = {}
+    for _, origin in found:
+        if origin is not None:
+            seeds.setdefault(dataclasses.replace(origin, seed=0), set()).add(origin.seed)
+    console = Console(stderr=True)
     with joblib.parallel_config("loky" if jobs > 1 else "sequential", n_jobs=jobs):
-        results = joblib.Parallel(return_as="generator")(tasks)
-        console = Console(stderr=True)
-        tables = list(track(results, "weights", len(tasks), console=console, disable=not progress))
+
+        def run(tasks, words):
+            results = joblib.Parallel(return_as="generator")(tasks)
+            hidden = not (progress and tasks)
+            return list(track(results, words, len(tasks), console=console, disable=hidden))
+
+        tasks = [joblib.delayed(_analyze_initial)(*item, threads) for item in seeds.items()]
+        initial = dict(item for part in run(tasks, "initializations") for item in part.items())
+        tasks = [
+            joblib.delayed(_analyze)(path, about, initial.get(origin), threads)
+            for path, (about, origin) in zip(sources, found, strict=True)
+        ]
+        tables = run(tasks, "weights")
     _check_same(tables)
     return pandas.concat([pandas.DataFrame(rows) for rows in tables], ignore_index=True)
 
 
-def _analyze(path: Path, threads: int) -> list[dict]:
+def _analyze(path: Path, about: dict, initial: dict[str, tuple] | None, threads: int) -> list[dict]:
     # Only the reading of runs needs JAX, and no worker needs a device.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     arrays, ordered = read(path)
     layers = analyze_weights(arrays, ordered=ordered, threads=threads)
     if not layers:
         raise UserError(f"{path} holds no layers: no matrix or kernel among its arrays.")
-    about = {"source": str(path), **describe(path)}
-    return [about | dataclasses.asdict(layer) | _at_random(arrays, layer) for layer in layers]
+    rows = []
+    for layer in layers:
+        shape, own = (initial or {}).get(layer.layer, (None, None))
+        is_own = shape == layer.shape
+        if not is_own:
+            stored = "kernel" if f"{layer.layer}.kernel" in arrays else "weight"
+            own = _random_figures(stored, layer.shape)
+        beside = {f"{name}_init": value for name, value in zip(FIGURES, own, strict=True)}
+        beside["init"] = "own" if is_own else "gaussian"
+        rows.append({"source": str(path), **about, **dataclasses.asdict(layer), **beside})
+    return rows
 
 
-def _at_random(arrays: Mapping[str, np.ndarray], layer: Layer) -> dict[str, float]:
-    stored = "kernel" if f"{layer.layer}.kernel" in arrays else "weight"
-    figures = _random_figures(stored, layer.shape)
-    return {f"{name}_init": value for name, value in zip(FIGURES, figures, strict=True)}
+def _analyze_initial(
+    origin: Origin, seeds: Collection[int], threads: int
+) -> dict[Origin, dict[str, tuple]]:
+    """Shape and figures of every layer as it was drawn, by name, for some seeds of a model.
+
+    Empty where it cannot be drawn: a backbone of one's own may have changed since, or be elsewhere.
+    """
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from bocb_jax import program
+
+    program.use_compile_cache(None)
+    known = dataclasses.asdict(origin) | {"model_args": json.loads(origin.model_args)}
+    found = {}
+    for seed in seeds:
+        try:
+            arrays = program.initial_weights(**known | {"seed": seed})
+        except (UserError, ImportError, TypeError, ValueError, AttributeError):
+            return {}
+        found[dataclasses.replace(origin, seed=seed)] = {
+            layer.layer: (layer.shape, tuple(getattr(layer, name) for name in FIGURES))
+            for layer in analyze_weights(arrays, threads=threads)
+        }
+    return found
 
 
 @functools.cache  # layers of one shape are many, within a network and over runs

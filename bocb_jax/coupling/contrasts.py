@@ -9,6 +9,7 @@ import numpy as np
 import pandas
 from scipy import stats
 
+from bocb_jax.categories import category
 from bocb_jax.coupling import published
 from bocb_jax.coupling.significance import holm
 from bocb_jax.coupling.table import ScoreTable
@@ -38,12 +39,13 @@ class Families:
 def category_of(
     optimizers: list[str], categories: Mapping[str, str] | None = None
 ) -> pandas.Series:
-    """Category of every optimizer: the paper's (a, b, c, d), or as given; NaN if neither knows."""
-    known = {}
-    for row in published.rows("optimizers"):
-        known |= {row["optimizer"]: row["category"], row["opt"]: row["category"]}
+    """Category of every optimizer by the paper's definition, or as given; None if neither knows."""
+    # Published tables write the names otherwise: "SGD-M".
+    known = {row["optimizer"]: row["category"] for row in published.rows("optimizers")}
     known |= dict(categories or {})
-    return pandas.Series({name: known.get(name) for name in optimizers}, dtype=object)
+    return pandas.Series(
+        {name: known.get(name) or category(name)[0] for name in optimizers}, dtype=object
+    )
 
 
 def contrast(

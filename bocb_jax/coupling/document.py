@@ -45,6 +45,7 @@ class Picture:
     name: str
     title: str
     text: str  # what one sees, for those who do not see it
+    folded: bool = False  # closed at first in HTML
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Patterns in trained weights, layer by layer: NumPy and SciPy only.
+"""Patterns in trained weights, layer by layer: alpha, entropy, norm, components, stable rank.
 
 A layer is a matrix of weights, or a convolution kernel: one matrix of input by output channels for
 every position in it, whose eigenvalues are pooled. That, the factor of 1/2 on the
@@ -11,16 +11,16 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
-import scipy.linalg
-import scipy.sparse.linalg
 import threadpoolctl
 
+from bocb_jax.coupling import tridiagonal
 from bocb_jax.coupling.depth import network_order
 from bocb_jax.coupling.tail import NO_TAIL, fit_tail
 
 BINS = 100  # of the histogram of weights, equally wide from the smallest to the largest
 COMPONENTS = 10  # the k of the top-k principal components
 SMALLEST_EIGENVALUE = 1e-5
+_AT_ONCE = 1 << 15  # weights that are sorted into bins together: they stay in the cache
 # Below alpha 2 a layer is held to be over-trained, above 6 under-trained.
 THRESHOLDS = (2.0, 6.0)
 
@@ -63,94 +63,141 @@ def layer_name(name: str, ndim: int) -> tuple[str, bool] | None:
 
 def matrices(array: np.ndarray, output_first: bool) -> np.ndarray:
     """A layer's weights as (positions, out, in) in float64; one position for a dense layer."""
-    array = np.asarray(array, np.float64)
+    array = np.asarray(array)
     if output_first:
         out, into = array.shape[:2]
-        return np.ascontiguousarray(array.reshape(out, into, -1).transpose(2, 0, 1))
+        slices = array.reshape(out, into, -1).transpose(2, 0, 1)
+        return np.ascontiguousarray(slices, np.float64)
     *_, into, out = array.shape
-    return np.ascontiguousarray(array.reshape(-1, into, out).transpose(0, 2, 1))
+    # A product does not care which of its factors is transposed: no copy, only float64.
+    return np.asarray(array.reshape(-1, into, out), np.float64).transpose(0, 2, 1)
 
 
-def eigenvalues(slices: np.ndarray) -> np.ndarray:
-    """Squared singular values of every matrix, pooled: (positions * min(out, in),), unsorted."""
-    _, out, into = slices.shape
-    if min(out, into) == 1:
-        return np.sum(slices**2, axis=(1, 2))
-    if out > into:
-        slices = slices.transpose(0, 2, 1)
-    found = [
-        scipy.linalg.eigvalsh(m @ m.T, overwrite_a=True, check_finite=False, driver="evr")
-        for m in slices
-    ]
-    return np.maximum(np.concatenate(found), 0)
+def spectra(slices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues of a layer, and the variances of its filters along their principal components.
+
+    The samples of the components are the output units, each a vector of its in * positions weights;
+    the mean over units is taken off.
+
+    Args:
+      slices: from `matrices`.
+
+    Returns:
+      Squared singular values of every matrix, pooled, shape (positions * min(out, in),), and the
+      variances times the number of units, ascending; neither is below 0.
+    """
+    positions, out, into = slices.shape
+    if positions == 1:
+        return _of_units(slices[0] @ slices[0].T) if out <= into else _of_inputs(slices[0])
+    pooled, total = [], 0
+    for matrix in slices:
+        gram = matrix @ matrix.T if out <= into else matrix.T @ matrix
+        total = total + gram
+        pooled.append(tridiagonal.eigenvalues(*tridiagonal.reduce(gram)))
+    if out <= into:
+        variances = _of_units(total)[1]  # products of units add up over the positions
+    else:
+        filters = slices.transpose(1, 0, 2).reshape(out, positions * into)
+        small = out <= filters.shape[1]
+        variances = (_of_units(filters @ filters.T) if small else _of_inputs(filters))[1]
+    return np.maximum(np.concatenate(pooled), 0), variances
+
+
+def _of_units(gram):
+    """Eigenvalues of a Gram matrix of units, and of the same with the mean over units taken off.
+
+    Taking it off leaves nothing along the vector of ones: with that as first axis, all but the
+    first row and column of the tridiagonal form are as they were.
+    """
+    ones = np.full(len(gram), len(gram) ** -0.5)
+    diagonal, beside = tridiagonal.reduce(gram, ones)
+    values = tridiagonal.eigenvalues(diagonal, beside)
+    centered = tridiagonal.eigenvalues(diagonal[1:], beside[1:])
+    return np.maximum(values, 0), np.maximum(centered, 0)
+
+
+def _of_inputs(matrix):
+    """The same of a matrix with more units (rows) than inputs, by the products of its inputs.
+
+    Taking off the mean changes these along that mean alone.
+    """
+    mean = matrix.mean(axis=0)
+    size = np.linalg.norm(mean)
+    first = mean / size if size > 0 else np.eye(len(mean))[0]
+    diagonal, beside = tridiagonal.reduce(matrix.T @ matrix, first)
+    values = tridiagonal.eigenvalues(diagonal, beside)
+    diagonal[0] -= len(matrix) * size**2
+    return np.maximum(values, 0), np.maximum(tridiagonal.eigenvalues(diagonal, beside), 0)
 
 
 def entropy(weights: np.ndarray) -> float:
-    """-sum p ln p over a histogram of BINS equal bins from the smallest weight to the largest."""
+    """-sum p ln p over a histogram of BINS equal bins from the smallest weight to the largest.
+
+    Counted in the weights' own precision, float32 or float64; NaN for an infinite range.
+    """
     weights = np.ravel(weights)
     low, high = float(weights.min()), float(weights.max())
     if not high > low:
         return 0.0
-    # The bins of numpy.histogram but for rounding at their edges, several times as fast.
-    places = ((weights - low) * (BINS / (high - low))).astype(np.intp)
-    counts = np.bincount(np.minimum(places, BINS - 1), minlength=BINS)
+    limits = np.finfo(weights.dtype)
+    if not 1e3 * float(limits.tiny) < high - low < float(limits.max) / 2:
+        weights = weights.astype(np.float64)
+    scale = weights.dtype.type(BINS / (high - low))
+    if not np.isfinite(scale) or scale == 0:
+        return float("nan")
+    counts = np.zeros(BINS + 1, np.int64)  # the largest weight alone may fall into one more
+    for begin in range(0, len(weights), _AT_ONCE):
+        places = weights[begin : begin + _AT_ONCE] - weights.dtype.type(low)
+        places *= scale
+        counts += np.bincount(places.astype(np.intp), minlength=BINS + 1)
+    counts[BINS - 1] += counts[BINS]
+    counts = counts[:BINS]
     shares = counts[counts > 0] / len(weights)
     return float(max(0.0, -np.sum(shares * np.log(shares))))
 
 
-def pca_ratio(slices: np.ndarray, components: int = COMPONENTS) -> float:
+def pca_ratio(variances: np.ndarray, size: float, components: int = COMPONENTS) -> float:
     """Share of the variance of a layer's filters in the first principal components.
 
-    The samples are the output units, each a vector of its in * positions weights; the mean over
-    units is taken off.
+    Args:
+      variances: from `spectra`, ascending.
+      size: sum of the squares of the layer's weights.
+      components: how many.
+
+    Returns:
+      In [0, 1]; NaN where the filters are all the same.
     """
-    positions, out, into = slices.shape
-    filters = slices.transpose(1, 0, 2).reshape(out, positions * into)
-    if out > filters.shape[1]:
-        filters = filters - filters.mean(axis=0)
-        gram = filters.T @ filters
-    else:
-        # Taking off the mean afterwards spares a copy of a large layer.
-        gram = filters @ filters.T
-        mean = gram.mean(axis=0)
-        gram += mean.mean() - mean - mean[:, None]
-    total = np.trace(gram)
-    if not total > 1e-12 * np.sum(filters**2):
+    total = variances.sum()
+    if not total > 1e-12 * size:
         return float("nan")
-    size = len(gram)
-    if components >= size:
-        return 1.0
-    if size > 8 * components:
-        start = np.random.default_rng(0).normal(size=size)
-        top = scipy.sparse.linalg.eigsh(
-            gram, components, v0=start, tol=1e-7, return_eigenvectors=False
-        )
-    else:
-        top = scipy.linalg.eigvalsh(gram, subset_by_index=(size - components, size - 1))
-    return float(min(1.0, np.sum(top) / total))
+    return float(min(1.0, variances[-components:].sum() / total))
 
 
 def analyze_layer(name: str, depth: int, array: np.ndarray, output_first: bool) -> Layer:
     """All figures of one layer; those that need finite weights are NaN where some are not."""
-    kind = "convolution" if np.ndim(array) > 2 else "dense"
-    slices = matrices(array, output_first)
+    array = np.asarray(array)
+    if array.dtype not in (np.float32, np.float64):
+        array = array.astype(np.float32)
+    about = name, depth, "convolution" if array.ndim > 2 else "dense", array.shape
     nothing = float("nan")
-    if not slices.size or not np.isfinite(slices).all():
-        figures = (*dataclasses.astuple(NO_TAIL), nothing, nothing, nothing, nothing)
-        return Layer(name, depth, kind, tuple(np.shape(array)), *figures)
-    values = eigenvalues(slices)
-    scaled = values * (0.5 if kind == "convolution" else 1)
+    nowhere = Layer(*about, *dataclasses.astuple(NO_TAIL), nothing, nothing, nothing, nothing)
+    if not array.size:
+        return nowhere
+    slices = matrices(array, output_first)
+    flat = slices.ravel(order="K")  # without a copy
+    size = float(np.vdot(flat, flat))
+    if not np.isfinite(size):
+        return nowhere
+    values, variances = spectra(slices)
+    scaled = values * (0.5 if about[2] == "convolution" else 1)
     found = fit_tail(scaled[scaled > SMALLEST_EIGENVALUE])
     largest = values.max()
     return Layer(
-        name,
-        depth,
-        kind,
-        tuple(np.shape(array)),
+        *about,
         *(found.alpha, found.xmin, found.count, found.distance),
-        entropy=entropy(slices),
-        l2_norm=float(np.sqrt(np.vdot(slices, slices))),
-        pca_ratio=pca_ratio(slices),
+        entropy=entropy(array),
+        l2_norm=float(np.sqrt(size)),
+        pca_ratio=pca_ratio(variances, size),
         stable_rank=float(values.sum() / largest) if largest > 0 else nothing,
     )
 

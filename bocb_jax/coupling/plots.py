@@ -4,7 +4,9 @@ Each function takes a section of an `Analysis` and returns a matplotlib figure; 
 every picture that an analysis can give. Pictures of tuning and of curves: `plots_tuning`.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas
@@ -13,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from bocb_jax.coupling import plots_tuning
+from bocb_jax.coupling import plots_tuning, ridges
 from bocb_jax.coupling.analysis import (
     Analysis,
     Clusters,
@@ -34,10 +36,13 @@ from bocb_jax.coupling.style import (
     label,
 )
 
-# Every picture that `draw_all` may draw.
+if TYPE_CHECKING:
+    from bocb_jax.coupling.weights import Weights
+
+# Every picture that `draw_all` may draw; "ridges" stands for all of `ridge_names`.
 NAMES = (
     "heat_map", "regret", "shares", "critical_difference", "biplot", "profiles", "robustness",
-    "budget", "sensitivity", "training_curves",
+    "budget", "sensitivity", "training_curves", "ridges",
 )  # fmt: skip
 SIGNS = {"best": "★", "top4": "▲", "outlier": "▼", "inlier": "", "missing": ""}
 
@@ -353,13 +358,16 @@ def _profile_lines(
 
 
 def draw_all(
-    analysis: Analysis, curves: pandas.DataFrame | None = None
+    analysis: Analysis,
+    curves: pandas.DataFrame | None = None,
+    weights: "Weights | None" = None,
 ) -> dict[str, Callable[[], Figure]]:
     """Every picture that this analysis can give: name -> a function that draws it.
 
     Args:
       analysis: of a table.
       curves: from `bocb_jax.coupling.curves.read`, for the training curves.
+      weights: from `bocb_jax.coupling.weights.read`, for ridges, named by `ridge_names`.
     """
     table, found = analysis.table, {}
     if analysis.regret.size:
@@ -383,7 +391,33 @@ def draw_all(
         found["sensitivity"] = lambda: plots_tuning.sensitivity(table)
     if curves is not None and len(curves):
         found["training_curves"] = lambda: plots_tuning.training_curves(curves)
+    if weights is not None:
+        for backbone, metric, name in ridge_names(analysis, weights):
+            found[name] = functools.partial(_ridges, analysis, weights, backbone, metric)
     return found
+
+
+def ridge_names(analysis: Analysis, weights: "Weights") -> list[tuple[str, str, str]]:
+    """Backbone, figure and the picture's name, for every picture of ridges."""
+    drawn = set(weights.cells["backbone"])
+    return [
+        (backbone, metric, f"ridges_{metric}_{place}")
+        for place, backbone in enumerate(analysis.table.backbones)
+        for metric in ("alpha", "entropy")
+        if backbone in drawn
+    ]
+
+
+def _ridges(analysis: Analysis, weights: "Weights", backbone: str, metric: str) -> Figure:
+    layers = weights.layers[weights.layers["backbone"] == backbone]
+    cells = weights.cells[weights.cells["backbone"] == backbone]
+    return ridges.draw(
+        layers,
+        metric=metric,
+        scores=analysis.table.matrix()[backbone].dropna().to_dict(),
+        failed=set(cells[cells["failed"]]["optimizer"]),
+        higher_is_better=analysis.table.higher_is_better,
+    )
 
 
 def _decimals(analysis: Analysis) -> int:

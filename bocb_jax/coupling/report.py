@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from bocb_jax.coupling import markdown, page, plots, recommend, sections, style
 from bocb_jax.coupling.analysis import Analysis
 from bocb_jax.coupling.document import Document
 from bocb_jax.coupling.page import heat
+from bocb_jax.coupling.weights import Weights
 from bocb_jax.errors import UserError
 
 MADE_BY = "bocb_jax report 1"
 _KINDS = ("svg", "png")
+_RIDGES = re.compile(r"ridges_[a-z]+_\d+\.(svg|png)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +68,7 @@ def write(
     folder: str | Path,
     *,
     curves: pandas.DataFrame | None = None,
+    weights: Weights | None = None,
     pictures: Collection[str] = plots.NAMES,
     track: Callable[[Iterable], Iterable] = iter,
 ) -> Written:
@@ -74,6 +78,7 @@ def write(
       analysis: what to report.
       folder: made if it is not there.
       curves: of the runs, from `bocb_jax.coupling.curves.read`.
+      weights: of the runs, from `bocb_jax.coupling.weights.read`.
       pictures: names of those to draw, where the data give them.
       track: goes through the pictures, to show progress.
 
@@ -82,16 +87,16 @@ def write(
     """
     folder = Path(folder)
     replaced = check_folder(folder)
-    drawers = plots.draw_all(analysis, curves)
-    drawers = {name: drawers[name] for name in drawers if name in pictures}
-    document = sections.build(analysis, drawers)
+    drawers = plots.draw_all(analysis, curves, weights)
+    drawers = {n: drawers[n] for n in drawers if n in pictures or n.split("_")[0] in pictures}
+    document = sections.build(analysis, drawers, weights)
     data = heat.build(analysis, curves)
     names = [f"pictures/{name}.{kind}" for name in drawers for kind in _KINDS]
     files = ("index.html", "report.json", "report.md", *names)
     try:
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
         # First what says that the folder is ours: after an interruption it can be written again.
-        _put(folder / "report.json", _json(analysis, document, files))
+        _put(folder / "report.json", _json(analysis, document, files, weights))
         drawings = {}
         for name in track(list(drawers)):
             drawn = drawers[name]()
@@ -121,11 +126,14 @@ def _put(path: Path, content: str) -> None:
 def _remove_others(folder: Path, kept: set[str]) -> None:
     """Pictures of an earlier report that this one does not have."""
     ours = {f"{name}.{kind}" for name in plots.NAMES for kind in _KINDS}
-    for name in ours - kept:
-        (folder / name).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.name not in kept and (path.name in ours or _RIDGES.fullmatch(path.name)):
+            path.unlink(missing_ok=True)
 
 
-def _json(analysis: Analysis, document: Document, files: tuple[str, ...]) -> str:
+def _json(
+    analysis: Analysis, document: Document, files: tuple[str, ...], weights: Weights | None
+) -> str:
     advice = []
     for name in analysis.table.backbones:
         found = recommend.recommend(analysis.table, name)
@@ -140,6 +148,7 @@ def _json(analysis: Analysis, document: Document, files: tuple[str, ...]) -> str
         "recommendations": advice,
         "files": list(files),
         "analysis": analysis.to_dict(),
+        "weights": None if weights is None else weights.to_dict(),
     }
     out = io.StringIO()
     json.dump(_plain(record), out, indent=1, allow_nan=False)

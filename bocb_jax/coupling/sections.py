@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pandas
 
-from bocb_jax.coupling import recommend, summary
+from bocb_jax.coupling import recommend, section_weights, summary
 from bocb_jax.coupling.analysis import Analysis
 from bocb_jax.coupling.document import (
     Document,
@@ -18,14 +18,18 @@ from bocb_jax.coupling.document import (
     text,
 )
 from bocb_jax.coupling.style import label
+from bocb_jax.coupling.weights import Weights
 
 
-def build(analysis: Analysis, pictures: Iterable[str] = ()) -> Document:
+def build(
+    analysis: Analysis, pictures: Iterable[str] = (), weights: Weights | None = None
+) -> Document:
     """The report of an analysis.
 
     Args:
       analysis: of any table.
       pictures: names of those that there are.
+      weights: of its runs.
     """
     pictures, table = set(pictures), analysis.table
     sections = [
@@ -46,6 +50,7 @@ def build(analysis: Analysis, pictures: Iterable[str] = ()) -> Document:
         Section("ranks", "Ranks and significance", _ranks(analysis, pictures)),
         Section("tuning", "Learning rate and weight decay", _tuning(analysis, pictures)),
         Section("failures", "Cells that failed or lag behind", _failures(analysis, pictures)),
+        *([] if weights is None else [section_weights.build(analysis, weights, pictures)]),
         Section("method", "How to read this", _method(analysis)),
     ]
     order = ["table", "recommendation"]
@@ -89,7 +94,7 @@ def _tiles(analysis: Analysis) -> tuple[tuple[str, str], ...]:
             f"costs least: {regret.min():.2f} {analysis.table.unit} on average, "
             f"n = {int(analysis.optimizers.at[name, 'n'])} backbones"
         )
-        tiles.append((label(name, 14), note))
+        tiles.append((label(name, 24), note))
     marks = analysis.marks
     tiles.append((f"{marks.outliers} of {marks.cells}", f"cells are outliers by {marks.rule}"))
     return tuple(tiles)

@@ -189,9 +189,14 @@ def read_best(folder: Path) -> dict[str, np.ndarray]:
         tree = ocp.load_checkpointables(path, {_STATE: wanted})[_STATE]
     except Exception as error:  # Orbax raises many kinds for a damaged file
         raise UserError(f"The weights in {path} cannot be read: {error}.") from error
+    return by_path(tree)
+
+
+def by_path(weights: dict[str, Any]) -> dict[str, Any]:
+    """The leaves of a run's weights by path with dots, without "params" and "model_state"."""
     return {
         ".".join(str(key.key) for key in keys): leaf
-        for part in tree.values()
+        for part in weights.values()
         for keys, leaf in jax.tree.leaves_with_path(part)
     }
 

@@ -2,6 +2,7 @@
 
 import inspect
 
+from bocb_jax.categories import category
 from bocb_jax.optim import digits
 from bocb_jax.optim.ranges import Setting
 from bocb_jax.optim.table import CATEGORIES, OptimizerInfo, optimizer_info
@@ -23,7 +24,7 @@ def describe(name: str) -> list[tuple[str, str]]:
     rows = [
         ("what", info.summary),
         ("update", formula(info)),
-        ("category", f"{info.category}: {CATEGORIES[info.category]}"),
+        ("category", _category(info)),
         ("paper", info.paper),
         ("learning rate", f"{info.default_learning_rate:g} by default"),
         ("schedule", f"{info.default_schedule} after a warm-up, by default"),
@@ -40,6 +41,14 @@ def describe(name: str) -> list[tuple[str, str]]:
         ("notes", info.notes),
     ]
     return [(label, text) for label, text in rows if text]
+
+
+def _category(info: OptimizerInfo) -> str:
+    text = f"{info.category}: {CATEGORIES[info.category]}"
+    if info.category == "later":
+        found, reason = category(info.name)
+        text += f"; {found or 'none'} by the paper's definition ({reason})"
+    return text
 
 
 def formula(info: OptimizerInfo) -> str:

@@ -89,7 +89,11 @@ def _paragraph(line: str) -> str:
 
 
 def _tiles(tiles) -> str:
-    items = (f"<li><strong>{escape(a)}</strong><span>{escape(b)}</span></li>" for a, b in tiles)
+    items = []
+    for figure, words in tiles:
+        look = ' class="long"' if len(figure) > 12 else ""
+        shown = f"<strong{look}>{escape(figure)}</strong>"
+        items.append(f"<li>{shown}<span>{escape(words)}</span></li>")
     return f'<ul class="tiles">{"".join(items)}</ul>'
 
 
@@ -211,11 +215,15 @@ def _legend(measure: dict, *, first: bool) -> str:
 
 def _picture(block: Picture, svg: str) -> str:
     title = escape(block.title)
-    return (
-        f"<figure><h3>{title}</h3>"
+    heading = "" if block.folded else f"<h3>{title}</h3>"
+    figure = (
+        f"<figure>{heading}"
         f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">{inline(svg, block)}'
         f"</div><figcaption>{escape(block.text)}</figcaption></figure>"
     )
+    if block.folded:
+        return f"<details><summary>{title}</summary>{figure}</details>"
+    return figure
 
 
 def inline(svg: str, block: Picture) -> str:
