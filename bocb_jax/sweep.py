@@ -67,12 +67,15 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict]:
     add("study", help="a TOML file, such as experiments/quickstart.toml")
     add("--workdir", default="runs", help="where the folders of the runs go (runs)")
     add("--dry-run", action="store_true", help="say how many runs, device-hours and gigabytes")
+    add("--quick", action="store_true", help="with --dry-run: measure nothing")
     add("--workers", type=int, help="runs at a time; default: one for each device or CPU core")
     add("--cluster", metavar="ADDRESS", help="a Ray cluster; auto: the one there is, or a new one")
     add("--retry", choices=["failed"], help="train again what crashed, timed out or lacked memory")
     add("--retries", type=int, default=3, help="starts of a run whose worker dies, in a row (3)")
     add("--progress", choices=["auto", "grid", "lines", "none"], default="auto")
     options, rest = parser.parse_known_args(arguments)
+    if options.quick and not options.dry_run:
+        raise UserError("--quick is for --dry-run; a sweep takes the time that it takes.")
     return options, overrides_of(rest)
 
 
@@ -150,13 +153,18 @@ def sweep(
     return 128 + stop.number if stop.number else 1
 
 
-def plan(study: Study, workdir: Path) -> list[Cell]:
+def plan(study: Study, workdir: Path, *, stand_in: bool = False) -> list[Cell]:
     """The cells of a study.
+
+    Args:
+      study: what to go through.
+      workdir: where the folders of the runs go.
+      stand_in: see `look_up`.
 
     Raises:
       UserError: it names what there is not, or plans more runs than its budget allows.
     """
-    cells = [Cell(pair, study, workdir) for pair in look_up(study)]
+    cells = [Cell(pair, study, workdir) for pair in look_up(study, stand_in=stand_in)]
     runs, limit = sum(cell.size for cell in cells), study.budget.runs
     if limit is not None and runs > limit:
         raise UserError(
@@ -205,9 +213,18 @@ def scan(cells: list[Cell], workdir: Path, *, retry: bool = False) -> dict[str, 
 def dry_run(study: Study, options: argparse.Namespace) -> int:
     """Says what a sweep would take; trains nothing but a few steps of each backbone."""
     workdir = Path(options.workdir)
-    cells = plan(study, workdir)
+    cells = plan(study, workdir, stand_in=True)
     outcomes = scan(cells, workdir)
-    console.print(estimate(study, cells, outcomes, workdir, options.workers), markup=False)
+    said = estimate(
+        study,
+        cells,
+        outcomes,
+        workdir,
+        options.workers,
+        read_result=lambda run: results.read_json(workdir / run / "result.json"),
+        quick=options.quick,
+    )
+    console.print(said, markup=False, soft_wrap=True)
     return 0
 
 

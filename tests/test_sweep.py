@@ -315,10 +315,23 @@ def test_the_studies_that_are_shipped_can_be_read(path):
     assert "# To expect" in path.read_text()
 
 
-def test_the_studies_on_digits_can_be_planned():
-    found = {}
-    for name in ("quickstart", "norm_swap"):
-        spec = read_study(EXPERIMENTS / f"{name}.toml")
-        cells = [Cell(pair, spec, Path("runs")) for pair in catalog.find_pairs(spec)]
-        found[name] = len(cells), sum(cell.size for cell in cells)
-    assert found == {"quickstart": (25, 100), "norm_swap": (48, 288)}
+def planned(name, tmp_path):
+    """Pairs and runs of a study that is shipped, where none of its data are."""
+    spec = read_study(EXPERIMENTS / f"{name}.toml", {"train.data.dir": str(tmp_path)})
+    cells = [Cell(pair, spec, tmp_path) for pair in catalog.find_pairs(spec, stand_in=True)]
+    return len(cells), sum(cell.size for cell in cells)
+
+
+def test_the_studies_that_are_shipped_can_be_planned_without_their_data(tmp_path):
+    assert planned("quickstart", tmp_path) == (25, 100)
+    assert planned("augmentation", tmp_path) == (48, 288)
+    assert planned("imagenet", tmp_path) == (40, 40)
+
+
+@pytest.mark.slow
+def test_the_large_studies_that_are_shipped_can_be_planned_without_their_data(tmp_path):
+    assert planned("norm_swap", tmp_path) == (48, 288)
+    assert planned("macro_design", tmp_path) == (48, 288)
+    assert planned("mini_grid", tmp_path) == (400, 3200)
+    assert planned("cifar100_paper", tmp_path) == (400, 1200)
+    assert planned("cifar100_search", tmp_path) == (400, 11200)

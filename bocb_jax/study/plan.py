@@ -57,7 +57,7 @@ class Cell:
     @property
     def trials(self) -> int:
         """How many of these belong to the search."""
-        return number_of_trials(self.study.search, self.pair.center)
+        return number_of_trials(self.study.search, self.pair.center) if self.searches else 0
 
     @property
     def searches(self) -> bool:

@@ -7,6 +7,7 @@ open, so that it ends with whoever started it.
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import queue
@@ -15,6 +16,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+MEASURED_PIXELS = 8 * 224**2  # of a batch at the most, where a CPU is measured
 
 
 def main() -> None:
@@ -113,20 +116,34 @@ class Executor:
         }
 
     def measure(self, settings: dict[str, Any], steps: int = 3) -> dict[str, Any]:
-        """Seconds a training image of a run, from a few steps; "error" where these failed."""
+        """Seconds a training image of a run, from a few steps; "error" where these failed.
+
+        A CPU takes as long an image whatever the batch: there a part of a large one will do.
+        """
         from bocb_jax.config import TrainConfig, from_dict
+        from bocb_jax.data.encoded import RandomCrop
         from bocb_jax.data.loader import Loader
         from bocb_jax.data.pipeline import steps_per_epoch
+        from bocb_jax.data.stand_in import open_or_stand_in
         from bocb_jax.engine.sharding import batch_sharding
         from bocb_jax.program import compiled_program, program_spec
         from bocb_jax.settings import resolve
-        from bocb_jax.train import open_run_dataset
 
         jax = self._jax
         try:
             config = from_dict(TrainConfig, settings)
-            dataset = open_run_dataset(config)
+            dataset, _ = open_or_stand_in(
+                config.dataset,
+                split_seed=config.data.split_seed,
+                data_dir=config.data.dir,
+                on_corrupt=config.on_corrupt,
+            )
             found = resolve(config, dataset)
+            if jax.default_backend() == "cpu":
+                part = config.step.accumulate * config.step.batch_norm_groups
+                few = max(1, MEASURED_PIXELS // found.image_size**2 // part) * part
+                config = dataclasses.replace(config, batch_size=min(found.batch_size, few))
+                found = resolve(config, dataset)
             epoch = steps_per_epoch(len(dataset.splits["train"]), found.batch_size)
             program = compiled_program(program_spec(config, found, dataset, epoch))
             loader = Loader(
@@ -134,6 +151,9 @@ class Executor:
                 batch_size=found.batch_size,
                 image_size=found.image_size,
                 sharding=batch_sharding(program.mesh),
+                workers=config.data.workers,
+                crop=found.host_crop and RandomCrop(found.host_crop),
+                on_device=config.data.on_device,
             )
             key = jax.random.key(0)
             state = program.init(key, found.learning_rate, found.weight_decay, None)
