@@ -120,6 +120,9 @@ class Store:
         names = list(names)
         if not names:
             return
+        for name in names:
+            if ".." in name.split("/") or name.startswith("/"):
+                raise UserError(f"{self.url} names a file '{name}', which leads out of its folder.")
         for parent in {(folder / name).parent for name in names}:
             parent.mkdir(parents=True, exist_ok=True)
         with self._telling("read"):
@@ -139,17 +142,15 @@ class Store:
                         self._fs.rm(path)
 
     def folders(self) -> list[str]:
-        """Names of the folders right in it, from one listing."""
+        """Names of the folders right in it that are not hidden, from one listing."""
         with self._telling("read"):
             try:
                 entries = self._fs.ls(self._path, detail=True)
             except FileNotFoundError:
                 return []
-        return sorted(
-            entry["name"].rstrip("/").rpartition("/")[2]
-            for entry in entries
-            if entry["type"] == "directory"
-        )
+        folders = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"]
+        names = [path.rpartition("/")[2] for path in folders]
+        return sorted(name for name in names if not name.startswith("."))
 
     def files(self, under: str = "") -> list[str]:
         """Names of all the files in it, however deep, from one listing."""
@@ -214,7 +215,7 @@ class Workdir:
         """Brings the records of all runs: one listing, and the files together."""
         if self.store is None:
             return
-        runs = [name for name in self.store.folders() if not name.startswith(".")]
+        runs = self.store.folders()
         self._take(runs, self.store.read(f"{run}/{name}" for run in runs for name in RECORDS))
         self.path.mkdir(parents=True, exist_ok=True)
         for entry in os.scandir(self.path):

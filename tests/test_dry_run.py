@@ -9,6 +9,7 @@ from PIL import Image
 
 from bocb_jax.data.stand_in import open_or_stand_in, photograph
 from bocb_jax.errors import DatasetMissing
+from bocb_jax.remote import Workdir
 from bocb_jax.study.estimate import estimate
 from bocb_jax.study.plan import Outcome
 from bocb_jax.study.spec import Final, Search, Study
@@ -47,10 +48,9 @@ def test_the_photograph_is_as_large_as_those_of_imagenet():
     assert len(photograph()) == pytest.approx(147_897_477_120 / 1_281_167, rel=0.1)
 
 
-def estimated(cells, outcomes, **options):
-    study = cells[0].study
-    options = {"quick": True, "read_result": lambda run: None} | options
-    return estimate(study, cells, outcomes, cells[0].workdir, 2, **options)
+def estimated(cells, outcomes):
+    workdir = Workdir.at(cells[0].workdir)
+    return estimate(cells[0].study, cells, outcomes, workdir, 2, quick=True)
 
 
 def test_what_is_counted_is_what_is_left(tmp_path):
@@ -67,8 +67,8 @@ def test_what_is_counted_is_what_is_left(tmp_path):
     # Two final runs a pair: the best weights, and two states of 3 x 1000 numbers.
     assert f"Up to {6 * 2 * 4 * 1000 * 7 / 1e9:.1g} GB" in said
     first = cells[0].planned({})[0]
-    result = {"wall_seconds": 48.5, "seconds_to_first_step": 0.5}
-    said = estimated(cells, {first.run: Outcome("finished", 0.5)}, read_result=lambda run: result)
+    made_runs.finish(first, tmp_path, wall_seconds=48.5, seconds_to_first_step=0.5)
+    said = estimated(cells, {first.run: Outcome("finished", 0.5)})
     assert "24 runs, 23 of them" in said
     # The runs of the first backbone, 12 but for one, of 48 s each.
     assert re.search(rf"About {11 * 48 / 3600:.2f} device-hours, 4:24 on the 2 workers", said)

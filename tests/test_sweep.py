@@ -15,7 +15,9 @@ import pytest
 
 from bocb_jax import results, sweep
 from bocb_jax.engine.lock import only_writer
+from bocb_jax.remote import Workdir
 from bocb_jax.study import catalog
+from bocb_jax.study.board import Lines
 from bocb_jax.study.plan import Cell
 from bocb_jax.study.pool import Event, share_out
 from bocb_jax.study.scheduler import Scheduler
@@ -61,6 +63,8 @@ class Unseen:
 
     def ended(self, cell, planned, outcome, seconds): ...
 
+    def lost(self, planned, how, starts): ...
+
     def tick(self): ...
 
 
@@ -76,7 +80,7 @@ def answer(worker, status="finished"):
 def run(tmp_path, ends, *, pairs=2, workers=2, **options):
     cells = made_runs.cells(study(), tmp_path, pairs, 1)
     pool, outcomes = Pretended(workers, ends), {}
-    scheduler = Scheduler(cells, outcomes, pool, Unseen(), workdir=tmp_path, **options)
+    scheduler = Scheduler(cells, outcomes, pool, Unseen(), workdir=Workdir.at(tmp_path), **options)
     deadline = time.monotonic() + 20
     complete = scheduler.run(lambda: time.monotonic() > deadline)
     return complete, outcomes, pool, scheduler
@@ -117,7 +121,7 @@ def test_idle_workers_help_once_the_first_run_of_a_pair_has_ended(tmp_path):
 
     cells = made_runs.cells(study(), tmp_path, 1, 1)
     pool = Pretended(2, ends)
-    scheduler = Scheduler(cells, {}, pool, Unseen(), workdir=tmp_path)
+    scheduler = Scheduler(cells, {}, pool, Unseen(), workdir=Workdir.at(tmp_path))
     begun = time.monotonic()
     assert not scheduler.run(lambda: time.monotonic() - begun > 1)
     assert len(pool.order) == 1
@@ -142,7 +146,37 @@ def test_a_run_whose_worker_dies_is_tried_again_so_many_times(tmp_path, deaths, 
     assert len(frame) == 4
     if status == "crashed":
         (error,) = frame.loc[frame["status"] == "crashed", "error"]
-        assert "signal 9. It was started 4 times" in error
+        assert "signal 9. That came 4 times in a row" in error
+
+
+def test_workers_that_cannot_even_start_end_the_sweep(tmp_path):
+    cells, pool = made_runs.cells(study(), tmp_path, 1, 1), Pretended(2, lambda *_: [])
+    pool.events = lambda timeout: [Event("died", 0, "It ended with exit code 1.")]
+    scheduler = Scheduler(cells, {}, pool, Unseen(), workdir=Workdir.at(tmp_path))
+    with pytest.raises(sweep.UserError, match=r"No worker comes to be ready. It ended with exit"):
+        scheduler.run()
+
+
+def test_a_lost_worker_is_a_sentence(tmp_path, capsys):
+    finish, died = finishing(tmp_path), []
+
+    def ends(worker, settings):
+        if settings["lr"] == 1.0 and len(died) < 2:
+            died.append(worker)
+            return [Event("died", worker, "It was lost with its node."),
+                    Event("ready", worker, {})]  # fmt: skip
+        return finish(worker, settings)
+
+    cells = made_runs.cells(study(), tmp_path, 1, 1)
+    lines = Lines(cells, {}, 1)
+    Scheduler(cells, {}, Pretended(1, ends), lines, workdir=Workdir.at(tmp_path)).run()
+    (run,) = [planned.run for planned in cells[0].planned({}) if planned.point.lr == 1.0]
+    said = [line for line in capsys.readouterr().err.splitlines() if "lost" in line]
+    again = "It was lost with its node. The run is started again"
+    assert said == [
+        f"{run}: {again}, from its last save.",
+        f"{run}: {again}, for the 2. time at this point, from its last save.",
+    ]
 
 
 def test_a_run_that_takes_too_long_is_ended_and_recorded(tmp_path):
@@ -239,9 +273,9 @@ def test_a_study_that_cannot_be_is_one_line_and_leaves_nothing(
 
 def test_two_sweeps_do_not_write_to_one_folder(tmp_path):
     refused = pytest.raises(sweep.UserError, match="Another sweep is writing")
-    with sweep.claim(tmp_path), refused, sweep.claim(tmp_path):
+    with sweep.claim(Workdir.at(tmp_path)), refused, sweep.claim(Workdir.at(tmp_path)):
         pass
-    with sweep.claim(tmp_path):
+    with sweep.claim(Workdir.at(tmp_path)):
         pass
 
 

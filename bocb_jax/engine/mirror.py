@@ -28,6 +28,7 @@ from bocb_jax.remote import MANIFEST, Store, scratch
 logger = logging.getLogger(__name__)
 
 LOOK = 1.0  # seconds between looks at whether something was saved
+PATIENCE = 10  # looks
 _OWN = ".mirror"  # what this machine knows of the URL; not sent
 _RESULT = "result.json"
 
@@ -181,11 +182,13 @@ class Mirror:
 
     def _follow(self, ended: threading.Event) -> None:
         sent = before = None
+        waited = 0
         while not ended.wait(LOOK):
             saved = self._saved()
+            waited = waited + 1 if saved != sent else 0
             # The states and the best weights are saved side by side: nothing new for a while says
-            # that both are there.
-            if saved and saved == before and saved != sent:
+            # that both are there. A run that saves all the time is not waited for.
+            if saved and saved != sent and (saved == before or waited > PATIENCE):
                 try:
                     if self.push():
                         sent = saved

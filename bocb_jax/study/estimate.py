@@ -1,11 +1,11 @@
 """What a sweep will take: runs, device-hours from measured steps, and disk."""
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from bocb_jax.console import console, duration
+from bocb_jax.remote import Workdir
+from bocb_jax.results import read_json
 from bocb_jax.study.plan import Cell, Outcome
 from bocb_jax.study.pool import LocalPool, share_out
 from bocb_jax.study.spec import Study
@@ -19,10 +19,9 @@ def estimate(
     study: Study,
     cells: list[Cell],
     outcomes: dict[str, Outcome],
-    workdir: Path,
+    workdir: Workdir,
     workers: int | None = None,
     *,
-    read_result: Callable[[str], dict[str, Any] | None],
     quick: bool = False,
 ) -> str:
     """Says in words what is still to be done.
@@ -37,15 +36,14 @@ def estimate(
       outcomes: of the runs that have ended.
       workdir: where these lie.
       workers: runs at a time; None for as many as a sweep would start.
-      read_result: from a run's name to what its `result.json` holds.
       quick: nothing is measured.
     """
     shares = share_out(workers)
-    seconds = _known(cells, outcomes, read_result)
+    seconds = _known(cells, outcomes, workdir.path)
     measured: dict[str, float | None] = {}
     if not quick:
         left = {cell.pair.label: cell for cell in cells if cell.pair.label not in seconds}
-        measured = _measure(left, shares, workdir)
+        measured = _measure(left, shares, workdir.path)
         seconds |= {label: per_image for label, per_image in measured.items() if per_image}
     unknown = {cell.pair.label for cell in cells} - set(seconds)
     total, hours, operations, kept = 0, 0.0, 0.0, 0.0
@@ -88,7 +86,7 @@ def estimate(
         f"a device that keeps up 100 TFLOP/s takes {_count(operations / 1e14 / 3600)} hours for "
         "them."
     )
-    lines.append(f"Up to {_count(kept / 1e9)} GB of checkpoints in {workdir}.")
+    lines.append(f"Up to {_count(kept / 1e9)} GB of checkpoints in {workdir.where}.")
     missing = {c.pair.settings.get("dataset", "digits") for c in cells if not c.pair.has_data}
     if missing:
         lines.append(
@@ -107,11 +105,7 @@ def _count(value: float) -> str:
     return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
 
 
-def _known(
-    cells: list[Cell],
-    outcomes: dict[str, Outcome],
-    read_result: Callable[[str], dict[str, Any] | None],
-) -> dict[str, float]:
+def _known(cells: list[Cell], outcomes: dict[str, Outcome], workdir: Path) -> dict[str, float]:
     """Seconds an image, by label, of backbones that have a finished run."""
     found: dict[str, float] = {}
     for cell in cells:
@@ -119,7 +113,7 @@ def _known(
             outcome = outcomes.get(planned.run)
             if cell.pair.label in found or outcome is None or outcome.status != "finished":
                 continue
-            result = read_result(planned.run) or {}
+            result = read_json(workdir / planned.run / "result.json") or {}
             images = cell.pair.images * planned.point.share
             first = result.get("seconds_to_first_step") or 0.0
             found[cell.pair.label] = max(result["wall_seconds"] - first, 0.0) / images

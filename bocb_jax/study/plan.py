@@ -45,7 +45,7 @@ class Cell:
       workdir: where the folders of the runs lie.
     """
 
-    def __init__(self, pair: Pair, study: Study, workdir: Path):
+    def __init__(self, pair: Pair, study: Study, workdir: str | Path):
         self.pair, self.study, self.workdir = pair, study, workdir
         self._made: dict[tuple[Point, int, bool], Planned] = {}
 

@@ -14,8 +14,9 @@ import queue
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
+
+from bocb_jax.remote import Workdir
 
 MEASURED_PIXELS = 8 * 224**2  # of a batch at the most, where a CPU is measured
 
@@ -104,10 +105,12 @@ class Executor:
         except Exception as caught:
             record = failure(caught)
             status, error = record["status"], record["error"]
-            folder = Path(config.workdir) / (config.run_id or run_id(config))
+            run = config.run_id or run_id(config)
             with contextlib.suppress(Exception):
-                if not (folder / "result.json").exists():  # it failed before it had a folder
-                    record_failure(folder, settings, record)
+                workdir = Workdir.at(config.workdir, config.scratch)
+                workdir.fetch(run)
+                if not (workdir.path / run / "result.json").exists():  # it failed before
+                    record_failure(workdir, run, settings, record)
         return {
             "status": status,
             "error": error,
@@ -170,23 +173,29 @@ class Executor:
             return {"seconds_per_image": None, "error": f"{type(error).__name__}: {error}"}
 
 
-def record_failure(folder: Path, settings: dict[str, Any], record: dict[str, Any]) -> None:
+def record_failure(
+    workdir: Workdir, run: str, settings: dict[str, Any], record: dict[str, Any]
+) -> None:
     """Writes the result of a run that could not write it itself.
 
     Args:
-      folder: the run's.
+      workdir: where the folder of the run lies.
+      run: its name.
       settings: its config.
       record: "status", "error" and the like.
     """
     from bocb_jax.config import TrainConfig, from_dict
     from bocb_jax.engine.metrics import write_json
 
+    folder = workdir.path / run
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.json").exists():
         config = from_dict(TrainConfig, settings)
         about = {"label": config.label or config.model, "study": config.study}
         write_json(folder / "config.json", {"config": config.identity(), "resolved": None, **about})
     write_json(folder / "result.json", record)
+    workdir.publish(f"{run}/config.json")
+    workdir.publish(f"{run}/result.json")
 
 
 if __name__ == "__main__":
