@@ -21,6 +21,7 @@ from bocb_jax.errors import UserError
 MANIFEST = "mirror.json"  # of a run: which of its files belong together, see `engine.mirror`
 RECORDS = ("config.json", "result.json")
 _TOGETHER = 2000  # files asked for at once
+_BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "r2")
 _EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 
 
@@ -76,7 +77,7 @@ class Store:
     def write(self, name: str, content: bytes) -> None:
         """Writes a file whole, over one that is there."""
         with self._telling("written"):
-            self._fs.makedirs(self._parent(name), exist_ok=True)
+            self._make_parent(name)
             self._fs.pipe_file(self._full(name), content)
 
     def create(self, name: str, content: bytes) -> bool:
@@ -86,7 +87,7 @@ class Store:
         """
         path = self._full(name)
         with self._telling("written"):
-            self._fs.makedirs(self._parent(name), exist_ok=True)
+            self._make_parent(name)
             try:
                 self._fs.pipe_file(path, content, mode="create")
             except FileExistsError:
@@ -164,8 +165,10 @@ class Store:
     def _full(self, name: str) -> str:
         return f"{self._path}/{name}"
 
-    def _parent(self, name: str) -> str:
-        return self._full(name).rpartition("/")[0]
+    def _make_parent(self, name: str) -> None:
+        # Object stores have no folders; asked for one, drivers make a bucket of a misspelt name.
+        if self.url.partition("://")[0] not in _BUCKETS:
+            self._fs.makedirs(self._full(name).rpartition("/")[0], exist_ok=True)
 
     @contextlib.contextmanager
     def _telling(self, what: str) -> Iterator[None]:

@@ -99,7 +99,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     if is_url(config.workdir):
         with mirror.working_here(config) as here:
-            return train(here)
+            outcome = train(here)
+        console.print(f"Sent to {config.workdir}.", markup=False)
+        return outcome
     started = time.monotonic()
 
     parallel = config.parallel

@@ -62,6 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir")
     root = Path(parser.parse_args(arguments).workdir or tempfile.mkdtemp())
+    root.mkdir(parents=True, exist_ok=True)
     study, cache = root / "study.toml", root / "cache"
     study.write_text(kill_sweep.STUDY)
     kill_sweep.finish(kill_sweep.start(study, root / "local", cache))

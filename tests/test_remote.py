@@ -320,6 +320,15 @@ def test_analyses_read_there(url, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_an_s3_server_gives_the_same_bits():
+    pytest.importorskip("moto")
+    pytest.importorskip("s3fs")
+    import s3_sweep
+
+    s3_sweep.main(["--kills", "2"])
+
+
+@pytest.mark.slow
 def test_ten_thousand_runs_are_found_from_one_listing(tmp_path, monkeypatch):
     url = f"memory://{uuid.uuid4().hex}"
     store, record = Store(url), json.dumps({"config": {"model": "a", "opt": "b"}}).encode()

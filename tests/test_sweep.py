@@ -172,11 +172,8 @@ def test_a_lost_worker_is_a_sentence(tmp_path, capsys):
     Scheduler(cells, {}, Pretended(1, ends), lines, workdir=Workdir.at(tmp_path)).run()
     (run,) = [planned.run for planned in cells[0].planned({}) if planned.point.lr == 1.0]
     said = [line for line in capsys.readouterr().err.splitlines() if "lost" in line]
-    again = "It was lost with its node. The run is started again"
-    assert said == [
-        f"{run}: {again}, from its last save.",
-        f"{run}: {again}, for the 2. time at this point, from its last save.",
-    ]
+    again = f"{run}: It was lost with its node. The run is started again from its last save"
+    assert said == [f"{again}.", f"{again}; it has lost 2 workers without getting on."]
 
 
 def test_a_run_that_takes_too_long_is_ended_and_recorded(tmp_path):
@@ -227,6 +224,7 @@ def test_cores_are_shared_out_evenly(monkeypatch):
 def cold_cache(tmp_path, monkeypatch):
     """Nothing is found that an earlier session compiled, and nothing left in the user's home."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
 
 
 def command(*words):
@@ -321,8 +319,19 @@ def test_a_sweep_from_its_command_to_its_table(tmp_path):
     assert again.returncode == 0
     assert "0 of them now" in again.stderr
     # A second sweep elsewhere compiles nothing: learning rates and seeds are inputs.
-    other = command(path, "--workdir", tmp_path / "other", "--search.lr", "[0.2, 0.3]")
+    url = f"file://{tmp_path}/other"
+    other = command(path, "--workdir", url, "--search.lr", "[0.1, 0.3]")
     assert "compiled 0 training steps (0 programs in all)" in other.stderr, other.stderr
+    # At a URL, a run leaves what it leaves in a folder.
+    there = pandas.read_parquet(tmp_path / "other" / "results.parquet")
+    columns = ["learning_rate", "status", "validation_accuracy", "train_loss"]
+    pandas.testing.assert_frame_equal(
+        *(t[(t["phase"] == "search") & (t["learning_rate"] == 0.1)][columns].reset_index(drop=True)
+          for t in (frame, there))
+    )  # fmt: skip
+    assert len(there) == 3
+    assert len(list((tmp_path / "other").glob("*/checkpoints/best"))) == 1
+    assert not list((tmp_path / "other").rglob(".*lock"))
 
 
 @pytest.mark.slow

@@ -61,11 +61,9 @@ def working_here(config: TrainConfig) -> Iterator[TrainConfig]:
             mirror = Mirror(store, folder, lease)
             has_ended = mirror.pull()
             here = dataclasses.replace(config, workdir=str(folder.parent), run_id=name)
-            if has_ended:
+            with contextlib.nullcontext() if has_ended else mirror.sending():
                 yield here
-                return
-            with mirror.sending():
-                yield here
+            mirror.tidy()
 
 
 class Mirror:
@@ -136,8 +134,6 @@ class Mirror:
             ended.set()
             thread.join()
             self._push_at_last()
-            if _read(self._folder / _RESULT).get("status") in ("finished", "diverged"):
-                self._clear()  # a machine trains many runs
         finally:
             ended.set()
 
@@ -165,6 +161,12 @@ class Mirror:
             self._remember(version)
             self._store.remove(gone)
             return True
+
+    def tidy(self) -> None:
+        """Deletes the checkpoints here if the run has ended: a machine trains many runs."""
+        if _read(self._folder / _RESULT).get("status") in ("finished", "diverged"):
+            self._memory.unlink(missing_ok=True)
+            shutil.rmtree(self._folder / "checkpoints", ignore_errors=True)
 
     def _push_at_last(self) -> None:
         if not (self._folder / "config.json").exists():

@@ -105,9 +105,9 @@ class Lines(Progress):
 
 
 def _say_lost(planned: Planned, how: str, starts: int) -> None:
-    times = f", for the {starts}. time at this point" if starts > 1 else ""
+    more = f"; it has lost {starts} workers without getting on" if starts > 1 else ""
     console.print(
-        f"{planned.run}: {how} The run is started again{times}, from its last save.",
+        f"{planned.run}: {how} The run is started again from its last save{more}.",
         markup=False,
         soft_wrap=True,
     )
