@@ -70,33 +70,39 @@ def fetch(url: str, folder: Path) -> Path:
     return folder
 
 
+def saved_step(url: str) -> int:
+    """The last step that a run has sent; -1 for none."""
+    manifest = Store(url).read(["mirror.json"]).get("mirror.json", b'{"files": {}}')
+    names = [name.split("/") for name in json.loads(manifest)["files"]]
+    return max((int(parts[2]) for parts in names if parts[1:2] == ["last"]), default=-1)
+
+
 def run(root: Path, kills: int, moments: random.Random) -> None:
     cache, url = root / "cache", "s3://bucket/runs"
-    machines = 1
-    os.environ["XDG_CACHE_HOME"] = str(root / "machine1")
-    kill_run.finish(kill_run.start(root / "warm", cache))
-    begun = time.monotonic()
+    kill_run.SETTINGS |= {"epochs": 60, "checkpoint.every-steps": 40}
     kill_run.finish(kill_run.start(root / "whole", cache))
-    life = time.monotonic() - begun
+    machine = 1
     for kill in range(kills):
-        process = kill_run.start(url, cache)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(moments.uniform(0.4 * life, life))
+        os.environ["XDG_CACHE_HOME"] = str(root / f"machine{machine}")
+        process, before = kill_run.start(url, cache), saved_step(f"{url}/the_run")
+        target = before + moments.randrange(150)
+        while process.poll() is None and saved_step(f"{url}/the_run") < target:
+            time.sleep(0.05)
+        time.sleep(moments.uniform(0, 1))
         process.send_signal(moments.choice([signal.SIGKILL, signal.SIGTERM]))
         process.communicate()
-        store = Store(f"{url}/the_run")
-        manifest = json.loads(store.read(["mirror.json"]).get("mirror.json", b'{"files": {}}'))
-        steps = {n.split("/")[2] for n in manifest["files"] if n.startswith("checkpoints/last/")}
-        print(f"kill {kill + 1} (exit code {process.returncode}): steps {sorted(steps)} are there")
+        assert process.returncode, "it ended before it was killed"
+        after = saved_step(f"{url}/the_run")
+        print(f"kill {kill + 1} (exit code {process.returncode}), machine {machine}: step {before} "
+              f"was there, then step {after}", flush=True)  # fmt: skip
         if moments.random() < 0.6:
-            shutil.rmtree(root / f"machine{machines}", ignore_errors=True)
-            machines += 1
-            os.environ["XDG_CACHE_HOME"] = str(root / f"machine{machines}")
-    shutil.rmtree(root / f"machine{machines}", ignore_errors=True)
+            shutil.rmtree(root / f"machine{machine}")
+            machine += 1
+    os.environ["XDG_CACHE_HOME"] = str(root / "last_machine")
     kill_run.finish(kill_run.start(url, cache))
     there = fetch(f"{url}/the_run", root / "back")
     kill_run.compare(there, root / "whole" / "the_run")
-    print(f"equal to the last bit after {kills} kills on {machines} machines", flush=True)
+    print(f"equal to the last bit after {kills} kills on {machine + 1} machines", flush=True)
 
 
 def sweep(root: Path, options: tuple[str, ...], url: str) -> None:
@@ -152,10 +158,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--kills", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--many", action="store_true", help="ten thousand runs as well")
+    parser.add_argument("--only-run", action="store_true", help="no sweep")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary, server():
         root = Path(temporary)
         run(root, options.kills, random.Random(options.seed))
+        if options.only_run:
+            return
         sweep(root, (), "s3://bucket/pool")
         read("s3://bucket/pool")
         if options.ray:

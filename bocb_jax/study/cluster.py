@@ -4,6 +4,7 @@ The folder of the runs must be the same on all nodes, and bocb_jax installed on 
 """
 
 import fcntl
+import logging
 import os
 import tempfile
 import time
@@ -35,6 +36,7 @@ class RayPool:
         self._ray = ray
         variables = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         options = {"runtime_env": {"env_vars": variables}, "log_to_driver": False}
+        options["logging_level"] = logging.WARNING
         try:
             ray.init(address=address, **options)
         except ConnectionError as error:
