@@ -12,6 +12,7 @@ from rich.progress import track
 
 from bocb_jax.console import console
 from bocb_jax.errors import UserError
+from bocb_jax.remote import brought
 
 SCORES = {"accuracy": "test accuracy", "loss": "train loss", "log-odds": "log-odds"}
 
@@ -20,7 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        _run(options)
+        with brought(options.source) as source:
+            options.source = source and Path(source)
+            _run(options)
     except UserError as error:
         console.print(str(error), markup=False, soft_wrap=True)
         return error.exit_code
@@ -36,9 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument(
         "source",
         nargs="?",
-        type=Path,
         metavar="RUNS",
-        help="a folder of runs, its results.parquet, or a CSV of scores",
+        help="a folder of runs, its results.parquet, or a CSV of scores; a path or a URL",
     )
     source.add_argument(
         "--published", metavar="NAME", help="a table of the paper: cifar100, imagenet or coco"

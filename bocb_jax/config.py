@@ -204,7 +204,8 @@ class TrainConfig:
     test: bool = True  # read the test split, once, at the end
     label: str | None = None  # what tables of results call the backbone; None: its name
     study: str | None = None  # the study that the run belongs to
-    workdir: str = "runs"  # where the run's folder goes, or the folder itself
+    workdir: str = "runs"  # where the run's folder goes, or the folder itself; s3://... and so on
+    scratch: str | None = None  # where runs at a URL work on this machine; None: the cache folder
     run_id: str | None = None  # the folder's name; None: made from the settings
     resume: bool = True  # go on where an earlier start of the same run stopped
     compile_cache: str | None = None  # None: JAX_COMPILATION_CACHE_DIR, or the user's cache folder
@@ -242,6 +243,7 @@ class TrainConfig:
             "label",
             "study",
             "workdir",
+            "scratch",
             "run_id",
             "resume",
             "compile_cache",

@@ -11,6 +11,10 @@ class UnknownName(UserError, LookupError):
     """A name that no registry knows; the message lists near matches."""
 
 
+class DatasetMissing(UserError):
+    """A data set that is not on this machine, where nothing may be fetched."""
+
+
 class FolderInUse(UserError):
     """Another process is writing there; it may soon be done."""
 

@@ -1,9 +1,11 @@
 """Patterns in trained weights: `python -m bocb_jax.patterns PATH... [--output FILE] [--plot FILE]`.
 
-PATH is a run, a folder of runs, or a .safetensors, .pth, .pt or .bin file of any framework.
+PATH is a run, a folder of runs, or a .safetensors, .pth, .pt or .bin file of any framework; or the
+URL of one.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from rich.table import Table
 from bocb_jax.coupling.checkpoints import analyze_checkpoints
 from bocb_jax.coupling.patterns import THRESHOLDS
 from bocb_jax.errors import UserError
+from bocb_jax.remote import brought
 
 _SHOWN = ("alpha", "entropy", "l2_norm", "pca_ratio", "stable_rank")
 _NARROW, _SHOWN_IN_NARROW = 110, ("alpha", "entropy", "stable_rank")  # room for the names
@@ -31,7 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _check(options.output, (".csv", ".parquet"))
         _check(options.plot, (".svg", ".png"))
-        frame = analyze_checkpoints(options.paths, jobs=options.jobs)
+        with contextlib.ExitStack() as stack:
+            places = {
+                str(stack.enter_context(brought(path, weights=True))): path
+                for path in options.paths
+            }
+            frame = analyze_checkpoints(places, jobs=options.jobs)
+            for here, path in places.items():
+                frame["source"] = frame["source"].str.replace(here, path, regex=False)
         if options.output:
             _write(frame, Path(options.output))
         if options.plot:

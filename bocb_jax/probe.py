@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bocb_jax.console import console
 from bocb_jax.errors import UserError
+from bocb_jax.remote import brought
 
 OPTIMIZERS = ("sgd", "adamw", "lamb", "lion")
 ANCHORS = ("resnet_mini", "vit_mini")  # one that minds little, one that minds much
@@ -39,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, default=8, help="of every run; default: 8")
     parser.add_argument("--image-size", type=int, default=16, help="pixels; default: 16")
     parser.add_argument("--seeds", type=int, default=2, help="final runs of a pair; default: 2")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/probe"), metavar="DIR")
+    parser.add_argument("--workdir", default="runs/probe", metavar="DIR", help="a path or a URL")
     parser.add_argument("--workers", type=int, help="runs at a time")
     return parser
 
@@ -84,7 +85,8 @@ def _run(options: argparse.Namespace) -> int:
     code = sweep(study_for(options), options.workdir, workers=options.workers)
     if code not in (0, 1):
         return code
-    report(options.workdir, options.model, spent=code == 1)
+    with brought(options.workdir) as here:
+        report(Path(here), options.model, spent=code == 1)
     return 0
 
 

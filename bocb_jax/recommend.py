@@ -13,13 +13,16 @@ from pathlib import Path
 
 from bocb_jax.console import console
 from bocb_jax.errors import UserError
+from bocb_jax.remote import brought
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        _run(options)
+        with brought(options.runs) as runs:
+            options.runs = runs and Path(runs)
+            _run(options)
     except UserError as error:
         console.print(str(error), markup=False, soft_wrap=True)
         return error.exit_code
@@ -33,8 +36,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", required=True, metavar="NAME", help="the backbone")
     parser.add_argument(
-        "--runs", type=Path, metavar="DIR",
-        help="your own runs: a folder, its results.parquet, or a CSV of scores",
+        "--runs", metavar="DIR",
+        help="your own runs: a folder, its results.parquet, or a CSV of scores; a path or a URL",
     )  # fmt: skip
     parser.add_argument("--dataset", help="which one, where the runs are on several")
     parser.add_argument("--most", type=int, default=3, metavar="N", help="choices; default: 3")

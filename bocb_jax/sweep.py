@@ -19,9 +19,11 @@ from pathlib import Path
 from bocb_jax import results
 from bocb_jax.config import difference
 from bocb_jax.console import console, duration
+from bocb_jax.engine.lease import hold, owner_of
 from bocb_jax.engine.lock import only_writer
 from bocb_jax.engine.metrics import write_json
 from bocb_jax.errors import UserError
+from bocb_jax.remote import Workdir, is_url
 from bocb_jax.study.board import board
 from bocb_jax.study.catalog import look_up
 from bocb_jax.study.estimate import estimate
@@ -42,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
             return dry_run(study, options)
         return sweep(
             study,
-            Path(options.workdir),
+            options.workdir,
             workers=options.workers,
             cluster=options.cluster,
             retry=options.retry == "failed",
@@ -65,20 +67,23 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict]:
     )
     add = parser.add_argument
     add("study", help="a TOML file, such as experiments/quickstart.toml")
-    add("--workdir", default="runs", help="where the folders of the runs go (runs)")
+    add("--workdir", default="runs", help="where the folders of the runs go, or a URL (runs)")
     add("--dry-run", action="store_true", help="say how many runs, device-hours and gigabytes")
+    add("--quick", action="store_true", help="with --dry-run: measure nothing")
     add("--workers", type=int, help="runs at a time; default: one for each device or CPU core")
     add("--cluster", metavar="ADDRESS", help="a Ray cluster; auto: the one there is, or a new one")
     add("--retry", choices=["failed"], help="train again what crashed, timed out or lacked memory")
     add("--retries", type=int, default=3, help="starts of a run whose worker dies, in a row (3)")
     add("--progress", choices=["auto", "grid", "lines", "none"], default="auto")
     options, rest = parser.parse_known_args(arguments)
+    if options.quick and not options.dry_run:
+        raise UserError("--quick is for --dry-run; a sweep takes the time that it takes.")
     return options, overrides_of(rest)
 
 
 def sweep(
     study: Study,
-    workdir: Path,
+    workdir: str | Path,
     *,
     workers: int | None = None,
     cluster: str | None = None,
@@ -90,7 +95,7 @@ def sweep(
 
     Args:
       study: what to go through.
-      workdir: where the folders of the runs and the table go.
+      workdir: where the folders of the runs and the table go; a path or a URL.
       workers: runs at a time.
       cluster: address of a Ray cluster, or "auto"; None for this machine alone.
       retry: whether runs that failed for another reason than divergence are trained again.
@@ -104,17 +109,21 @@ def sweep(
       UserError: the study cannot be, or the folder is in use or holds something else.
     """
     began = time.monotonic()
-    if cluster:
-        workdir = workdir.absolute()  # the other nodes are elsewhere
-    cells = plan(study, workdir)
-    with claim(workdir):
+    if cluster and not is_url(workdir):
+        workdir = Path(workdir).absolute()  # the other nodes are elsewhere
+    place = Workdir.at(workdir, study.train.get("scratch"))
+    cells = plan(study, place.where)
+    workdir = place.path
+    with claim(place):
+        place.pull()
         write_json(workdir / "study.json", study.to_dict())
+        place.publish("study.json")
         outcomes = scan(cells, workdir, retry=retry)
         before = len(outcomes)
         runs = sum(cell.size for cell in cells)
         console.print(
             f"{study.name}: {len(cells)} pairs, {runs} runs"
-            f"{f', {before} of them ended before' if before else ''}. {workdir}",
+            f"{f', {before} of them ended before' if before else ''}. {place.where}",
             markup=False,
         )
         pool: Pool
@@ -134,7 +143,7 @@ def sweep(
                 outcomes,
                 pool,
                 shown,
-                workdir=workdir,
+                workdir=place,
                 retries=retries,
                 minutes_per_run=study.budget.minutes_per_run,
                 device_seconds=study.budget.device_hours and 3600 * study.budget.device_hours,
@@ -142,7 +151,9 @@ def sweep(
             complete = scheduler.run(lambda: stop.number is not None)
         table = None
         if any((workdir / run).is_dir() for run in outcomes):
-            table = results.save(results.read_runs(workdir), workdir)
+            results.save(results.read_runs(workdir), workdir)
+            place.publish(results.FILE)
+            table = f"{place.where}/{results.FILE}"
         _say_summary(scheduler.counts, outcomes, table, time.monotonic() - began)
     if complete:
         return 0
@@ -150,13 +161,18 @@ def sweep(
     return 128 + stop.number if stop.number else 1
 
 
-def plan(study: Study, workdir: Path) -> list[Cell]:
+def plan(study: Study, workdir: str | Path, *, stand_in: bool = False) -> list[Cell]:
     """The cells of a study.
+
+    Args:
+      study: what to go through.
+      workdir: where the folders of the runs go.
+      stand_in: see `look_up`.
 
     Raises:
       UserError: it names what there is not, or plans more runs than its budget allows.
     """
-    cells = [Cell(pair, study, workdir) for pair in look_up(study)]
+    cells = [Cell(pair, study, workdir) for pair in look_up(study, stand_in=stand_in)]
     runs, limit = sum(cell.size for cell in cells), study.budget.runs
     if limit is not None and runs > limit:
         raise UserError(
@@ -167,10 +183,16 @@ def plan(study: Study, workdir: Path) -> list[Cell]:
     return cells
 
 
-def claim(workdir: Path) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def claim(place: Workdir) -> Iterator[None]:
     """Makes the folder, and keeps other sweeps out of it."""
-    taken = f"Another sweep is writing to {workdir}; wait for it, or choose another --workdir."
-    return only_writer(workdir, ".sweep.lock", taken)
+    taken = f"Another sweep is writing to {place.where}; wait for it, or choose another --workdir."
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(only_writer(place.path, ".sweep.lock", taken))
+        if place.store is not None:
+            owner = owner_of(place.path)
+            stack.enter_context(hold(place.store, ".sweep.lock", owner, taken))
+        yield
 
 
 def scan(cells: list[Cell], workdir: Path, *, retry: bool = False) -> dict[str, Outcome]:
@@ -204,10 +226,12 @@ def scan(cells: list[Cell], workdir: Path, *, retry: bool = False) -> dict[str, 
 
 def dry_run(study: Study, options: argparse.Namespace) -> int:
     """Says what a sweep would take; trains nothing but a few steps of each backbone."""
-    workdir = Path(options.workdir)
-    cells = plan(study, workdir)
-    outcomes = scan(cells, workdir)
-    console.print(estimate(study, cells, outcomes, workdir, options.workers), markup=False)
+    place = Workdir.at(options.workdir, study.train.get("scratch"))
+    cells = plan(study, place.where, stand_in=True)
+    place.pull()
+    outcomes = scan(cells, place.path)
+    said = estimate(study, cells, outcomes, place, options.workers, quick=options.quick)
+    console.print(said, markup=False, soft_wrap=True)
     return 0
 
 
@@ -238,7 +262,7 @@ def _stopping() -> Iterator[_Stop]:
 
 
 def _say_summary(
-    counts: Counts, outcomes: dict[str, Outcome], table: Path | None, seconds: float
+    counts: Counts, outcomes: dict[str, Outcome], table: str | None, seconds: float
 ) -> None:
     by_status: dict[str, int] = {}
     for outcome in outcomes.values():

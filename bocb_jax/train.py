@@ -27,7 +27,7 @@ from bocb_jax.data.loader import Loader
 from bocb_jax.data.pipeline import steps_per_epoch
 from bocb_jax.data.sources import Dataset, open_dataset
 from bocb_jax.engine import folder as run_folder
-from bocb_jax.engine import signals
+from bocb_jax.engine import mirror, signals
 from bocb_jax.engine.checkpoint import Checkpoints
 from bocb_jax.engine.memory import keep_freed_memory, peak_memory
 from bocb_jax.engine.metrics import Window, Writers, open_writers, read_jsonl, write_json
@@ -36,6 +36,7 @@ from bocb_jax.engine.sharding import batch_sharding, check_batch
 from bocb_jax.engine.state import TrainState
 from bocb_jax.errors import Diverged, Interrupted, UserError
 from bocb_jax.program import compiled_program, program_spec, starting_weights, use_compile_cache
+from bocb_jax.remote import is_url
 from bocb_jax.settings import resolve
 
 SETTLING_BATCHES = 50  # at most an epoch; as many as the authors of schedule-free advise
@@ -96,6 +97,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
       UserError: a setting is wrong; nothing was written.
       Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
+    if is_url(config.workdir):
+        with mirror.working_here(config) as here:
+            outcome = train(here)
+        console.print(f"Sent to {config.workdir}.", markup=False)
+        return outcome
     started = time.monotonic()
 
     parallel = config.parallel

@@ -79,11 +79,11 @@ def alive(pids: list[int]) -> list[int]:
     return [pid for pid in pids if runs(pid)]
 
 
-def compare(ours: Path, theirs: Path) -> None:
+def compare(ours: Path, theirs: Path, runs: int = RUNS) -> None:
     import pandas
 
     tables = [pandas.read_parquet(folder / "results.parquet") for folder in (ours, theirs)]
-    assert len(tables[0]) == RUNS == tables[0]["run"].nunique()
+    assert len(tables[0]) == runs == tables[0]["run"].nunique()
     assert (tables[0]["status"] == "finished").all()
     pandas.testing.assert_frame_equal(*(table.drop(columns=CLOCKS) for table in tables))
     for run in tables[0].query("phase == 'final'")["run"]:

@@ -22,6 +22,8 @@ def pair(backbone="vit_mini", optimizer="sgd", variant="", center=(0.1, 1e-4), p
         epochs=4,
         images=4 * 1200,
         parameters=1000,
+        macs=10_000,
+        has_data=True,
         state_per_parameter=1.0,
     )
 

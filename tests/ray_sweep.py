@@ -8,6 +8,7 @@ loss of a node, and the weights of every final run to the last bit.
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -54,13 +55,14 @@ def nodes() -> list[int]:
 
 def sweep(study: Path, workdir: Path, cache: Path) -> subprocess.Popen:
     address = ("--cluster", f"127.0.0.1:{PORT}")
-    return kill_sweep.start(study, workdir, cache, *address)
+    return kill_sweep.start(study, workdir, cache, *address, "--progress", "lines")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir")
     root = Path(parser.parse_args(arguments).workdir or tempfile.mkdtemp())
+    root.mkdir(parents=True, exist_ok=True)
     study, cache = root / "study.toml", root / "cache"
     study.write_text(kill_sweep.STUDY)
     kill_sweep.finish(kill_sweep.start(study, root / "local", cache))
@@ -79,8 +81,14 @@ def main(arguments: list[str] | None = None) -> None:
         os.kill(lost, 9)
         ended = len(list((root / "lost").glob("digits-*/result.json")))
         print(f"killed one of {len(nodes()) + 1} nodes with {ended} runs ended", flush=True)
-        print(kill_sweep.finish(process))
+        said = kill_sweep.finish(process)
+        print(said)
         kill_sweep.compare(root / "lost", root / "local")
+        lost = re.findall(r"^digits-\S+: (The worker .*)$", said, re.MULTILINE)
+        assert lost, said
+        assert all("The run is started again" in line for line in lost), lost
+        assert "RayActorError" not in said, said
+        assert "Traceback" not in said, said
         print("nothing was lost", flush=True)
     finally:
         stop_cluster()

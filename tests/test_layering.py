@@ -74,10 +74,13 @@ RULES = {
     },
     "bocb_jax/engine/step.py": {"jax", "flax", "optax", "ours:engine"},
     "bocb_jax/engine/checkpoint.py": {"jax", "numpy", "orbax", "ours:errors"},
+    "bocb_jax/engine/lease.py": {"ours:errors", "ours:remote"},
+    "bocb_jax/engine/mirror.py": {"ours:config", "ours:engine", "ours:errors", "ours:remote"},
+    "bocb_jax/remote.py": {"fsspec", "ours:errors"},
     "bocb_jax/results.py": {"pandas", "ours:errors"},
     "bocb_jax/study": {
         "rich", "ours:study", "ours:config", "ours:console", "ours:errors", "ours:results",
-        "ours:engine.metrics",
+        "ours:engine.metrics", "ours:remote",
     },
     "bocb_jax/engine/lock.py": {"ours:errors"},
     "bocb_jax/study/search.py": {"scipy", "ours:study"},
@@ -89,7 +92,7 @@ RULES = {
     },
     "bocb_jax/study/worker.py": {
         "jax", "ours:config", "ours:errors", "ours:engine", "ours:data", "ours:program",
-        "ours:settings", "ours:train",
+        "ours:settings", "ours:train", "ours:remote",
     },
     "models": {
         "jax", "flax", "numpy", "einops",

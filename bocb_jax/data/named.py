@@ -17,7 +17,7 @@ from bocb_jax.data.sources import (
     register_dataset,
 )
 from bocb_jax.data.tfds import default_data_dir, is_prepared, open_tfds
-from bocb_jax.errors import UserError
+from bocb_jax.errors import DatasetMissing, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _archive(cifar: _Cifar, data_dir: str, download: bool) -> str:
     not_there = f"The dataset '{cifar.name}' is not in {data_dir}"
     remedy = f"Put {cifar.url} there, or give the folder that has it as --data.dir."
     if not download:
-        raise UserError(f"{not_there}, and downloading is switched off. {remedy}")
+        raise DatasetMissing(f"{not_there}, and downloading is switched off. {remedy}")
     partial = f"{archive}.{os.getpid()}.part"
     try:
         os.makedirs(data_dir, exist_ok=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from bocb_jax.data.encoded import EncodedSplit, Subset
 from bocb_jax.data.sources import Dataset, OpenOptions, held_out_fraction, split_indices
-from bocb_jax.errors import UnknownName, UserError
+from bocb_jax.errors import DatasetMissing, UnknownName, UserError
 
 
 def default_data_dir() -> str:
@@ -153,7 +153,7 @@ def _prepared_builder(name: str, data_dir: str, download: bool):
     if not builder.is_prepared():
         _keys(name, builder.info)  # before anything is fetched in vain
         if not download:
-            raise UserError(f"{not_there}, and downloading is switched off. {remedy}")
+            raise DatasetMissing(f"{not_there}, and downloading is switched off. {remedy}")
         builder = _prepare(tfds, name, data_dir, f"{not_there} and cannot be prepared", remedy)
     try:
         builder.as_data_source(split="train")

@@ -65,6 +65,10 @@ class Progress:
         self._seconds.setdefault(cell.pair.label, []).append(seconds)
         self.counted[id(cell)] = self._count(cell)
 
+    def lost(self, planned: Planned, how: str, starts: int) -> None:
+        """A run's worker died, and the run will be started again."""
+        self.running.pop(planned.run, None)
+
     def tick(self) -> None:
         """Some time has passed."""
 
@@ -94,6 +98,20 @@ class Lines(Progress):
             soft_wrap=True,
         )
 
+    def lost(self, planned, how, starts):
+        """A run's worker died, and the run will be started again."""
+        super().lost(planned, how, starts)
+        _say_lost(planned, how, starts)
+
+
+def _say_lost(planned: Planned, how: str, starts: int) -> None:
+    more = f"; it has lost {starts} workers without getting on" if starts > 1 else ""
+    console.print(
+        f"{planned.run}: {how} The run is started again from its last save{more}.",
+        markup=False,
+        soft_wrap=True,
+    )
+
 
 class Grid(Progress):
     """The table of pairs: runs ended, and the best validation accuracy."""
@@ -105,6 +123,11 @@ class Grid(Progress):
 
     def __exit__(self, *exception):
         self._live.__exit__(*exception)
+
+    def lost(self, planned, how, starts):
+        """A run's worker died, and the run will be started again; said above the table."""
+        super().lost(planned, how, starts)
+        _say_lost(planned, how, starts)
 
     def tick(self):
         """Draws anew."""

@@ -34,6 +34,8 @@ class Pair:
     epochs: int  # of a run at full length
     images: int  # that it trains on
     parameters: int
+    macs: int  # multiply-accumulates of one image, forward
+    has_data: bool  # whether the data set is on this machine
     state_per_parameter: float  # numbers that the optimizer keeps
 
     @property
@@ -42,14 +44,18 @@ class Pair:
         return f"{self.backbone} ({self.variant})" if self.variant else self.backbone
 
 
-def look_up(study: Study) -> list[Pair]:
+def look_up(study: Study, *, stand_in: bool = False) -> list[Pair]:
     """Every pair of a study, in its order.
+
+    Args:
+      study: the study.
+      stand_in: whether the published size of a data set will do where it is not on this machine.
 
     Raises:
       UserError: a name is unknown, a pattern matches nothing, or settings do not go together.
     """
     answer = subprocess.run(
-        [sys.executable, "-m", "bocb_jax.study.catalog"],
+        [sys.executable, "-m", "bocb_jax.study.catalog", *["--stand-in"] * stand_in],
         input=json.dumps(study.to_dict()),
         stdout=subprocess.PIPE,
         text=True,
@@ -72,7 +78,7 @@ def main() -> int:
     """Reads a study from stdin and prints its pairs."""
     settings = json.load(sys.stdin)
     try:
-        pairs = find_pairs(study_from_dict(settings))
+        pairs = find_pairs(study_from_dict(settings), stand_in="--stand-in" in sys.argv)
     except UserError as error:
         print(error)
         return error.exit_code
@@ -80,7 +86,7 @@ def main() -> int:
     return 0
 
 
-def find_pairs(study: Study) -> list[Pair]:
+def find_pairs(study: Study, *, stand_in: bool = False) -> list[Pair]:
     """See `look_up`; loads JAX."""
     optimizers = _expand(study.optimizers, _optimizers, "optimizers")
     backbones = _expand(study.backbones, _backbones, "backbones")
@@ -100,7 +106,7 @@ def find_pairs(study: Study) -> list[Pair]:
                 )
         for backbone in chosen:
             settings = _merged(study.train, variant.train)
-            size = _size(backbone, settings)
+            size = _size(backbone, settings, stand_in)
             for optimizer in optimizers:
                 found = _optimizer(study, backbone, optimizer)
                 own = study.opt_args.get(optimizer)
@@ -156,32 +162,26 @@ def _optimizers(pattern: str) -> list[str]:
     return [pattern]
 
 
-def _size(backbone: str, settings: dict[str, Any]) -> dict[str, int]:
+def _size(backbone: str, settings: dict[str, Any], stand_in: bool) -> dict[str, Any]:
     """How large a run of a backbone is; settings that do not go together are found here."""
     import jax
     from flax import nnx
 
     from bocb_jax.data.pipeline import steps_per_epoch
+    from bocb_jax.models.macs import count_macs
     from bocb_jax.program import build_model, program_spec
     from bocb_jax.settings import resolve
 
     config = from_dict(TrainConfig, {**settings, "model": backbone, "opt": "sgd"})
-    dataset = _dataset(config.dataset, config.data, config.on_corrupt, config.protocol)
+    dataset, has_data = _dataset(
+        config.dataset, config.data, config.on_corrupt, config.protocol, stand_in
+    )
     resolved = resolve(config, dataset)
     epoch = steps_per_epoch(len(dataset.splits["train"]), resolved.batch_size)
     spec = program_spec(config, resolved, dataset, epoch)
-    images = jax.ShapeDtypeStruct((1, spec.image_size, spec.image_size, 3), "float32")
-
-    def build(images):
-        model = build_model(spec, nnx.Rngs(0))
-        evaluation = nnx.view(
-            model, deterministic=True, use_running_average=True, raise_if_not_found=False
-        )
-        evaluation(images)  # so that images that are too small are found before the sweep
-        return model
-
     try:
-        model = nnx.eval_shape(build, images)
+        model = nnx.eval_shape(lambda: build_model(spec, nnx.Rngs(0)))
+        macs = count_macs(model, spec.image_size)  # finds images that are too small as well
     except UserError:
         raise
     except Exception as error:
@@ -193,17 +193,22 @@ def _size(backbone: str, settings: dict[str, Any]) -> dict[str, int]:
         "epochs": resolved.epochs,
         "images": resolved.epochs * epoch * resolved.batch_size,
         "parameters": sum(leaf.size for leaf in leaves),
+        "macs": macs,
+        "has_data": has_data,
     }
 
 
 @functools.cache
-def _dataset(name: str, data: DataConfig, on_corrupt: str, protocol: str):
+def _dataset(name: str, data: DataConfig, on_corrupt: str, protocol: str, stand_in: bool):
     from bocb_jax.data.sources import open_dataset
+    from bocb_jax.data.stand_in import open_or_stand_in
 
-    dataset = open_dataset(
-        name, split_seed=data.split_seed, data_dir=data.dir, on_corrupt=on_corrupt
-    )
-    return dataset.tuned_on_test() if protocol == "paper" else dataset
+    options = {"split_seed": data.split_seed, "data_dir": data.dir, "on_corrupt": on_corrupt}
+    if stand_in:
+        dataset, is_real = open_or_stand_in(name, **options)
+    else:
+        dataset, is_real = open_dataset(name, **options), True
+    return dataset.tuned_on_test() if protocol == "paper" else dataset, is_real
 
 
 def _optimizer(study: Study, backbone: str, optimizer: str) -> dict[str, Any]:

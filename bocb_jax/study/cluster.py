@@ -4,6 +4,7 @@ The folder of the runs must be the same on all nodes, and bocb_jax installed on 
 """
 
 import fcntl
+import logging
 import os
 import tempfile
 import time
@@ -35,6 +36,7 @@ class RayPool:
         self._ray = ray
         variables = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         options = {"runtime_env": {"env_vars": variables}, "log_to_driver": False}
+        options["logging_level"] = logging.WARNING
         try:
             ray.init(address=address, **options)
         except ConnectionError as error:
@@ -48,6 +50,7 @@ class RayPool:
         self._actor = ray.remote(max_restarts=0, **self._needs)(_Actor)
         self._actors: dict[int, Any] = {}
         self._waiting: dict[Any, tuple[int, str]] = {}  # reference -> worker, kind of event
+        self._places: dict[int, dict[str, Any]] = {}  # what `_Actor.ready` says of each
         for worker in range(self.size):
             self._spawn(worker)
 
@@ -72,8 +75,11 @@ class RayPool:
             try:
                 found.append(Event(kind, worker, self._ray.get(reference)))
             except self._ray.exceptions.RayError as error:
-                found.append(Event("died", worker, f"The worker was lost: {_first_line(error)}"))
+                found.append(Event("died", worker, self._how_it_ended(worker, error)))
                 self._spawn(worker)
+                continue
+            if kind == "ready":
+                self._places[worker] = found[-1].content
         return found
 
     def close(self) -> None:
@@ -82,13 +88,26 @@ class RayPool:
             self._ray.kill(actor)
         self._ray.shutdown()
 
+    def _how_it_ended(self, worker: int, error: Exception) -> str:
+        """Ray's exceptions take paragraphs; this is a sentence."""
+        place = self._places.pop(worker, None)
+        kinds = self._ray.exceptions
+        if isinstance(error, kinds.RayTaskError) or getattr(error, "actor_init_failed", False):
+            last = str(error).strip().rpartition("\n")[2]
+            return f"The worker ended with an error of its own ({last[:300]})."
+        if place is None:
+            return "The worker was lost before it was ready."
+        where = f"The worker on node {place['address']} (process {place['process']})"
+        if isinstance(error, kinds.OutOfMemoryError):
+            return f"{where} was ended by Ray, since the memory of that node was nearly full."
+        alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
+        if place["node"] not in alive:
+            return f"{where} was lost with its node."
+        return f"{where} ended without a word."
+
     def _spawn(self, worker: int) -> None:
         actor = self._actors[worker] = self._actor.remote(pin="num_cpus" in self._needs)
         self._waiting[actor.ready.remote()] = worker, "ready"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 class _Actor:
@@ -101,8 +120,12 @@ class _Actor:
 
         self._executor = Executor()
 
-    def ready(self) -> int:
-        return os.getpid()
+    def ready(self) -> dict[str, Any]:
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        address = ray.util.get_node_ip_address()
+        return {"node": node, "address": address, "process": os.getpid()}
 
     def run(self, settings: dict[str, Any]) -> dict[str, Any]:
         return self._executor.run(settings)

@@ -45,7 +45,7 @@ class Cell:
       workdir: where the folders of the runs lie.
     """
 
-    def __init__(self, pair: Pair, study: Study, workdir: Path):
+    def __init__(self, pair: Pair, study: Study, workdir: str | Path):
         self.pair, self.study, self.workdir = pair, study, workdir
         self._made: dict[tuple[Point, int, bool], Planned] = {}
 
@@ -57,7 +57,7 @@ class Cell:
     @property
     def trials(self) -> int:
         """How many of these belong to the search."""
-        return number_of_trials(self.study.search, self.pair.center)
+        return number_of_trials(self.study.search, self.pair.center) if self.searches else 0
 
     @property
     def searches(self) -> bool:

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from bocb_jax.errors import UserError
+from bocb_jax.remote import Workdir, saved_steps
 from bocb_jax.results import read_json
 from bocb_jax.study.plan import Cell, Outcome, Planned
 from bocb_jax.study.pool import Event, Pool
 from bocb_jax.study.worker import record_failure
 
+STILLBORN = 3  # so many for each worker, in a row, are no accident
 TRAINING_STEP = "jit(train_step)"  # as XLA's events name it
 
 
@@ -21,6 +24,8 @@ class Board(Protocol):
     def started(self, cell: Cell, planned: Planned) -> None: ...
 
     def ended(self, cell: Cell, planned: Planned, outcome: Outcome, seconds: float) -> None: ...
+
+    def lost(self, planned: Planned, how: str, starts: int) -> None: ...
 
     def tick(self) -> None: ...
 
@@ -70,7 +75,7 @@ class Scheduler:
         pool: Pool,
         board: Board,
         *,
-        workdir: Path,
+        workdir: Workdir,
         retries: int = 3,
         minutes_per_run: float | None = None,
         device_seconds: float | None = None,
@@ -86,6 +91,7 @@ class Scheduler:
         self._last: dict[int, int] = {}  # the cell that a worker was at
         self._jobs: dict[int, _Job] = {}
         self._deaths: collections.Counter[str] = collections.Counter()
+        self._stillborn = 0  # workers in a row that ended before they were ready
         self._reached: dict[str, int] = {}  # the step a run was at when its worker died
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> bool:
@@ -146,13 +152,23 @@ class Scheduler:
         worker = event.worker
         if event.kind == "ready":
             self._free.add(worker)
+            self._stillborn = 0
             return
         job = self._jobs.pop(worker, None)
         if event.kind == "died":
+            is_new = worker not in self._free
             self._free.discard(worker)
             self._last.pop(worker, None)
             if job:
                 self._died(job, event.content)
+            elif is_new:
+                self._stillborn += 1
+                if self._stillborn > STILLBORN * self.pool.size:
+                    raise UserError(
+                        f"No worker comes to be ready. {event.content} What the workers print is "
+                        "in .workers in the folder of the runs; on a cluster, bocb_jax must be "
+                        "installed on each node."
+                    )
             return
         if job is None:
             return
@@ -172,7 +188,9 @@ class Scheduler:
         counts.seconds += time.monotonic() - job.since
 
     def _ended(self, job: _Job, answer: dict[str, Any]) -> None:
-        outcome = read_outcome(self.workdir / job.planned.run) or Outcome(answer["status"])
+        self.workdir.fetch(job.planned.run)
+        folder = self.workdir.path / job.planned.run
+        outcome = read_outcome(folder) or Outcome(answer["status"])
         self.outcomes[job.planned.run] = outcome
         self._warm[job.cell] = True
         self.counts.ended += 1
@@ -185,28 +203,33 @@ class Scheduler:
             self._todo[job.cell] = collections.deque(p for p in following if p.run not in running)
 
     def _died(self, job: _Job, how: str) -> None:
-        planned, folder = job.planned, self.workdir / job.planned.run
+        planned, folder = job.planned, self.workdir.path / job.planned.run
+        self.workdir.fetch(planned.run)
         finished = read_outcome(folder)
         if finished and finished.status in ("finished", "diverged"):  # its last words were lost
             self._ended(job, {"status": finished.status})
             return
         self.counts.seconds += time.monotonic() - job.since
-        reached = _step_reached(folder)
+        reached = max(saved_steps(folder), default=-1)
         if reached > self._reached.get(planned.run, -1):
             self._deaths[planned.run] = 0
         self._reached[planned.run] = reached
         self._deaths[planned.run] += 1
         if not job.timed_out and self._deaths[planned.run] <= self.retries:
             self._todo[job.cell].appendleft(planned)
+            self.board.lost(planned, how, self._deaths[planned.run])
             return
         if job.timed_out:
             error = f"It took longer than {self.minutes_per_run:g} minutes."
             record = {"status": "timed_out", "error": error}
         else:
             times = self._deaths[planned.run]
-            error = f"{how} It was started {times} times; memory may have run out."
+            error = (
+                f"{how} That came {times} times in a row without the run getting on; memory may "
+                "have run out."
+            )
             record = {"status": "crashed", "error": error}
-        record_failure(folder, planned.settings, record)
+        record_failure(self.workdir, planned.run, planned.settings, record)
         self._ended(job, record)
 
     def _end_overdue(self) -> None:
@@ -229,10 +252,3 @@ def read_outcome(folder: Path) -> Outcome | None:
         found.get("validation_accuracy"),
         found.get("best_validation_accuracy"),
     )
-
-
-def _step_reached(folder: Path) -> int:
-    """The last step that a run has saved; -1 if none."""
-    saved = folder / "checkpoints" / "last"
-    steps = [int(path.name) for path in saved.glob("*") if path.name.isdigit()]
-    return max(steps, default=-1)

@@ -7,14 +7,18 @@ open, so that it ends with whoever started it.
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import queue
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
+
+from bocb_jax.remote import Workdir
+
+MEASURED_PIXELS = 8 * 224**2  # of a batch at the most, where a CPU is measured
 
 
 def main() -> None:
@@ -101,10 +105,12 @@ class Executor:
         except Exception as caught:
             record = failure(caught)
             status, error = record["status"], record["error"]
-            folder = Path(config.workdir) / (config.run_id or run_id(config))
+            run = config.run_id or run_id(config)
             with contextlib.suppress(Exception):
-                if not (folder / "result.json").exists():  # it failed before it had a folder
-                    record_failure(folder, settings, record)
+                workdir = Workdir.at(config.workdir, config.scratch)
+                workdir.fetch(run)
+                if not (workdir.path / run / "result.json").exists():  # it failed before
+                    record_failure(workdir, run, settings, record)
         return {
             "status": status,
             "error": error,
@@ -113,20 +119,34 @@ class Executor:
         }
 
     def measure(self, settings: dict[str, Any], steps: int = 3) -> dict[str, Any]:
-        """Seconds a training image of a run, from a few steps; "error" where these failed."""
+        """Seconds a training image of a run, from a few steps; "error" where these failed.
+
+        A CPU takes as long an image whatever the batch: there a part of a large one will do.
+        """
         from bocb_jax.config import TrainConfig, from_dict
+        from bocb_jax.data.encoded import RandomCrop
         from bocb_jax.data.loader import Loader
         from bocb_jax.data.pipeline import steps_per_epoch
+        from bocb_jax.data.stand_in import open_or_stand_in
         from bocb_jax.engine.sharding import batch_sharding
         from bocb_jax.program import compiled_program, program_spec
         from bocb_jax.settings import resolve
-        from bocb_jax.train import open_run_dataset
 
         jax = self._jax
         try:
             config = from_dict(TrainConfig, settings)
-            dataset = open_run_dataset(config)
+            dataset, _ = open_or_stand_in(
+                config.dataset,
+                split_seed=config.data.split_seed,
+                data_dir=config.data.dir,
+                on_corrupt=config.on_corrupt,
+            )
             found = resolve(config, dataset)
+            if jax.default_backend() == "cpu":
+                part = config.step.accumulate * config.step.batch_norm_groups
+                few = max(1, MEASURED_PIXELS // found.image_size**2 // part) * part
+                config = dataclasses.replace(config, batch_size=min(found.batch_size, few))
+                found = resolve(config, dataset)
             epoch = steps_per_epoch(len(dataset.splits["train"]), found.batch_size)
             program = compiled_program(program_spec(config, found, dataset, epoch))
             loader = Loader(
@@ -134,6 +154,9 @@ class Executor:
                 batch_size=found.batch_size,
                 image_size=found.image_size,
                 sharding=batch_sharding(program.mesh),
+                workers=config.data.workers,
+                crop=found.host_crop and RandomCrop(found.host_crop),
+                on_device=config.data.on_device,
             )
             key = jax.random.key(0)
             state = program.init(key, found.learning_rate, found.weight_decay, None)
@@ -150,23 +173,29 @@ class Executor:
             return {"seconds_per_image": None, "error": f"{type(error).__name__}: {error}"}
 
 
-def record_failure(folder: Path, settings: dict[str, Any], record: dict[str, Any]) -> None:
+def record_failure(
+    workdir: Workdir, run: str, settings: dict[str, Any], record: dict[str, Any]
+) -> None:
     """Writes the result of a run that could not write it itself.
 
     Args:
-      folder: the run's.
+      workdir: where the folder of the run lies.
+      run: its name.
       settings: its config.
       record: "status", "error" and the like.
     """
     from bocb_jax.config import TrainConfig, from_dict
     from bocb_jax.engine.metrics import write_json
 
+    folder = workdir.path / run
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.json").exists():
         config = from_dict(TrainConfig, settings)
         about = {"label": config.label or config.model, "study": config.study}
         write_json(folder / "config.json", {"config": config.identity(), "resolved": None, **about})
     write_json(folder / "result.json", record)
+    workdir.publish(f"{run}/config.json")
+    workdir.publish(f"{run}/result.json")
 
 
 if __name__ == "__main__":
