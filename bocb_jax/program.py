@@ -20,7 +20,13 @@ from bocb_jax.data.augment import Augmentation, preprocess
 from bocb_jax.data.mixing import Mixing, mix, smoothed_one_hot
 from bocb_jax.engine.checkpoint import by_path, read_best
 from bocb_jax.engine.sharding import make_mesh
-from bocb_jax.engine.step import Program, StepSettings, make_program, weights_of
+from bocb_jax.engine.step import (
+    Program,
+    StepSettings,
+    make_program,
+    options_of_drawing,
+    weights_of,
+)
 from bocb_jax.models import create_model
 from bocb_jax.models.layers import BatchNorm, parameter_kinds
 from bocb_jax.optim import schedules
@@ -254,7 +260,8 @@ def _initializer(model, model_args, num_classes, image_size, precision):
         )
         return weights_of(made)
 
-    return jax.jit(draw)
+    # With the options of a run, which may decide the last bit.
+    return jax.jit(draw, compiler_options=options_of_drawing(jax.default_backend()))
 
 
 def use_compile_cache(folder: str | None) -> None:

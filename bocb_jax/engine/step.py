@@ -228,13 +228,10 @@ def make_program(
         shapes,
         shardings,
     )
-    # Random weights take longer to compile than to train: a program of their own, which is the same
-    # for all optimizers. It runs once, so that on CPUs LLVM need not optimize it.
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
     jit_draw = jax.jit(
         draw,
         out_shardings=state_sharding(mesh, drawn),
-        compiler_options={"xla_backend_optimization_level": 0} if on_cpu else None,
+        compiler_options=options_of_drawing(mesh.devices.flat[0].platform),
     )
     jit_begin = jax.jit(begin, out_shardings=shardings, donate_argnums=0)
 
@@ -272,6 +269,15 @@ def make_program(
         abstract_state=abstract_state,
         mesh=mesh,
     )
+
+
+def options_of_drawing(platform: str) -> dict[str, Any] | None:
+    """Compiler options of the program that draws random weights.
+
+    It takes longer to compile than a training step and runs once, so that on CPUs LLVM need not
+    optimize it; and it is a program of its own, the same for all optimizers.
+    """
+    return {"xla_backend_optimization_level": 0} if platform == "cpu" else None
 
 
 def weights_of(model: nnx.Module) -> dict[str, Any]:
