@@ -19,7 +19,8 @@ from bocb_jax import interop, optim
 from bocb_jax.data.augment import Augmentation, preprocess
 from bocb_jax.data.mixing import Mixing, mix, smoothed_one_hot
 from bocb_jax.engine.checkpoint import by_path, read_best
-from bocb_jax.engine.sharding import make_mesh
+from bocb_jax.engine.population import Population
+from bocb_jax.engine.sharding import make_mesh, members_are_split
 from bocb_jax.engine.step import (
     Program,
     StepSettings,
@@ -188,6 +189,16 @@ def compiled_program(spec: ProgramSpec) -> Program:
         mesh=mesh,
         evaluation_parameters=optim.optimizer_info(spec.opt).evaluation_parameters,
     )
+
+
+@functools.lru_cache(maxsize=64)
+def compiled_population(spec: ProgramSpec, members: int) -> Population:
+    """The program of so many runs of a spec that train together."""
+    alone = compiled_program(spec)
+    split = members_are_split(alone.mesh, members)
+    # Where a device has members of its own, what it does is what a run does on one device.
+    pure = compiled_program(dataclasses.replace(spec, devices=1)).pure if split else alone.pure
+    return Population(alone, pure, members)
 
 
 def starting_weights(

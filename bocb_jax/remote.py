@@ -231,6 +231,13 @@ class Workdir:
             names = (*RECORDS, MANIFEST)
             self._take([run], self.store.read(f"{run}/{name}" for name in names))
 
+    def bring(self, name: str) -> None:
+        """Brings a file that lies beside the runs, if it is there."""
+        content = self.store and self.store.read([name]).get(name)
+        if content:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / name).write_bytes(content)
+
     def publish(self, *names: str) -> None:
         """Files that were written here go where they belong."""
         if self.store is not None:

@@ -47,13 +47,14 @@ COLUMNS = (
     "seconds_to_target",
     "wall_seconds",
     "seconds_to_first_step",
+    "population",  # how many runs trained together with it, itself counted
     "device",
     "peak_memory_bytes",
     "num_classes",
     "protocol",
 )
 _WHOLE = ("seed", "diverged_at_step", "bytes_asked", "steps", "epochs", "parameters",
-          "steps_to_target", "peak_memory_bytes", "num_classes")  # fmt: skip
+          "steps_to_target", "population", "peak_memory_bytes", "num_classes")  # fmt: skip
 
 
 def read_runs(workdir: str | Path, *, track: Callable[[Iterable], Iterable] = iter) -> Any:
@@ -183,6 +184,8 @@ def _row(folder: Path, target: float | None) -> dict[str, Any]:
         "device": (record.get("device") or {}).get("kind"),
         "protocol": config.get("protocol"),
     }
+    if "steps" in outcome:  # runs from before there were populations trained alone
+        row.setdefault("population", 1)
     row |= _time_to(target, outcome)
     whole = {**config, "test": config.get("test", True)}  # left out where it is true
     row |= {f"config.{name}": value for name, value in _flat(whole)}

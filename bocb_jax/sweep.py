@@ -29,6 +29,7 @@ from bocb_jax.study.catalog import look_up
 from bocb_jax.study.estimate import estimate
 from bocb_jax.study.plan import Cell, Outcome
 from bocb_jax.study.pool import LocalPool, Pool, share_out
+from bocb_jax.study.populations import Populations, population_size
 from bocb_jax.study.scheduler import Counts, Scheduler, read_outcome
 from bocb_jax.study.spec import Study, overrides_of, read_study
 
@@ -50,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
             retry=options.retry == "failed",
             retries=options.retries,
             progress=options.progress,
+            population=population_size(options.population),
         )
     except UserError as error:
         console.print(str(error), markup=False, soft_wrap=True)
@@ -74,6 +76,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict]:
     add("--cluster", metavar="ADDRESS", help="a Ray cluster; auto: the one there is, or a new one")
     add("--retry", choices=["failed"], help="train again what crashed, timed out or lacked memory")
     add("--retries", type=int, default=3, help="starts of a run whose worker dies, in a row (3)")
+    add("--population", default="off", metavar="auto|off|N", help="train runs of a pair together, "
+        "at most N; auto: measure each pair, and do so where it is faster (off)")  # fmt: skip
     add("--progress", choices=["auto", "grid", "lines", "none"], default="auto")
     options, rest = parser.parse_known_args(arguments)
     if options.quick and not options.dry_run:
@@ -90,6 +94,7 @@ def sweep(
     retry: bool = False,
     retries: int = 3,
     progress: str = "auto",
+    population: str | int = "off",
 ) -> int:
     """Trains every run of a study that has not ended yet, and writes the table of results.
 
@@ -101,6 +106,7 @@ def sweep(
       retry: whether runs that failed for another reason than divergence are trained again.
       retries: see `Scheduler`.
       progress: see `board`.
+      population: which runs train together, see `Populations`.
 
     Returns:
       The exit code.
@@ -147,6 +153,7 @@ def sweep(
                 retries=retries,
                 minutes_per_run=study.budget.minutes_per_run,
                 device_seconds=study.budget.device_hours and 3600 * study.budget.device_hours,
+                populations=Populations(population, place),
             )
             complete = scheduler.run(lambda: stop.number is not None)
         table = None
@@ -267,12 +274,14 @@ def _say_summary(
     by_status: dict[str, int] = {}
     for outcome in outcomes.values():
         by_status[outcome.status] = by_status.get(outcome.status, 0) + 1
+    together = counts.together_compiled
     ended = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in by_status.items())
     console.print(
         f"{len(outcomes)} runs have ended ({ended or 'none'}), {counts.ended} of them now, in "
         f"{duration(seconds)}.\n"
         f"For {len(counts.pairs)} pairs XLA compiled {counts.train_steps_compiled} training steps "
-        f"({counts.compiled} programs in all); {counts.loaded} programs came from the cache."
+        + (f"({counts.together_compiled} of them of runs together; " if together else "(")
+        + f"{counts.compiled} programs in all); {counts.loaded} programs came from the cache."
         + (f"\n{table}" if table else ""),
         markup=False,
         soft_wrap=True,

@@ -11,13 +11,13 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import tyro
 
 from bocb_jax.config import TrainConfig, dotted, from_toml
@@ -28,11 +28,10 @@ from bocb_jax.data.pipeline import steps_per_epoch
 from bocb_jax.data.sources import Dataset, open_dataset
 from bocb_jax.engine import folder as run_folder
 from bocb_jax.engine import mirror, signals
-from bocb_jax.engine.checkpoint import Checkpoints
-from bocb_jax.engine.memory import keep_freed_memory, peak_memory
-from bocb_jax.engine.metrics import Window, Writers, open_writers, read_jsonl, write_json
-from bocb_jax.engine.outcome import failure, summary
-from bocb_jax.engine.sharding import batch_sharding, check_batch
+from bocb_jax.engine.memory import keep_freed_memory
+from bocb_jax.engine.outcome import failure
+from bocb_jax.engine.record import Record
+from bocb_jax.engine.sharding import check_batch
 from bocb_jax.engine.state import TrainState
 from bocb_jax.errors import Diverged, Interrupted, UserError
 from bocb_jax.program import compiled_program, program_spec, starting_weights, use_compile_cache
@@ -73,20 +72,6 @@ def parse(arguments: list[str]) -> TrainConfig:
 # --- The run -----------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass
-class Progress:
-    """How far a run is, beside its state; saved with every checkpoint."""
-
-    elapsed: float = 0.0  # seconds, over all starts
-    logged: int = 0  # step of the last line of metrics
-    evaluated: int = 0  # step of the last look at the validation split
-    validation_accuracy: float | None = None
-    best_validation_accuracy: float | None = None
-    best_step: int | None = None
-    rows: list[dict[str, float]] = dataclasses.field(default_factory=list)  # since `logged`
-    data: dict[str, Any] | None = None  # position in the data
-
-
 def train(config: TrainConfig) -> dict[str, Any]:
     """Trains one run to its end, or goes on with one that was stopped.
 
@@ -103,41 +88,36 @@ def train(config: TrainConfig) -> dict[str, Any]:
         console.print(f"Sent to {config.workdir}.", markup=False)
         return outcome
     started = time.monotonic()
-
     parallel = config.parallel
     if parallel.distributed or parallel.coordinator:
         jax.distributed.initialize(parallel.coordinator, parallel.processes, parallel.process)
     use_compile_cache(config.compile_cache)
-
-    dataset = open_run_dataset(config)
-    settings = resolve(config, dataset)
-    epoch_steps = steps_per_epoch(len(dataset.splits["train"]), settings.batch_size)
-    spec = program_spec(config, settings, dataset, epoch_steps)
-    program = compiled_program(spec)
-    check_batch(settings.batch_size, program.mesh, config.step.accumulate)
-
-    folder = config.folder()
-    start = functools.cache(lambda: _start(config, spec))
-    if not (folder / "config.json").exists():
-        start()  # weights that do not fit are found before anything is written
+    run = Run(config)
     with contextlib.ExitStack() as stack:
-        if jax.process_index() == 0:
-            record = {
-                "config": config.identity(),
-                "resolved": dataclasses.asdict(settings),
-                "label": config.label or config.model,
-                "study": config.study,
-            }
-            stack.enter_context(run_folder.claim(folder, record, resume=config.resume))
-        earlier = run_folder.read_json(folder / "result.json")
-        if earlier and earlier["status"] in ("finished", "diverged"):
-            console.print(f"This run has ended already:\n{_closing(earlier, folder)}", markup=False)
-            return earlier
         caught = stack.enter_context(signals.catching())
-        run = Run(
-            config, settings, dataset, epoch_steps, program, start, folder, caught, started, stack
-        )
-        return run.train()
+        earlier = run.open(stack, started)
+        if earlier:
+            console.print(
+                f"This run has ended already:\n{closing(earlier, run.folder)}", markup=False
+            )
+            return earlier
+        return train_alone(run, caught, stack)
+
+
+def train_alone(run: "Run", caught: signals.Signals, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """Trains a run that is open to its end; an error that ends it goes into its result too."""
+    report = run.record.report
+    report.say(run.opening())
+    loop = Loop([run], run.program, caught, stack)
+    try:
+        loop.train()
+    except (Interrupted, UserError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        run.record.write_result(failure(error))
+        raise
+    report.say(closing(run.outcome, run.folder))
+    return run.outcome
 
 
 def open_run_dataset(config: TrainConfig) -> Dataset:
@@ -155,179 +135,228 @@ def open_run_dataset(config: TrainConfig) -> Dataset:
 _dataset = functools.lru_cache(maxsize=1)(open_dataset)
 
 
-def _start(config, spec) -> dict[str, Any] | None:
-    """The weights that `--init` names; says so if the classifier is not among them."""
-    if config.init is None:
-        return None
-    weights, new = starting_weights(spec, config.init, jax.random.key(config.seed))
-    if new and jax.process_index() == 0:
-        console.print(
-            f"{config.init} is for another number of classes than the {spec.num_classes} of "
-            f"{config.dataset}: the classifier ({', '.join(new)}) begins anew.",
-            markup=False,
-            soft_wrap=True,
-        )
-    return weights
-
-
 class Run:
-    """The loop and what it keeps track of.
+    """One run: what follows from its config and, once it is open, its record and its state.
 
-    The loop's body looks at nothing but the number of steps taken and `Progress`, both of which a
-    checkpoint holds: wherever a run is stopped, the next start does what this one would have done.
+    Args:
+      config: its settings.
+      dataset: None for the one that the config names.
+
+    Raises:
+      UserError: a setting is wrong.
     """
 
-    def __init__(
-        self,
-        config,
-        settings,
-        dataset,
-        epoch_steps,
-        program,
-        start,
-        folder,
-        signals,
-        started,
-        stack,
-    ):
-        self.config, self.settings, self.dataset, self.program = config, settings, dataset, program
-        self.folder, self.signals, self.started = folder, signals, started
-        self.writes = jax.process_index() == 0
-        self.epoch_steps = epoch_steps
-        self.total_steps = settings.epochs * epoch_steps
+    def __init__(self, config: TrainConfig, dataset: Dataset | None = None):
+        self.config, self.folder = config, config.folder()
+        self.dataset = dataset or open_run_dataset(config)
+        self.settings = settings = resolve(config, self.dataset)
+        self.epoch_steps = steps_per_epoch(len(self.dataset.splits["train"]), settings.batch_size)
+        self.total_steps = settings.epochs * self.epoch_steps
+        self.spec = program_spec(config, settings, self.dataset, self.epoch_steps)
+        self.program = compiled_program(self.spec)
+        check_batch(settings.batch_size, self.program.mesh, config.step.accumulate)
         self.key = jax.random.key(config.seed)
+        self.record: Record | None = None
+        self.state: TrainState | None = None
+        self.outcome: dict[str, Any] | None = None  # once it has ended
 
-        checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
-        self.checkpoints = stack.enter_context(contextlib.closing(checkpoints))
-        restored = checkpoints.restore(program.abstract_state)
-        if restored:
-            self.step, self.state = restored.step, restored.state
-            self.progress = Progress(**restored.progress)
-            checkpoints.discard_after(self.step)
-        else:
-            self.step = 0
+    def open(
+        self, stack: contextlib.ExitStack, started: float, progress: str | None = None
+    ) -> dict[str, Any] | None:
+        """Claims the folder, and goes to where an earlier start left the run.
+
+        Args:
+          stack: lets go of everything.
+          started: when this start began.
+          progress: how it is shown; None for what the config says.
+
+        Returns:
+          The result of a run that has ended already; None for one that is now open.
+        """
+        config, settings = self.config, self.settings
+        start = None
+        if not (self.folder / "config.json").exists():
+            start = self._start()  # weights that do not fit are found before anything is written
+        if jax.process_index() == 0:
+            record = {
+                "config": config.identity(),
+                "resolved": dataclasses.asdict(settings),
+                "label": config.label or config.model,
+                "study": config.study,
+            }
+            stack.enter_context(run_folder.claim(self.folder, record, resume=config.resume))
+        earlier = run_folder.read_json(self.folder / "result.json")
+        if earlier and earlier["status"] in ("finished", "diverged"):
+            return earlier
+        shown = (progress or config.log.progress) if jax.process_index() == 0 else "none"
+        record = Record(
+            config,
+            self.folder,
+            epoch_steps=self.epoch_steps,
+            batch_size=settings.batch_size,
+            parameters=self.program.parameters,
+            report=reporter(shown),
+            started=started,
+        )
+        self.record = stack.enter_context(contextlib.closing(record))
+        self.state = record.restore(self.program.abstract_state)
+        if self.state is None:
             rates = settings.learning_rate, settings.weight_decay
-            self.state = program.init(self.key, *rates, start())
-            start.cache_clear()  # the state holds its own copy
-            self.progress = Progress()
-        self.window = Window(self.progress.rows)
+            self.state = self.program.init(self.key, *rates, start or self._start())
+        return None
 
+    def _start(self) -> dict[str, Any] | None:
+        """The weights that `--init` names; says so if the classifier is not among them."""
+        config, spec = self.config, self.spec
+        if config.init is None:
+            return None
+        weights, new = starting_weights(spec, config.init, self.key)
+        if new and jax.process_index() == 0:
+            console.print(
+                f"{config.init} is for another number of classes than the {spec.num_classes} of "
+                f"{config.dataset}: the classifier ({', '.join(new)}) begins anew.",
+                markup=False,
+                soft_wrap=True,
+            )
+        return weights
+
+    def opening(self) -> str:
+        """What is about to be trained."""
+        settings, mesh = self.settings, self.program.mesh
+        resumed = f", from step {self.record.step}" if self.record.step else ""
+        return (
+            f"{self.config.model} ({self.program.parameters:,} parameters) with {self.config.opt} "
+            f"on {self.config.dataset}, recipe {settings.recipe}; lr {settings.learning_rate:g}, "
+            f"weight decay {settings.weight_decay:g} ({settings.rates_from}); "
+            f"{settings.epochs} epochs of {self.epoch_steps} steps of {settings.batch_size} images "
+            f"of {settings.image_size} px, {settings.precision}, "
+            f"{mesh.size} {mesh.devices.flat[0].platform} device(s){resumed}\n{self.folder}"
+        )
+
+
+class Loop:
+    """Trains runs in step with one another: one alone, or the members of a population.
+
+    The loop's body looks at nothing but the number of steps taken and what the records hold, both
+    of which a checkpoint holds too: wherever a run is stopped, the next start does what this one
+    would have done.
+
+    Args:
+      runs: open, at one step, and alike but for rates and seed; their states are taken over.
+      program: a `Program` for one run, a `Population` for several.
+      signals: whether to stop.
+      stack: lets go of everything.
+    """
+
+    def __init__(self, runs: list[Run], program, signals, stack: contextlib.ExitStack):
+        first = runs[0]
+        self.config, self.program, self.signals = first.config, program, signals
+        self.epoch_steps, self.total_steps = first.epoch_steps, first.total_steps
+        self.live = dict(enumerate(runs))  # by place in the population; those not ended
+        self.step = first.record.step
+        self.state = program.stack_states([run.state for run in runs])
+        for run in runs:
+            run.state = None
+        self.keys = [run.key for run in runs]
+        self.key = program.stack(self.keys)
+        self.seeds = [run.config.seed for run in runs]
+        settings = first.settings
         self.loader = Loader(
-            dataset,
+            first.dataset,
             batch_size=settings.batch_size,
             image_size=settings.image_size,
             test_size=settings.test_size,
-            sharding=batch_sharding(program.mesh),
-            workers=config.data.workers,
+            sharding=program.batch_sharding,
+            workers=first.config.data.workers,
             crop=settings.host_crop and RandomCrop(settings.host_crop),
             crop_ratio=settings.crop_ratio,
-            on_device=config.data.on_device,
+            on_device=first.config.data.on_device,
         )
-        self.batches = stack.enter_context(
-            self.loader.train(seed=config.seed, repeats=settings.repeats)
-        )
-        if restored:
-            self.batches.set_state(self.progress.data)
-
-        writers = open_writers(config, folder, self.progress.logged) if self.writes else []
-        self.writers = stack.enter_context(contextlib.closing(Writers(writers)))
-        self.report = reporter(config.log.progress if self.writes else "none")
-        stack.callback(self.report.stop)
-
+        # The order of the data follows from the seed: runs of one seed share their batches.
+        self.batches = self._open_batches(stack, repeats=settings.repeats)
+        for run in runs:
+            if run.record.progress.data:
+                self.batches[run.config.seed].set_state(run.record.progress.data)
         self.waiting = []  # metrics of dispatched steps, not yet fetched
-        self.best_weights = None  # on the devices, until the next save
-        self.saved_step, self.saved_at = self.step, time.monotonic()
-        self.begun = time.monotonic() - self.progress.elapsed
-        self.mark_step, self.mark_time = self.step, time.monotonic()
-        self.seconds_to_first_step = None
 
-    def train(self) -> dict[str, Any]:
-        """Runs to the end and writes `result.json`."""
-        self.report.say(self._opening())
-        self.report.start(self.total_steps, self.step)
-        try:
-            outcome = self._loop()
-        except Diverged as diverged:
-            self.step = diverged.step
-            outcome = {"status": "diverged", "diverged_at_step": diverged.step}
-        except (Interrupted, UserError, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            self._write_result(failure(error))
-            raise
-        outcome = self._write_result(outcome)
-        self.report.stop()
-        self.report.say(_closing(outcome, self.folder))
-        return outcome
+    def train(self) -> None:
+        """Runs to the end; every run's `outcome` is then what its `result.json` holds."""
+        for run in self.live.values():
+            run.record.begin(self.total_steps, population=len(self.live))
+        with contextlib.suppress(Diverged):  # the last of them, which has its result
+            self._loop()
 
-    def _loop(self) -> dict[str, Any]:
-        config, progress = self.config, self.progress
-        evaluate_every = config.log.evaluate_every_epochs * self.epoch_steps
+    def _loop(self) -> None:
+        dispatched = False
         while True:
             self._stop_if_asked()
             last = self.step == self.total_steps
-            if self.step > progress.evaluated and (last or self.step % evaluate_every == 0):
+            if any(record.evaluation_is_due(last=last) for record in self._records()):
                 self._validate()
             if last:
                 break
-            if self._save_is_due():
+            if any(record.save_is_due() for record in self._records()):
                 self._save()
-            self.state, metrics = self.program.train_step(self.state, next(self.batches), self.key)
-            if self.seconds_to_first_step is None:
-                self._first_step(metrics)
-            if self.step > progress.logged and self.step % config.log.every_steps == 0:
+            batch = self._next(self.batches)
+            self.state, metrics = self.program.train_step(self.state, batch, self.key)
+            if not dispatched:
+                jax.block_until_ready(metrics)
+                for record in self._records():
+                    record.first_step_taken()
+                dispatched = True
+            if any(record.line_is_due() for record in self._records()):
                 self._fetch()  # the metrics of the steps before, while the devices do this one
-                self._write_line({})
+                for record in self._records():
+                    record.write_line({})
             self.waiting.append(metrics)
             self.step += 1
-            self.report.step(self.step)
+            for record in self._records():
+                record.step = self.step
+                record.report.step(self.step)
         self._save()
-        test = self._evaluate("test", self._settled()) if self.config.test else {}
-        self.checkpoints.wait()
+        test = self._evaluate("test", self._settled()) if self.config.test else None
+        for place, run in self.live.items():
+            run.outcome = run.record.finished(test[place] if test else {})
+
+    def _records(self) -> list[Record]:
+        return [run.record for run in self.live.values()]
+
+    def _open_batches(self, stack: contextlib.ExitStack, **options) -> dict[int, Any]:
         return {
-            "status": "finished",
-            "validation_accuracy": progress.validation_accuracy,
-            "best_validation_accuracy": progress.best_validation_accuracy,
-            "best_step": progress.best_step,
-            **test,
+            seed: stack.enter_context(self.loader.train(seed=seed, **options))
+            for seed in dict.fromkeys(self.seeds)
         }
 
-    def _fetch(self) -> None:
-        """Takes over the metrics of the steps dispatched; stops at the first not finite."""
-        waiting, self.waiting = jax.device_get(self.waiting), []
-        for number, row in enumerate(waiting, start=self.step - len(waiting) + 1):
-            row = {name: float(value) for name, value in row.items()}
-            self.window.add({"step": number, **row})
-            if not (abs(row["loss"]) < float("inf") and row["grad_norm"] < float("inf")):
-                self._write_line({})
-                raise Diverged(f"The loss was no longer finite at step {number}.", step=number)
+    def _next(self, batches: dict[int, Any]) -> dict[str, jax.Array]:
+        found = {seed: next(stream) for seed, stream in batches.items()}
+        return self.program.stack([found[seed] for seed in self.seeds])
 
-    def _write_line(self, validation: dict[str, float]) -> None:
-        line = self.window.flush()
-        step = self.progress.logged = line["step"]
-        now = time.monotonic()
-        images = (step - self.mark_step) * self.settings.batch_size
-        line |= {"epoch": step / self.epoch_steps, **validation, "seconds": now - self.begun}
-        line["images_per_second"] = images / max(now - self.mark_time, 1e-9)
-        self.mark_step, self.mark_time = step, now
-        self.writers.write(line)
-        self.report.metrics(line)
+    def _fetch(self) -> None:
+        """Takes over the metrics of the steps dispatched; the first not finite ends a run."""
+        waiting, self.waiting = jax.device_get(self.waiting), []
+        for place, run in list(self.live.items()):
+            rows = [
+                {name: float(np.reshape(value, -1)[place]) for name, value in row.items()}
+                for row in waiting
+            ]
+            try:
+                run.record.add(rows)
+            except Diverged as diverged:
+                outcome = {"status": "diverged", "diverged_at_step": diverged.step}
+                run.outcome = run.record.write_result(outcome)
+                del self.live[place]
+                if not self.live:
+                    raise
 
     def _validate(self) -> None:
         self._fetch()
         now = time.monotonic()
         state = self._settled()
         scores = self._evaluate("validation", state)
-        self.mark_time += time.monotonic() - now  # images/s is that of training
-        self._write_line(scores)
-        progress = self.progress
-        progress.evaluated = self.step
-        progress.validation_accuracy = scores["validation_accuracy"]
-        best = progress.best_validation_accuracy
-        if best is None or progress.validation_accuracy > best:
-            progress.best_validation_accuracy = progress.validation_accuracy
-            progress.best_step = self.step
-            self.best_weights = self.program.weights(state)
+        seconds = time.monotonic() - now
+        for place, run in self.live.items():
+            if run.record.validated(scores[place], seconds):
+                run.record.keep_best(run.program.weights(self.program.member(state, place)))
 
     def _settled(self) -> TrainState:
         """The state to evaluate.
@@ -341,96 +370,56 @@ class Run:
             count = SETTLING_BATCHES if self.program.evaluates_others else 0
         if settle is None or not count:
             return self.state
-        with self.loader.train(seed=self.config.seed) as batches:
+        with contextlib.ExitStack() as stack:
+            batches = self._open_batches(stack)
             for number in range(min(self.epoch_steps, count)):
-                key = jax.random.fold_in(self.key, number)
-                model_state = settle(self.state, model_state, next(batches), key)
+                key = self.program.stack([jax.random.fold_in(key, number) for key in self.keys])
+                model_state = settle(self.state, model_state, self._next(batches), key)
                 self._stop_if_asked()
         return dataclasses.replace(self.state, model_state=model_state)
 
-    def _evaluate(self, split: str, state: TrainState) -> dict[str, float]:
-        """Mean loss and accuracy over every example of a split."""
+    def _evaluate(self, split: str, state: TrainState) -> list[dict[str, float]]:
+        """Mean loss and accuracy over every example of a split, for each run."""
         sums = []
         with self.loader.evaluation(split) as batches:
             for batch in batches:
                 sums.append(self.program.eval_step(state, batch))
                 self._stop_if_asked()
-        sums = jax.device_get(sums)
-        total = {name: sum(float(part[name]) for part in sums) for name in sums[0]}
-        return {
-            f"{split}_loss": total["loss"] / total["count"],
-            f"{split}_accuracy": total["correct"] / total["count"],
-        }
-
-    def _save_is_due(self) -> bool:
-        every = self.config.checkpoint.every_steps
-        if self.step == self.saved_step:
-            return False
-        if every is not None:
-            return self.step % every == 0
-        if jax.process_count() > 1:  # the clocks of several processes do not agree
-            return self.step % self.epoch_steps == 0
-        return time.monotonic() - self.saved_at >= self.config.checkpoint.every_seconds
+        sums = [
+            {name: np.reshape(value, -1).tolist() for name, value in part.items()}
+            for part in jax.device_get(sums)
+        ]
+        scores = []
+        for place in range(len(self.seeds)):
+            total = {name: sum(part[name][place] for part in sums) for name in sums[0]}
+            scores.append(
+                {
+                    f"{split}_loss": total["loss"] / total["count"],
+                    f"{split}_accuracy": total["correct"] / total["count"],
+                }
+            )
+        return scores
 
     def _save(self) -> None:
+        """Saves all of them, so that they are found at one step again."""
         self._fetch()
-        progress = self.progress
-        if self.best_weights is not None:
-            accuracy = {"validation_accuracy": progress.best_validation_accuracy}
-            self.checkpoints.save_best(progress.best_step, self.best_weights, accuracy)
-            self.best_weights = None
-        progress.elapsed = time.monotonic() - self.begun
-        progress.rows = self.window.rows
-        progress.data = self.batches.get_state()
-        self.checkpoints.save(self.step, self.state, dataclasses.asdict(progress))
-        self.saved_step, self.saved_at = self.step, time.monotonic()
+        for place, run in self.live.items():
+            state = self.program.member(self.state, place)
+            run.record.save(state, self.batches[run.config.seed].get_state())
 
     def _stop_if_asked(self) -> None:
         if self.signals.received(self.step):
             self._save()
-            self.checkpoints.wait()
+            for record in self._records():
+                record.wait()
             raise Interrupted(
                 f"Stopped at step {self.step} and saved; the same command goes on.",
                 signal_number=self.signals.number,
             )
 
-    def _first_step(self, metrics) -> None:
-        jax.block_until_ready(metrics)
-        self.seconds_to_first_step = time.monotonic() - self.started
-        self.mark_step, self.mark_time = self.step + 1, time.monotonic()
 
-    def _write_result(self, outcome: dict[str, Any]) -> dict[str, Any]:
-        outcome = {
-            **outcome,
-            "protocol": self.config.protocol,
-            "steps": self.step,
-            "parameters": self.program.parameters,
-            **summary(read_jsonl(self.folder / "metrics.jsonl"), self.epoch_steps),
-            "peak_memory_bytes": peak_memory(),
-            "wall_seconds": time.monotonic() - self.begun,
-            "seconds_to_first_step": self.seconds_to_first_step,
-        }
-        if self.writes:
-            write_json(self.folder / "result.json", outcome)
-            if self.config.checkpoint.discard and outcome["status"] in ("finished", "diverged"):
-                self.checkpoints.wait()
-                shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
-        return outcome
-
-    def _opening(self) -> str:
-        settings, mesh = self.settings, self.program.mesh
-        resumed = f", from step {self.step}" if self.step else ""
-        return (
-            f"{self.config.model} ({self.program.parameters:,} parameters) with {self.config.opt} "
-            f"on {self.config.dataset}, recipe {settings.recipe}; lr {settings.learning_rate:g}, "
-            f"weight decay {settings.weight_decay:g} ({settings.rates_from}); "
-            f"{settings.epochs} epochs of {self.epoch_steps} steps of {settings.batch_size} images "
-            f"of {settings.image_size} px, {settings.precision}, "
-            f"{mesh.size} {mesh.devices.flat[0].platform} device(s){resumed}\n{self.folder}"
-        )
-
-
-def _closing(outcome: dict[str, Any], folder: Path) -> str:
+def closing(outcome: dict[str, Any], folder: Path) -> str:
+    """How a run has ended, in words."""
     took = duration(outcome["wall_seconds"])
     if outcome["status"] == "diverged":
         step = outcome["diverged_at_step"]

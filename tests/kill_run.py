@@ -34,6 +34,7 @@ SETTINGS = {
 
 # What differs between two runs of the same settings.
 CLOCKS = ("wall_seconds", "seconds_to_first_step", "evaluation_seconds", "peak_memory_bytes")
+CLOCKS += ("population",)
 
 
 def start(workdir: Path, cache: Path) -> subprocess.Popen:

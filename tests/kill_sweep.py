@@ -4,7 +4,8 @@
 
 Two sweeps of the same study: one undisturbed, one that is killed with SIGKILL, now the sweep, now
 one of its workers. Afterwards the tables must be equal but for what the clock decides, and the
-weights of every final run to the last bit.
+weights of every final run to the last bit. With `--population 2` the one that is killed trains the
+runs of a pair together, the other one by one, in a study where both ways leave the same bits.
 """
 
 import argparse
@@ -36,7 +37,16 @@ lr_factors = [0.1, 1]
 seeds = [1, 2]
 """
 RUNS = 8
+TOGETHER = STUDY.replace(', "adamw"', "").replace(
+    "model_args = { depth = 1, width = 16, heads = 2 }",
+    """[[variants]]
+name = "small"
+[[variants]]
+name = "large"
+train = { image_size = 32 }""",
+)
 CLOCKS = ["wall_seconds", "seconds_to_first_step", "seconds_to_target", "peak_memory_bytes"]
+CLOCKS += ["population"]
 
 
 def start(study: Path, workdir: Path, cache: Path, *options: str) -> subprocess.Popen:
@@ -94,13 +104,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--population", default="off")
     options = parser.parse_args(arguments)
     moments = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         study, cache = root / "study.toml", root / "cache"
         study.write_text(STUDY)
+        disturb = "--population", options.population
         finish(start(study, root / "warm", cache))
+        if options.population != "off":
+            finish(start(study, root / "warm_together", cache, *disturb))
         begun = time.monotonic()
         said = finish(start(study, root / "undisturbed", cache))
         life = time.monotonic() - begun
@@ -110,7 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
         disturbed, kills, finished = root / "disturbed", 0, 0
         process = None
         while kills < options.kills:
-            process = process or start(study, disturbed, cache)
+            process = process or start(study, disturbed, cache, *disturb)
             try:
                 process.wait(moments.uniform(0, life))
             except subprocess.TimeoutExpired:
@@ -135,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
                 compare(disturbed, root / "undisturbed")
                 finished += 1  # a sweep may end between two kills
                 disturbed.rename(root / f"finished{finished}")
-        finish(process or start(study, disturbed, cache))
+        finish(process or start(study, disturbed, cache, *disturb))
         compare(disturbed, root / "undisturbed")
     print(f"equal after {kills} kills; {finished} sweeps ended in between", flush=True)
 

@@ -18,7 +18,7 @@ from bocb_jax.models import create_model, layers
 from bocb_jax.optim.schedules import Schedule, WarmupCosine
 from bocb_jax.program import program_spec
 from bocb_jax.settings import resolve
-from bocb_jax.train import Run, train
+from bocb_jax.train import Loop, train
 
 
 @pytest.mark.parametrize(
@@ -125,6 +125,6 @@ def test_a_run_is_evaluated_with_settled_statistics(tmp_path, compile_cache, mon
         "compile_cache": compile_cache,
     }
     with_it = train(from_dict(TrainConfig, settings | {"workdir": str(tmp_path / "with")}))
-    monkeypatch.setattr(Run, "_settled", lambda run: run.state)
+    monkeypatch.setattr(Loop, "_settled", lambda loop: loop.state)
     without = train(from_dict(TrainConfig, settings | {"workdir": str(tmp_path / "without")}))
     assert with_it["test_loss"] < 0.98 * without["test_loss"]

@@ -44,7 +44,7 @@ class Pretended:
         self.waiting = [Event("ready", worker, {}) for worker in range(size)]
         self.killed = []
 
-    def start(self, worker, settings):
+    def start(self, worker, settings, kind="config"):
         self.order.append((worker, settings["model"], settings["opt"]))
         self.waiting += self.ends(worker, settings)
 

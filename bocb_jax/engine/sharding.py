@@ -64,6 +64,19 @@ def state_sharding(mesh: Mesh, abstract: Any, smallest: int = SMALLEST_SPLIT) ->
     return jax.tree.map(rule, abstract)
 
 
+def members_are_split(mesh: Mesh, members: int) -> bool:
+    """Whether each device trains its own share of the members of a population.
+
+    Otherwise each trains its share of every member's batch, as with a run alone.
+    """
+    return mesh.size > 1 and mesh.shape["fsdp"] == 1 and members % mesh.size == 0
+
+
+def along_members(sharding: NamedSharding) -> NamedSharding:
+    """The same for an array with a leading member axis, which every device holds whole."""
+    return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+
+
 def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
     """Every device, and every process, must get the same number of examples."""
     if batch_size % (mesh.size * accumulate):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from bocb_jax.engine import losses
 from bocb_jax.engine.sharding import batch_sharding, replicated, state_sharding
@@ -31,6 +31,15 @@ class StepSettings:
     clip_norm: float | None = None
     accumulate: int = 1
     ema: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pure:
+    """The functions of the same names in `Program`, before they are compiled."""
+
+    train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    eval_step: Callable[..., dict[str, jax.Array]]
+    settle: Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +65,26 @@ class Program:
     evaluates_others: bool  # whether other weights are evaluated than are trained
     abstract_state: TrainState  # shapes, types and shardings
     mesh: Mesh
+    pure: Pure
+
+    # A loop that trains one run or several together asks these; a run alone is its only member.
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        """Where batches are to be put."""
+        return batch_sharding(self.mesh)
+
+    def stack(self, trees: list[Any]) -> Any:
+        """What `train_step` takes of the keys and of the batches of the members."""
+        (tree,) = trees
+        return tree
+
+    stack_states = stack
+
+    def member(self, state: TrainState, place: int) -> TrainState:
+        """The state of one member."""
+        del place
+        return state
 
     @property
     def parameters(self) -> int:
@@ -268,6 +297,7 @@ def make_program(
         evaluates_others=settings.ema is not None or evaluation_parameters is not None,
         abstract_state=abstract_state,
         mesh=mesh,
+        pure=Pure(train_step, eval_step, settle),
     )
 
 

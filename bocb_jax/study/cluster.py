@@ -54,9 +54,9 @@ class RayPool:
         for worker in range(self.size):
             self._spawn(worker)
 
-    def start(self, worker: int, settings: dict[str, Any]) -> None:
-        """Asks a worker to train a run; an event tells when it has ended."""
-        reference = self._actors[worker].run.remote(settings)
+    def start(self, worker: int, settings: dict[str, Any], kind: str = "config") -> None:
+        """Asks a worker what `worker.Executor.answer` can do; an event brings the answer."""
+        reference = self._actors[worker].answer.remote(kind, settings)
         self._waiting[reference] = worker, "answer"
 
     def kill(self, worker: int) -> None:
@@ -127,8 +127,8 @@ class _Actor:
         address = ray.util.get_node_ip_address()
         return {"node": node, "address": address, "process": os.getpid()}
 
-    def run(self, settings: dict[str, Any]) -> dict[str, Any]:
-        return self._executor.run(settings)
+    def answer(self, kind: str, settings: dict[str, Any]) -> dict[str, Any]:
+        return self._executor.answer(kind, settings)
 
 
 def pin_to_a_free_core() -> Any:

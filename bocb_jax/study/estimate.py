@@ -116,6 +116,7 @@ def _known(cells: list[Cell], outcomes: dict[str, Outcome], workdir: Path) -> di
             result = read_json(workdir / planned.run / "result.json") or {}
             images = cell.pair.images * planned.point.share
             first = result.get("seconds_to_first_step") or 0.0
+            images *= result.get("population") or 1  # of all that trained in these seconds
             found[cell.pair.label] = max(result["wall_seconds"] - first, 0.0) / images
     return found
 

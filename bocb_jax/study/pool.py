@@ -18,15 +18,15 @@ class Event:
 
     kind: Literal["ready", "answer", "died"]
     worker: int
-    content: Any = None  # of an answer: what `worker.Executor.run` returns; of a death: in words
+    content: Any = None  # of an answer: what `worker.Executor.answer` returns; of a death: in words
 
 
 class Pool(Protocol):
-    """Workers that train one run at a time."""
+    """Workers that do one thing at a time: train a run, or several together, or measure."""
 
     size: int
 
-    def start(self, worker: int, settings: dict[str, Any]) -> None: ...
+    def start(self, worker: int, settings: dict[str, Any], kind: str = "config") -> None: ...
 
     def kill(self, worker: int) -> None: ...
 
@@ -54,7 +54,7 @@ class LocalPool:
             self._spawn(worker)
 
     def start(self, worker: int, settings: dict[str, Any], kind: str = "config") -> None:
-        """Asks a worker to train a run, or to "measure" it; an event brings the answer."""
+        """Asks a worker what `worker.Executor.answer` can do; an event brings the answer."""
         process = self._processes[worker]
         try:
             process.stdin.write(json.dumps({kind: settings}) + "\n")

@@ -1,13 +1,15 @@
 """A process that trains one run after another: `python -m bocb_jax.study.worker`.
 
-It reads one JSON object a line from stdin, {"config": ...} to train a run or {"measure": ...} to
-take a few steps of it, and writes one to stdout when that is done. It lives as long as its stdin is
-open, so that it ends with whoever started it.
+It reads one JSON object a line from stdin, and writes one to stdout when that is done: {"config":
+...} to train a run, {"configs": ...} to train several together, {"measure": ...} to take a few
+steps of one, {"compare": ...} to find out whether together is faster. It lives as long as its stdin
+is open, so that it ends with whoever started it.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import gc
 import json
 import os
 import queue
@@ -19,6 +21,7 @@ from typing import Any
 from bocb_jax.remote import Workdir
 
 MEASURED_PIXELS = 8 * 224**2  # of a batch at the most, where a CPU is measured
+TURNS = 5  # of measuring alone and together
 
 
 def main() -> None:
@@ -37,8 +40,7 @@ def main() -> None:
     print(json.dumps({"ready": os.getpid()}), file=answers, flush=True)
     while True:
         ((kind, settings),) = asked.get().items()
-        answer = executor.run(settings) if kind == "config" else executor.measure(settings)
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps(executor.answer(kind, settings)), file=answers, flush=True)
 
 
 def _read(asked: queue.SimpleQueue) -> None:
@@ -57,7 +59,6 @@ class Executor:
         from bocb_jax.program import use_compile_cache
         from bocb_jax.train import main as _  # noqa: F401 - so that "ready" means ready
 
-        self._jax = jax
         self._found: bool | None = None  # whether the program asked for last was in the cache
         self._compiled: list[str] = []
         self._loaded: list[str] = []
@@ -77,13 +78,30 @@ class Executor:
             (self._loaded if self._found else self._compiled).append(fun_name)
             self._found = None
 
+    def answer(self, kind: str, settings: dict[str, Any]) -> dict[str, Any]:
+        """Does what is asked for; "compiled" and "loaded" say what XLA had to do for it.
+
+        Args:
+          kind: "config", "configs", "compare" or "measure".
+          settings: a config for the first and the last; for the others "configs", a list, and
+            "members", the places of their program.
+        """
+        do = {
+            "config": self.run,
+            "configs": self.run_together,
+            "compare": self.compare,
+            "measure": self.measure,
+        }
+        self._compiled, self._loaded = [], []
+        done = do[kind](settings)
+        return {**done, "compiled": self._compiled, "loaded": self._loaded}
+
     def run(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Trains the run of a config and says how it ended.
 
         Returns:
           "status": as in `result.json`, or "interrupted" where it is to be asked for again (a
-          signal came, or another process still has its folder); "compiled" and
-          "loaded": names of programs that XLA compiled, and that the cache had.
+          signal came, or another process still has its folder); "error" in words.
         """
         from bocb_jax.config import TrainConfig, from_dict, run_id
         from bocb_jax.engine.memory import forget_peak_memory
@@ -91,7 +109,6 @@ class Executor:
         from bocb_jax.errors import FolderInUse, Interrupted
         from bocb_jax.train import train
 
-        self._compiled, self._loaded = [], []
         forget_peak_memory()
         status, error = "crashed", None
         try:
@@ -111,28 +128,56 @@ class Executor:
                 workdir.fetch(run)
                 if not (workdir.path / run / "result.json").exists():  # it failed before
                     record_failure(workdir, run, settings, record)
-        return {
-            "status": status,
-            "error": error,
-            "compiled": self._compiled,
-            "loaded": self._loaded,
-        }
+        return {"status": status, "error": error}
 
-    def measure(self, settings: dict[str, Any], steps: int = 3) -> dict[str, Any]:
-        """Seconds a training image of a run, from a few steps; "error" where these failed.
+    def run_together(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Trains runs together; where that fails, for want of memory say, one by one.
 
-        A CPU takes as long an image whatever the batch: there a part of a large one will do.
+        Returns:
+          "statuses": as in `run`, of each; "error_together": why they were trained one by one.
         """
         from bocb_jax.config import TrainConfig, from_dict
-        from bocb_jax.data.encoded import RandomCrop
-        from bocb_jax.data.loader import Loader
-        from bocb_jax.data.pipeline import steps_per_epoch
-        from bocb_jax.data.stand_in import open_or_stand_in
-        from bocb_jax.engine.sharding import batch_sharding
-        from bocb_jax.program import compiled_program, program_spec
-        from bocb_jax.settings import resolve
+        from bocb_jax.engine.memory import forget_peak_memory
+        from bocb_jax.engine.outcome import failure
+        from bocb_jax.errors import FolderInUse, Interrupted
+        from bocb_jax.population import train_together
 
-        jax = self._jax
+        configs = settings["configs"]
+        forget_peak_memory()
+        try:
+            found = train_together(
+                [from_dict(TrainConfig, config) for config in configs], members=settings["members"]
+            )
+            return {"statuses": [outcome["status"] for outcome in found], "error_together": None}
+        except Interrupted:
+            return {"statuses": ["interrupted"] * len(configs), "error_together": None}
+        except FolderInUse:  # by a worker of a sweep that was killed, which is about to end
+            time.sleep(1.0)
+            return {"statuses": ["interrupted"] * len(configs), "error_together": None}
+        except Exception as caught:
+            record = failure(caught)
+        # Outside of the handler, which would keep alive what the traceback refers to.
+        print(f"Training together failed, so one by one:\n{record['traceback']}", file=sys.stderr)
+        gc.collect()
+        statuses = []
+        for config in configs:
+            # Asked to stop, a run says so; the others are not begun with.
+            stopped = statuses[-1:] == ["interrupted"]
+            statuses.append("interrupted" if stopped else self.run(config)["status"])
+        return {"statuses": statuses, "error_together": record["error"]}
+
+    def measure(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Seconds a training image of a run, from a few steps; "error" where these failed.
+
+        Noise stands in for images that are not there. A CPU takes as long an image whatever the
+        batch: there a part of a large one will do.
+        """
+        import jax
+
+        from bocb_jax.config import TrainConfig, from_dict
+        from bocb_jax.data.stand_in import open_or_stand_in
+        from bocb_jax.train import Run
+
         try:
             config = from_dict(TrainConfig, settings)
             dataset, _ = open_or_stand_in(
@@ -141,36 +186,97 @@ class Executor:
                 data_dir=config.data.dir,
                 on_corrupt=config.on_corrupt,
             )
-            found = resolve(config, dataset)
+            run = Run(config, dataset)
             if jax.default_backend() == "cpu":
                 part = config.step.accumulate * config.step.batch_norm_groups
-                few = max(1, MEASURED_PIXELS // found.image_size**2 // part) * part
-                config = dataclasses.replace(config, batch_size=min(found.batch_size, few))
-                found = resolve(config, dataset)
-            epoch = steps_per_epoch(len(dataset.splits["train"]), found.batch_size)
-            program = compiled_program(program_spec(config, found, dataset, epoch))
-            loader = Loader(
-                dataset,
-                batch_size=found.batch_size,
-                image_size=found.image_size,
-                sharding=batch_sharding(program.mesh),
-                workers=config.data.workers,
-                crop=found.host_crop and RandomCrop(found.host_crop),
-                on_device=config.data.on_device,
-            )
-            key = jax.random.key(0)
-            state = program.init(key, found.learning_rate, found.weight_decay, None)
-            with loader.train(seed=0) as batches:
-                state, metrics = program.train_step(state, next(batches), key)
-                jax.block_until_ready(metrics)
-                begun = time.perf_counter()
-                for _ in range(steps):
-                    state, metrics = program.train_step(state, next(batches), key)
-                jax.block_until_ready(metrics)
-            seconds = time.perf_counter() - begun
-            return {"seconds_per_image": seconds / steps / found.batch_size}
+                few = max(1, MEASURED_PIXELS // run.settings.image_size**2 // part) * part
+                small = min(run.settings.batch_size, few)
+                run = Run(dataclasses.replace(config, batch_size=small), dataset)
+            return {"seconds_per_image": _Steps(run).seconds_per_image()}
         except Exception as error:
             return {"seconds_per_image": None, "error": f"{type(error).__name__}: {error}"}
+
+    def compare(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Whether runs are trained faster together than one by one.
+
+        Returns:
+          "choice": "members", how many together, 1 for one by one, and the seconds a training image
+          of either. Where memory does not suffice, half as many are tried.
+        """
+        from bocb_jax.config import TrainConfig, from_dict
+        from bocb_jax.train import Run
+
+        count, error = len(settings["configs"]), None
+        while count > 1:
+            try:
+                run = Run(from_dict(TrainConfig, settings["configs"][0]))
+                alone, together = _Steps(run), _Steps(run, count)
+                # By turns, and the fastest of each: what else this machine does is left out.
+                turns = [
+                    (alone.seconds_per_image(), together.seconds_per_image()) for _ in range(TURNS)
+                ]
+            except Exception as caught:
+                error = f"{type(caught).__name__}: {caught}"
+                if "RESOURCE_EXHAUSTED" not in error:
+                    break
+                count //= 2
+                continue
+            one, several = (min(seconds) for seconds in zip(*turns, strict=True))
+            return {
+                "choice": {
+                    "members": count if several < one else 1,
+                    "tried": count,
+                    "seconds_per_image_alone": one,
+                    "seconds_per_image_together": several,
+                }
+            }
+        return {"choice": {"members": 1, "error": error}}
+
+
+class _Steps:
+    """The training steps of a run, or of several together, apart from all that a run does besides.
+
+    Args:
+      run: a `bocb_jax.train.Run`, which need not be open.
+      count: how many like it train together.
+    """
+
+    def __init__(self, run, count: int = 1):
+        from bocb_jax.data.encoded import RandomCrop
+        from bocb_jax.data.loader import Loader
+        from bocb_jax.program import compiled_population
+
+        settings, data = run.settings, run.config.data
+        self._program = compiled_population(run.spec, count) if count > 1 else run.program
+        loader = Loader(
+            run.dataset,
+            batch_size=settings.batch_size,
+            image_size=settings.image_size,
+            sharding=self._program.batch_sharding,
+            workers=data.workers,
+            crop=settings.host_crop and RandomCrop(settings.host_crop),
+            on_device=data.on_device,
+        )
+        self._batches, self._images = loader.train(seed=0), count * settings.batch_size
+        self._count, self._key = count, self._program.stack([run.key] * count)
+        rates = settings.learning_rate, settings.weight_decay
+        states = [run.program.init(run.key, *rates, None) for _ in range(count)]
+        self._state = self._program.stack_states(states)
+        self._take(1)  # which compiles
+
+    def seconds_per_image(self, steps: int = 3) -> float:
+        """Takes some steps."""
+        begun = time.perf_counter()
+        self._take(steps)
+        return (time.perf_counter() - begun) / steps / self._images
+
+    def _take(self, steps: int) -> None:
+        import jax
+
+        for _ in range(steps):
+            batch = self._program.stack([next(self._batches)] * self._count)
+            self._state, metrics = self._program.train_step(self._state, batch, self._key)
+        jax.block_until_ready(metrics)
 
 
 def record_failure(
