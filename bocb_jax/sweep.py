@@ -136,7 +136,7 @@ def sweep(
         if cluster:
             from bocb_jax.study.cluster import RayPool
 
-            pool = RayPool(cluster, workers)
+            pool = RayPool(cluster, workdir / ".workers", workers)
         else:
             pool = LocalPool(share_out(workers), workdir / ".workers")
         with (

@@ -3,11 +3,13 @@
 The folder of the runs must be the same on all nodes, and bocb_jax installed on each.
 """
 
+import contextlib
 import fcntl
 import logging
 import os
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from bocb_jax.errors import UserError
@@ -22,13 +24,14 @@ class RayPool:
 
     Args:
       address: of the cluster; "auto" for the one this machine belongs to, or else a new one.
+      logs: folder for what Ray prints of its own, which is pages for a lost node: `ray.log`.
       workers: how many; None for as many as there are GPUs, or else CPU cores.
 
     Raises:
       UserError: Ray is not installed, or there is no cluster at that address.
     """
 
-    def __init__(self, address: str, workers: int | None = None):
+    def __init__(self, address: str, logs: Path, workers: int | None = None):
         try:
             import ray
         except ImportError as error:
@@ -37,6 +40,11 @@ class RayPool:
         variables = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         options = {"runtime_env": {"env_vars": variables}, "log_to_driver": False}
         options["logging_level"] = logging.WARNING
+        logs.mkdir(parents=True, exist_ok=True)
+        self._output = contextlib.ExitStack()
+        log = self._output.enter_context((logs / "ray.log").open("a", encoding="utf-8"))
+        # Ray prints to stdout whatever it is told; a sweep itself says nothing there.
+        self._output.enter_context(contextlib.redirect_stdout(log))
         try:
             ray.init(address=address, **options)
         except ConnectionError as error:
@@ -87,6 +95,7 @@ class RayPool:
         for actor in self._actors.values():
             self._ray.kill(actor)
         self._ray.shutdown()
+        self._output.close()
 
     def _how_it_ended(self, worker: int, error: Exception) -> str:
         """Ray's exceptions take paragraphs; this is a sentence."""
