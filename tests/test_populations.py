@@ -211,6 +211,7 @@ def test_without_memory_for_all_they_are_trained_one_by_one(tmp_path, monkeypatc
     assert list(frame["population"]) == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_sweep_together_gives_the_table_of_one_by_one(tmp_path):
     text = kill_sweep.STUDY.replace("epochs = 4", "epochs = 2")
     path = write(tmp_path, re.sub(r"lr_factors = .*", "lr_factors = [0.1, 1, 1e30]", text))
