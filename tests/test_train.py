@@ -86,7 +86,7 @@ def test_the_same_command_elsewhere_gives_the_same_bits(config, tmp_path):
 
 
 def test_kills_change_no_bit():
-    kill_run.main(["--kills", "1"])  # 20 of them: python tests/kill_run.py
+    kill_run.main(["--kills", "3"])  # 20 of them: python tests/kill_run.py
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
