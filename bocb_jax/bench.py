@@ -10,6 +10,7 @@ import os
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -21,9 +22,13 @@ from rich.progress import track
 from rich.table import Table
 
 from bocb_jax import model_cost
+from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.console import console
 from bocb_jax.coupling import published
+from bocb_jax.data.loader import Loader
 from bocb_jax.data.speed import measure as augmentation_speed
+from bocb_jax.data.speed import measure_folder as folder_speed
+from bocb_jax.data.stand_in import open_or_stand_in
 from bocb_jax.engine.memory import keep_freed_memory
 from bocb_jax.engine.metrics import write_json
 from bocb_jax.engine.step import weights_of
@@ -32,6 +37,7 @@ from bocb_jax.models import create_model, list_models
 from bocb_jax.models.layers import parameter_kinds
 from bocb_jax.optim import list_optimizers
 from bocb_jax.optim.cost import Cost, measure
+from bocb_jax.train import Run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         "--models", action="store_true", help="seconds of compilation and images a second"
     )
     kind.add_argument(
-        "--data", action="store_true", help="images a second of the DeiT recipe's augmentation"
+        "--data", action="store_true", help="images a second, and a step's time outside the model"
     )
     parser.add_argument(
         "--only", nargs="+", default=["*"], metavar="NAME", help="names or patterns; default: all"
@@ -202,23 +208,96 @@ def _models(options: argparse.Namespace) -> list[dict[str, object]]:
 
 
 def _data(options: argparse.Namespace) -> list[dict[str, object]]:
-    table = Table(
-        title="The DeiT recipe's augmentation, images/s", title_justify="left",
-        caption_justify="left",
-    )  # fmt: skip
-    table.add_column("pixels", justify="right")
-    for column in ("here", "timm, DataLoader with 2 workers", "ratio"):
+    python = shlex.split(options.python)
+    speeds = {
+        f"DeiT recipe's augmentation, {size} px": augmentation_speed(
+            size, rounds=options.rounds, python=python
+        )
+        for size in (32, 224)
+    }
+    speeds["folder of JPEGs, 224 px"] = folder_speed(rounds=options.rounds, python=python)
+    table = Table(title="Images a second", title_justify="left", caption_justify="left")
+    table.add_column("")
+    for column in ("here", "PyTorch, 2 workers", "ratio"):
         table.add_column(column, justify="right")
-    rows = []
-    for size in (32, 224):
-        speed = augmentation_speed(size, rounds=options.rounds, python=shlex.split(options.python))
+    for name, speed in speeds.items():
         theirs = f"{median(speed.theirs):,.0f}" if speed.theirs else "no PyTorch with timm here"
         ratio = f"{speed.ratio:.2f}" if speed.theirs else ""
-        table.add_row(str(size), f"{median(speed.ours):,.0f}", theirs, ratio)
-        rows.append(dataclasses.asdict(speed))
-    table.caption = _caption(f"medians of {options.rounds} rounds in turn, from 32-pixel images")
+        table.add_row(name, f"{median(speed.ours):,.0f}", theirs, ratio)
+    table.caption = _caption(
+        f"medians of {options.rounds} rounds in turn; augmentation from 32-pixel images with "
+        "timm's in a DataLoader beside it, JPEGs of 500 x 375 with torchvision's ImageFolder"
+    )
     Console(highlight=False).print(table)
-    return rows
+
+    table = Table(
+        title="A training step of resnet_mini, 32 px", title_justify="left", caption_justify="left"
+    )
+    table.add_column("recipe")
+    for column in ("whole, ms", "of the model, ms", "outside it"):
+        table.add_column(column, justify="right")
+    shares = [_outside_the_model(recipe, options.rounds) for recipe in ("pytorch", "deit")]
+    for share in shares:
+        whole, model = median(share["whole_seconds"]), median(share["model_seconds"])
+        row = f"{1e3 * whole:.1f}", f"{1e3 * model:.1f}", f"{1 - model / whole:.1%}"
+        table.add_row(share["recipe"], *row)
+    table.caption = _caption(
+        f"medians of {options.rounds} blocks in turn, images on the device; the model alone has "
+        "the same batch each time and no augmentation"
+    )
+    Console(highlight=False).print(table)
+    return [dataclasses.asdict(speed) for speed in speeds.values()] + shares
+
+
+def _outside_the_model(recipe: str, rounds: int, steps: int = 10) -> dict[str, object]:
+    """Seconds a step with its data and augmentation, and without, in turn."""
+    dataset, _ = open_or_stand_in("cifar10")
+    settings = {
+        "model": "resnet_mini",
+        "opt": "sgd",
+        "dataset": "cifar10",
+        "recipe": recipe,
+        "image_size": 32,
+        "batch_size": 128,
+        "parallel": {"devices": 1},
+    }
+    whole = Run(from_dict(TrainConfig, settings), dataset)
+    # A recipe's loss and averages stay as they are.
+    alone = Run(from_dict(TrainConfig, settings | {"augment": {"only": True}}), dataset)
+    loader = Loader(
+        dataset,
+        batch_size=whole.settings.batch_size,
+        image_size=whole.settings.image_size,
+        sharding=whole.program.batch_sharding,
+        on_device="yes",
+    )
+    batches = loader.train(seed=0)
+    same = next(batches)
+    turns = [_Turns(whole, lambda: next(batches)), _Turns(alone, lambda: same)]
+    for turn in turns:
+        turn(steps)  # which compiles
+    pairs = [[turn(steps) for turn in turns] for _ in range(rounds)]
+    seconds = dict(zip(("whole_seconds", "model_seconds"), zip(*pairs, strict=True), strict=True))
+    return {"recipe": recipe, **seconds}
+
+
+class _Turns:
+    """Training steps of a run, as many at a time as it is asked for."""
+
+    def __init__(self, run: Run, batch: Callable[[], dict[str, jax.Array]]):
+        rates = run.settings.learning_rate, run.settings.weight_decay
+        self._run, self._batch = run, batch
+        self._state = run.program.init(run.key, *rates, None)
+
+    def __call__(self, steps: int) -> float:
+        """Seconds a step."""
+        start = time.perf_counter()
+        for _ in range(steps):
+            self._state, metrics = self._run.program.train_step(
+                self._state, self._batch(), self._run.key
+            )
+        jax.block_until_ready(metrics)
+        return (time.perf_counter() - start) / steps
 
 
 KINDS = {"optimizers": _optimizers, "models": _models, "data": _data}

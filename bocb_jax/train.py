@@ -300,6 +300,8 @@ class Loop:
             batch = self._next(self.batches)
             self.state, metrics = self.program.train_step(self.state, batch, self.key)
             if not dispatched:
+                for record in self._records():
+                    record.first_step_begun()
                 jax.block_until_ready(metrics)
                 for record in self._records():
                     record.first_step_taken()

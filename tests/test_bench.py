@@ -5,6 +5,7 @@ import json
 import pytest
 
 from bocb_jax.__main__ import main
+from bocb_jax.data.speed import measure_folder
 
 
 def test_optimizers(tmp_path, capsys):
@@ -51,6 +52,17 @@ def test_models(tmp_path, capsys):
 def test_data(tmp_path, capsys):
     file = tmp_path / "data.json"
     assert main(["bench", "--data", "--rounds", "1", "--json", str(file)]) == 0
-    assert "The DeiT recipe's augmentation" in capsys.readouterr().out
-    rows = json.loads(file.read_text())["rows"]
-    assert [row["size"] for row in rows] == [32, 224]
+    printed = capsys.readouterr().out
+    assert "DeiT recipe's augmentation, 224 px" in printed
+    assert "outside it" in printed
+    *speeds, pytorch, deit = json.loads(file.read_text())["rows"]
+    said = [(row["of"], row["size"]) for row in speeds]
+    assert said == [("augmentation", 32), ("augmentation", 224), ("folder", 224)]
+    assert (pytorch["recipe"], deit["recipe"]) == ("pytorch", "deit")
+    assert all(row["model_seconds"][0] > 0 for row in (pytorch, deit))
+
+
+def test_a_folder_is_read_at_some_speed():
+    speed = measure_folder(rounds=1, images=8, batch=4)
+    assert (speed.of, speed.size, len(speed.ours)) == ("folder", 224, 1)
+    assert speed.ours[0] > 0

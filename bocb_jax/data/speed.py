@@ -1,15 +1,19 @@
-"""How quick the augmentation is: images per second, in turn with timm's in a PyTorch DataLoader.
+"""How quick the data are: images per second, in turn with PyTorch's DataLoader.
 
-Neither side decodes: both have the same 32-pixel images in memory as uint8. PyTorch and timm are no
-dependencies: they are used where the given interpreter has them, in a process of their own.
+The augmentation is held against timm's, where neither side decodes: both have the same 32-pixel
+images in memory as uint8. Reading a folder of JPEGs is held against torchvision's `ImageFolder`.
+PyTorch and timm are no dependencies: they are used where the given interpreter has them, in a
+process of their own.
 """
 
 import dataclasses
 import functools
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 
@@ -18,11 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from bocb_jax.data.augment import Augmentation, preprocess
+from bocb_jax.data.encoded import RandomCrop
+from bocb_jax.data.loader import Loader
 from bocb_jax.data.mixing import Mixing, mix, smoothed_one_hot
-from bocb_jax.data.sources import IMAGENET_MEAN, IMAGENET_STD
+from bocb_jax.data.sources import IMAGENET_MEAN, IMAGENET_STD, open_dataset
+from bocb_jax.data.stand_in import photograph
 from bocb_jax.errors import UserError
 
 SOURCE = 32  # pixels of a side, before cropping
+CROP = 224  # pixels of a side that are made of a photograph
 CLASSES = 100
 DEIT = {"flip": True, "rand_augment": "rand-m9-mstd0.5-inc1", "erase": 0.25}
 # As in the code of DeiT: small images are padded and cropped.
@@ -31,7 +39,18 @@ POLICIES = {
     224: Augmentation(resized_crop=(0.08, 1.0), **DEIT),
 }
 
-_THEIRS = """
+_TIMED = """
+print("ready", flush=True)
+for _ in sys.stdin.buffer:
+    start = time.perf_counter()
+    count = 0
+    for images, labels in loader:
+        finish(images, labels)
+        count += len(images)
+    print(count / (time.perf_counter() - start), flush=True)
+"""
+
+_TIMM = """
 import json, sys, time
 import numpy as np, torch
 from PIL import Image
@@ -55,20 +74,37 @@ class Images(torch.utils.data.Dataset):
 torch.set_num_threads(1)  # the workers need the cores
 loader = torch.utils.data.DataLoader(Images(), batch, shuffle=True, num_workers=workers,
     persistent_workers=True)
-mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=classes)
-print("ready", flush=True)
-for _ in sys.stdin.buffer:
-    start = time.perf_counter()
-    for images, labels in loader:
-        mixup(images, labels)
-    print(len(loader.dataset) / (time.perf_counter() - start), flush=True)
+finish = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=classes)
+"""
+
+_IMAGE_FOLDER = """
+import json, sys, time
+import torch
+from torchvision import datasets, transforms
+
+path, size, batch, workers, mean, std = json.loads(sys.argv[1])
+transform = transforms.Compose([
+    transforms.RandomResizedCrop(size, interpolation=transforms.InterpolationMode.BICUBIC),
+    transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(mean, std)])
+torch.set_num_threads(1)  # the workers need the cores
+loader = torch.utils.data.DataLoader(datasets.ImageFolder(path, transform), batch, shuffle=True,
+    num_workers=workers, persistent_workers=True, drop_last=True)
+finish = lambda images, labels: None
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """Images per second in every round; `theirs` is empty without PyTorch and timm."""
+    """Images per second in every round; `theirs` is empty without PyTorch and timm.
 
+    Attributes:
+      of: "augmentation" or "folder".
+      size: side of the resulting images in pixels.
+      ours: images per second of each round.
+      theirs: likewise.
+    """
+
+    of: str
     size: int
     ours: list[float]
     theirs: list[float]
@@ -111,10 +147,79 @@ def measure(
     # As smooth as photographs are: look-ups and branches take their usual time.
     images = ((images + np.roll(images, 1, 1) + np.roll(images, 1, 2)) // 3).astype(np.uint8)
     ours = _ours(size, images.reshape(batches, batch, *images.shape[1:]))
-    with _theirs(size, images, batch, workers, python) as theirs:
-        ours(), theirs()  # compilation, and the start of the workers
-        pairs = [(ours(), theirs()) for _ in range(rounds)]
-    return Speed(size, [x for x, _ in pairs], [x for _, x in pairs if x is not None])
+    settings = [size, batch, batches, workers, SOURCE, CLASSES, IMAGENET_MEAN, IMAGENET_STD]
+    with _Rival(python, _TIMM, settings, images.tobytes()) as theirs:
+        return _in_turn("augmentation", size, ours, theirs, rounds)
+
+
+def measure_folder(
+    *,
+    rounds: int = 5,
+    images: int = 512,
+    batch: int = 64,
+    workers: int = 2,
+    python: Sequence[str] = (sys.executable,),
+) -> Speed:
+    """Reading, decoding, cropping, flipping and normalizing a folder of JPEGs as large as ImageNet's.
+
+    Ours goes the way of a run with its default settings, onto the device.
+
+    Args:
+      rounds: how often each side passes over the folder; they take turns.
+      images: photographs in the folder.
+      batch: images of a batch.
+      workers: processes of the DataLoader.
+      python: command of an interpreter that has PyTorch and torchvision.
+    """
+    with tempfile.TemporaryDirectory() as path:
+        for number in range(images):
+            folder = os.path.join(path, "train", f"class{number % 2}")
+            os.makedirs(folder, exist_ok=True)
+            with open(os.path.join(folder, f"{number:06}.jpg"), "wb") as file:
+                file.write(photograph())
+        # Both see all of them: what the validation and test splits hold is elsewhere.
+        for split in ("val", "test"):
+            os.symlink(os.path.join(path, "train"), os.path.join(path, split))
+        ours = _our_folder(path, batch)
+        settings = [os.path.join(path, "train"), CROP, batch, workers, IMAGENET_MEAN, IMAGENET_STD]
+        with _Rival(python, _IMAGE_FOLDER, settings) as theirs:
+            return _in_turn("folder", CROP, ours, theirs, rounds)
+
+
+def _in_turn(of: str, size: int, ours, theirs, rounds: int) -> Speed:
+    ours(), theirs()  # compilation, and the start of the workers
+    pairs = [(ours(), theirs()) for _ in range(rounds)]
+    return Speed(of, size, [x for x, _ in pairs], [x for _, x in pairs if x is not None])
+
+
+def _our_folder(path: str, batch: int):
+    dataset = open_dataset(f"folder:{path}")
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), "data")
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    loader = Loader(
+        dataset,
+        batch_size=batch,
+        image_size=CROP,
+        sharding=sharding,
+        crop=RandomCrop(),
+        on_device="no",  # so few would be kept in memory
+    )
+    steps = len(dataset.splits["train"]) // batch
+    prepare = functools.partial(
+        preprocess, image_size=CROP, mean=IMAGENET_MEAN, std=IMAGENET_STD,
+        policy=Augmentation(flip=True),
+    )  # fmt: skip
+    finish = jax.jit(lambda images, key: prepare(images, key=key))
+
+    def once():
+        # From the start of its threads to their end, as the DataLoader begins an epoch anew.
+        start = time.perf_counter()
+        with loader.train(seed=0) as batches:
+            for step in range(steps):
+                jax.block_until_ready(finish(next(batches)["image"], jax.random.key(step)))
+            return steps * batch / (time.perf_counter() - start)
+
+    return once
 
 
 def _ours(size: int, images: np.ndarray):
@@ -139,23 +244,28 @@ def _ours(size: int, images: np.ndarray):
     return once
 
 
-class _theirs:
-    """A process that times one pass of the DataLoader whenever it is called."""
+class _Rival:
+    """A process of another interpreter that times one pass of its `loader` whenever it is called.
 
-    def __init__(self, size, images, batch, workers, python):
-        settings = [size, batch, len(images) // batch, workers, SOURCE, CLASSES]
-        settings += [IMAGENET_MEAN, IMAGENET_STD]
+    Args:
+      python: its command.
+      script: makes `loader` and `finish(images, labels)` of the JSON in `sys.argv[1]`.
+      settings: for that JSON.
+      sent: what the script finds on its standard input.
+    """
+
+    def __init__(self, python: Sequence[str], script: str, settings: list, sent: bytes = b""):
+        self._sent = sent
         self._process = subprocess.Popen(
-            [*python, "-c", _THEIRS, json.dumps(settings)],
+            [*python, "-c", script + _TIMED, json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        self._images = images
 
     def __enter__(self):
         try:
-            self._process.stdin.write(self._images.tobytes())
+            self._process.stdin.write(self._sent)
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # there is no PyTorch or no timm

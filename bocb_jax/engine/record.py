@@ -116,9 +116,12 @@ class Record:
 
     # --- What is kept ---------------------------------------------------------------------------
 
-    def first_step_taken(self) -> None:
-        """The programs are compiled: from here on the speed is that of training."""
+    def first_step_begun(self) -> None:
+        """The programs are compiled, and the devices are at it."""
         self._seconds_to_first_step = time.monotonic() - self._started
+
+    def first_step_taken(self) -> None:
+        """From here on the speed is that of training."""
         self._mark_step, self._mark_time = self.step + 1, time.monotonic()
 
     def add(self, rows: list[dict[str, float]]) -> None:
