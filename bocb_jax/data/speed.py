@@ -160,7 +160,7 @@ def measure_folder(
     workers: int = 2,
     python: Sequence[str] = (sys.executable,),
 ) -> Speed:
-    """Reading, decoding, cropping, flipping and normalizing a folder of JPEGs as large as ImageNet's.
+    """From JPEGs in a folder, as large as those of ImageNet, to cropped and normalized batches.
 
     Ours goes the way of a run with its default settings, onto the device.
 
