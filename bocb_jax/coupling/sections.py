@@ -96,7 +96,7 @@ def _tiles(analysis: Analysis) -> tuple[tuple[str, str], ...]:
         )
         tiles.append((label(name, 24), note))
     marks = analysis.marks
-    tiles.append((f"{marks.outliers} of {marks.cells}", f"cells are outliers by {marks.rule}"))
+    tiles.append((f"{marks.outliers} of {marks.cells}", f"of the cells outliers by {marks.rule}"))
     return tuple(tiles)
 
 
@@ -193,7 +193,7 @@ def _marks_text(analysis: Analysis) -> Text:
     return Text(
         (
             f"Marks by the rule {marks.rule}: {summary.sentence(marks.description)} "
-            f"{marks.outliers} of {marks.cells} cells are outliers.",
+            f"Outliers: {marks.outliers} of {marks.cells} cells.",
         )
     )
 

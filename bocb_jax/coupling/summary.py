@@ -173,14 +173,12 @@ def _failing(analysis: Analysis) -> str:
     marks = analysis.marks
     if not marks.cells:
         return ""
-    text = (
-        f"{marks.outliers} of {marks.cells} cells are marked as outliers by the rule {marks.rule}"
-    )
+    text = f"Outliers by the rule {marks.rule}: {marks.outliers} of {marks.cells} cells"
     counts = analysis.optimizers["outliers"].sort_values(ascending=False, kind="stable")
     counts = counts[counts > 0]
     if len(counts):
         most = [f"{label(name)} on {int(count)}" for name, count in counts.head(3).items()]
-        text += f": {_listed(most)}" + (" and others" if len(counts) > 3 else "")
+        text += f" ({_listed(most)}{' and others' if len(counts) > 3 else ''})"
     failed = int(analysis.table.failed().to_numpy().sum())
     if failed:
         text += f"; in {failed} {_plural(failed, 'cell')} no run finished"
