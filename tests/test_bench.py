@@ -63,6 +63,6 @@ def test_data(tmp_path, capsys):
 
 
 def test_a_folder_is_read_at_some_speed():
-    speed = measure_folder(rounds=1, images=8, batch=4)
+    speed = measure_folder(rounds=1, images=8, batch=2, unseen=1)
     assert (speed.of, speed.size, len(speed.ours)) == ("folder", 224, 1)
     assert speed.ours[0] > 0

@@ -42,11 +42,12 @@ POLICIES = {
 _TIMED = """
 print("ready", flush=True)
 for _ in sys.stdin.buffer:
-    start = time.perf_counter()
-    count = 0
-    for images, labels in loader:
+    start, count = time.perf_counter(), 0
+    for number, (images, labels) in enumerate(loader, 1):
         finish(images, labels)
         count += len(images)
+        if number == unseen:  # the workers have begun
+            start, count = time.perf_counter(), 0
     print(count / (time.perf_counter() - start), flush=True)
 """
 
@@ -58,6 +59,7 @@ from timm.data import Mixup, create_transform
 from torchvision import transforms
 
 size, batch, batches, workers, source, classes, mean, std = json.loads(sys.argv[1])
+unseen = 0
 transform = create_transform(size, is_training=True, color_jitter=None, interpolation="bicubic",
     auto_augment="rand-m9-mstd0.5-inc1", re_prob=0.25, re_mode="pixel", mean=mean, std=std)
 if size <= 32:
@@ -82,7 +84,7 @@ import json, sys, time
 import torch
 from torchvision import datasets, transforms
 
-path, size, batch, workers, mean, std = json.loads(sys.argv[1])
+path, size, batch, workers, mean, std, unseen = json.loads(sys.argv[1])
 transform = transforms.Compose([
     transforms.RandomResizedCrop(size, interpolation=transforms.InterpolationMode.BICUBIC),
     transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(mean, std)])
@@ -155,19 +157,22 @@ def measure(
 def measure_folder(
     *,
     rounds: int = 5,
-    images: int = 512,
+    images: int = 1024,
     batch: int = 64,
+    unseen: int = 4,
     workers: int = 2,
     python: Sequence[str] = (sys.executable,),
 ) -> Speed:
     """From JPEGs in a folder, as large as those of ImageNet, to cropped and normalized batches.
 
-    Ours goes the way of a run with its default settings, onto the device.
+    Ours goes the way of a run with its default settings, onto the device. A run's reading has no
+    end, so both are timed while they are at it.
 
     Args:
       rounds: how often each side passes over the folder; they take turns.
       images: photographs in the folder.
       batch: images of a batch.
+      unseen: batches of a pass before the clock starts, while threads and workers begin.
       workers: processes of the DataLoader.
       python: command of an interpreter that has PyTorch and torchvision.
     """
@@ -180,8 +185,9 @@ def measure_folder(
         # Both see all of them: what the validation and test splits hold is elsewhere.
         for split in ("val", "test"):
             os.symlink(os.path.join(path, "train"), os.path.join(path, split))
-        ours = _our_folder(path, batch)
-        settings = [os.path.join(path, "train"), CROP, batch, workers, IMAGENET_MEAN, IMAGENET_STD]
+        ours = _our_folder(path, batch, unseen)
+        settings = [os.path.join(path, "train"), CROP, batch, workers]
+        settings += [IMAGENET_MEAN, IMAGENET_STD, unseen]
         with _Rival(python, _IMAGE_FOLDER, settings) as theirs:
             return _in_turn("folder", CROP, ours, theirs, rounds)
 
@@ -192,7 +198,7 @@ def _in_turn(of: str, size: int, ours, theirs, rounds: int) -> Speed:
     return Speed(of, size, [x for x, _ in pairs], [x for _, x in pairs if x is not None])
 
 
-def _our_folder(path: str, batch: int):
+def _our_folder(path: str, batch: int, unseen: int):
     dataset = open_dataset(f"folder:{path}")
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), "data")
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
@@ -212,12 +218,12 @@ def _our_folder(path: str, batch: int):
     finish = jax.jit(lambda images, key: prepare(images, key=key))
 
     def once():
-        # From the start of its threads to their end, as the DataLoader begins an epoch anew.
-        start = time.perf_counter()
         with loader.train(seed=0) as batches:
             for step in range(steps):
+                if step == unseen:
+                    start = time.perf_counter()
                 jax.block_until_ready(finish(next(batches)["image"], jax.random.key(step)))
-            return steps * batch / (time.perf_counter() - start)
+            return (steps - unseen) * batch / (time.perf_counter() - start)
 
     return once
 
@@ -252,15 +258,19 @@ class _Rival:
       script: makes `loader` and `finish(images, labels)` of the JSON in `sys.argv[1]`.
       settings: for that JSON.
       sent: what the script finds on its standard input.
+
+    Raises:
+      UserError: it ended in the midst, as timm does on a Pillow that is too new for it.
     """
 
     def __init__(self, python: Sequence[str], script: str, settings: list, sent: bytes = b""):
         self._sent = sent
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [*python, "-c", script + _TIMED, json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._errors,
         )
 
     def __enter__(self):
@@ -277,7 +287,13 @@ class _Rival:
             return None
         self._process.stdin.write(b"\n")
         self._process.stdin.flush()
-        return float(self._process.stdout.readline())
+        answer = self._process.stdout.readline()
+        if not answer:
+            self._errors.seek(0)
+            last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
+            raise UserError(f"PyTorch's side of the comparison failed: {' '.join(last)}")
+        return float(answer)
 
     def __exit__(self, *exception):
         self._process.communicate()
+        self._errors.close()

@@ -119,7 +119,7 @@ def make_program(
       evaluation_parameters: (optimizer state, params) -> the weights to evaluate, for optimizers
         that train at another point than they answer with.
     """
-    abstract = nnx.eval_shape(lambda: build_model(nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: build_model(_Rngs(default=0)))
     train_graph = nnx.graphdef(_view(abstract, training=True))
     eval_graph = nnx.graphdef(_view(abstract, training=False))
     optimizer = make_optimizer(abstract)
@@ -127,12 +127,12 @@ def make_program(
 
     def forward(graph, params, model_state, images, key):
         model = nnx.merge(graph, params, model_state)
-        rngs = {"rngs": nnx.Rngs(dropout=key)} if takes_rngs and key is not None else {}
+        rngs = {"rngs": _Rngs(dropout=key)} if takes_rngs and key is not None else {}
         logits = model(images, **rngs)
         return logits.astype(jnp.float32), nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
 
     def draw(key):
-        return weights_of(build_model(nnx.Rngs(key)))
+        return weights_of(build_model(_Rngs(default=key)))
 
     def begin(start, learning_rate, weight_decay):
         params, model_state = start["params"], start["model_state"]
@@ -246,8 +246,7 @@ def make_program(
         )
 
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    drawn = jax.eval_shape(draw, key)
+    drawn = weights_of(abstract)
     shapes = jax.eval_shape(begin, drawn, scalar, scalar)
     shardings = state_sharding(mesh, shapes)
     everywhere = replicated(mesh)
@@ -308,6 +307,25 @@ def options_of_drawing(platform: str) -> dict[str, Any] | None:
     optimize it; and it is a program of its own, the same for all optimizers.
     """
     return {"xla_backend_optimization_level": 0} if platform == "cpu" else None
+
+
+class _Stream(nnx.RngStream):
+    """Flax's keys; but its own way to count asks a traced counter for its sharding each time, and
+    the message of the error that this raises takes a tenth of the tracing of a ViT."""
+
+    def __call__(self) -> jax.Array:
+        count = self.count.get_value()
+        self.count.set_value(count + 1)
+        return jax.random.fold_in(self.key.get_value(), count)
+
+
+class _Rngs(nnx.Rngs):
+    """Flax's streams of random keys, made for tracing."""
+
+    def __init__(self, **keys: int | jax.Array):
+        super().__init__(**keys)
+        for name, key in keys.items():
+            setattr(self, name, _Stream(key, tag=name))
 
 
 def weights_of(model: nnx.Module) -> dict[str, Any]:
