@@ -2,7 +2,7 @@
 
     python tests/digits_run.py --workdir runs/digits
 
-One run after another, less than a minute each on one core; the same command goes on where it was
+One run after another, about a minute each on one core; the same command goes on where it was
 stopped. Afterwards the test accuracies stand in bocb_jax/optim/digits.csv, from which the cards of
 `bocb optimizers NAME` have them.
 """
@@ -16,11 +16,10 @@ from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.optim import digits, list_optimizers
 from bocb_jax.train import train
 
-# How many epochs a backbone needs to show what it can.
-EPOCHS = {"vit_mini": 40, "resnet_mini": 10}
-# Small batches and images: many updates within a minute. Learning rate, weight decay and schedule
-# are the optimizer's own.
-SETTINGS = {"batch_size": 16, "image_size": 16}
+MODELS = ("vit_mini", "resnet_mini")
+# Small batches and images: some thousand updates within a minute. Learning rate, weight decay and
+# schedule are the optimizer's own.
+SETTINGS = {"epochs": 40, "batch_size": 16, "image_size": 16}
 
 
 def accuracy(model: str, opt: str, **settings) -> str:
@@ -29,9 +28,8 @@ def accuracy(model: str, opt: str, **settings) -> str:
         "model": model,
         "opt": opt,
         **SETTINGS,
-        "epochs": EPOCHS[model],
         "parallel": {"devices": 1},
-        "log": {"progress": "none", "evaluate_every_epochs": EPOCHS[model]},
+        "log": {"progress": "none", "evaluate_every_epochs": SETTINGS["epochs"]},
         **settings,
     }
     outcome = train(from_dict(TrainConfig, config))
@@ -40,13 +38,11 @@ def accuracy(model: str, opt: str, **settings) -> str:
 
 def header() -> list[str]:
     versions = (f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "optax"))
-    epochs = ", ".join(f"{count} of {model}" for model, count in EPOCHS.items())
     settings = ", ".join(f"{name} {value}" for name, value in SETTINGS.items())
     return [
         "Test accuracy on the digits in percent, with the default settings of each optimizer;",
         "empty where it was not measured.",
-        f"Made by `python tests/digits_run.py` on {datetime.date.today()}: epochs {epochs},",
-        f"{settings}, seed 0,",
+        f"Made by `python tests/digits_run.py` on {datetime.date.today()}: {settings}, seed 0,",
         f"on a CPU with {', '.join(versions)}.",
     ]
 
@@ -55,9 +51,9 @@ def write(found: dict[tuple[str, str], str]) -> None:
     with open(digits.FILE, "w", newline="") as file:
         file.writelines(f"# {line}\n" for line in header())
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["optimizer", *EPOCHS])
+        rows.writerow(["optimizer", *MODELS])
         for name in list_optimizers():
-            rows.writerow([name, *(found.get((model, name), "") for model in EPOCHS)])
+            rows.writerow([name, *(found.get((model, name), "") for model in MODELS)])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -66,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--compile-cache")
     options = vars(parser.parse_args(arguments))
     found = {}
-    for model in EPOCHS:
+    for model in MODELS:
         for name in list_optimizers():
             found[model, name] = accuracy(model, name, **options)
             print(f"{model:12} {name:20} {found[model, name]}", flush=True)
