@@ -85,10 +85,6 @@ def test_the_same_command_elsewhere_gives_the_same_bits(config, tmp_path):
     kill_run.compare(again.folder(), config.folder())
 
 
-def test_kills_change_no_bit():
-    kill_run.main(["--kills", "3"])  # 20 of them: python tests/kill_run.py
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_asked_to_stop_it_saves_and_goes_on(config, number, code):
     command = [sys.executable, "-m", "bocb_jax.train", *words(config, epochs=200)]
