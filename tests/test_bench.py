@@ -1,11 +1,13 @@
 """`bocb bench`: what it prints and writes."""
 
 import json
+import sys
 
 import pytest
 
 from bocb_jax.__main__ import main
 from bocb_jax.data.speed import measure_folder
+from bocb_jax.errors import UserError
 
 
 def test_optimizers(tmp_path, capsys):
@@ -62,7 +64,27 @@ def test_data(tmp_path, capsys):
     assert all(row["model_seconds"][0] > 0 for row in (pytorch, deit))
 
 
-def test_a_folder_is_read_at_some_speed():
-    speed = measure_folder(rounds=1, images=8, batch=2, unseen=1)
-    assert (speed.of, speed.size, len(speed.ours)) == ("folder", 224, 1)
-    assert speed.ours[0] > 0
+def rival(answer):
+    """Stands in for an interpreter with PyTorch: at each line it is sent, it does `answer`."""
+    script = f"import sys; print('ready', flush=True); [{answer} for _ in sys.stdin]"
+    return [sys.executable, "-c", script]
+
+
+def test_a_folder_is_read_in_turn_with_a_rival():
+    python = rival("print(123, flush=True)")
+    speed = measure_folder(rounds=2, images=8, batch=2, unseen=1, python=python)
+    assert (speed.of, speed.size, speed.theirs) == ("folder", 224, [123, 123])
+    assert len(speed.ours) == 2
+    assert speed.ratio == pytest.approx(sum(speed.ours) / 2 / 123)
+
+
+def test_a_rival_that_fails_is_a_sentence():
+    with pytest.raises(UserError, match="side of the comparison failed: no posterize here"):
+        measure_folder(
+            rounds=1, images=4, batch=2, unseen=1, python=rival("sys.exit('no posterize here')")
+        )
+
+
+def test_without_a_rival_there_is_no_ratio():
+    speed = measure_folder(rounds=1, images=4, batch=2, unseen=1, python=[sys.executable, "-c", ""])
+    assert (len(speed.ours), speed.theirs, speed.ratio) == (1, [], None)

@@ -182,7 +182,7 @@ def measure_folder(
             os.makedirs(folder, exist_ok=True)
             with open(os.path.join(folder, f"{number:06}.jpg"), "wb") as file:
                 file.write(photograph())
-        # Both see all of them: what the validation and test splits hold is elsewhere.
+        # Without these two, some of the images would be held out of ours.
         for split in ("val", "test"):
             os.symlink(os.path.join(path, "train"), os.path.join(path, split))
         ours = _our_folder(path, batch, unseen)
