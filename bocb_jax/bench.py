@@ -25,7 +25,6 @@ from bocb_jax import model_cost
 from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.console import console
 from bocb_jax.coupling import published
-from bocb_jax.data.loader import Loader
 from bocb_jax.data.speed import measure as augmentation_speed
 from bocb_jax.data.speed import measure_folder as folder_speed
 from bocb_jax.data.stand_in import open_or_stand_in
@@ -260,18 +259,12 @@ def _outside_the_model(recipe: str, rounds: int, steps: int = 10) -> dict[str, o
         "image_size": 32,
         "batch_size": 128,
         "parallel": {"devices": 1},
+        "data": {"on_device": "yes"},
     }
     whole = Run(from_dict(TrainConfig, settings), dataset)
     # A recipe's loss and averages stay as they are.
     alone = Run(from_dict(TrainConfig, settings | {"augment": {"only": True}}), dataset)
-    loader = Loader(
-        dataset,
-        batch_size=whole.settings.batch_size,
-        image_size=whole.settings.image_size,
-        sharding=whole.program.batch_sharding,
-        on_device="yes",
-    )
-    batches = loader.train(seed=0)
+    batches = whole.loader(whole.program.batch_sharding).train(seed=0)
     same = next(batches)
     turns = [_Turns(whole, lambda: next(batches)), _Turns(alone, lambda: same)]
     for turn in turns:

@@ -205,6 +205,21 @@ class Run:
             self.state = self.program.init(self.key, *rates, start or self._start())
         return None
 
+    def loader(self, sharding: jax.sharding.NamedSharding) -> Loader:
+        """What reads its data set, into batches that are split so over the devices."""
+        settings, data = self.settings, self.config.data
+        return Loader(
+            self.dataset,
+            batch_size=settings.batch_size,
+            image_size=settings.image_size,
+            test_size=settings.test_size,
+            sharding=sharding,
+            workers=data.workers,
+            crop=settings.host_crop and RandomCrop(settings.host_crop),
+            crop_ratio=settings.crop_ratio,
+            on_device=data.on_device,
+        )
+
     def _start(self) -> dict[str, Any] | None:
         """The weights that `--init` names; says so if the classifier is not among them."""
         config, spec = self.config, self.spec
@@ -260,20 +275,9 @@ class Loop:
         self.keys = [run.key for run in runs]
         self.key = program.stack(self.keys)
         self.seeds = [run.config.seed for run in runs]
-        settings = first.settings
-        self.loader = Loader(
-            first.dataset,
-            batch_size=settings.batch_size,
-            image_size=settings.image_size,
-            test_size=settings.test_size,
-            sharding=program.batch_sharding,
-            workers=first.config.data.workers,
-            crop=settings.host_crop and RandomCrop(settings.host_crop),
-            crop_ratio=settings.crop_ratio,
-            on_device=first.config.data.on_device,
-        )
+        self.loader = first.loader(program.batch_sharding)
         # The order of the data follows from the seed: runs of one seed share their batches.
-        self.batches = self._open_batches(stack, repeats=settings.repeats)
+        self.batches = self._open_batches(stack, repeats=first.settings.repeats)
         for run in runs:
             if run.record.progress.data:
                 self.batches[run.config.seed].set_state(run.record.progress.data)

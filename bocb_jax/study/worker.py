@@ -242,21 +242,11 @@ class _Steps:
     """
 
     def __init__(self, run, count: int = 1):
-        from bocb_jax.data.encoded import RandomCrop
-        from bocb_jax.data.loader import Loader
         from bocb_jax.program import compiled_population
 
-        settings, data = run.settings, run.config.data
+        settings = run.settings
         self._program = compiled_population(run.spec, count) if count > 1 else run.program
-        loader = Loader(
-            run.dataset,
-            batch_size=settings.batch_size,
-            image_size=settings.image_size,
-            sharding=self._program.batch_sharding,
-            workers=data.workers,
-            crop=settings.host_crop and RandomCrop(settings.host_crop),
-            on_device=data.on_device,
-        )
+        loader = run.loader(self._program.batch_sharding)
         self._batches, self._images = loader.train(seed=0), count * settings.batch_size
         self._count, self._key = count, self._program.stack([run.key] * count)
         rates = settings.learning_rate, settings.weight_decay
