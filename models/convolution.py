@@ -28,8 +28,8 @@ def conv(
 ) -> jax.Array:
     """(batch, h, w, in) with an HWIO kernel (kh, kw, in // groups, out) -> (batch, h', w', out).
 
-    On a CPU a depthwise convolution has a gradient of its own, which can be differentiated again,
-    forward (`jvp` of `grad`) or backward, but no forward-mode derivative itself.
+    On a CPU most convolutions have a gradient of their own, which can be differentiated again,
+    forward (`jvp` of `grad`) or backward, but no forward-mode derivative themselves.
     """
     if jax.default_backend() != "cpu":
         return plain(x, kernel, strides, padding, dilation, groups)
@@ -49,6 +49,8 @@ def conv(
         return product_of_patches(x, kernel)
     if math.prod(_out_size(size, reach, strides, padding)) <= 16:
         return product_of_windows(x, kernel, strides, padding, dilation)
+    if tuple(dilation) == (1, 1):
+        return dense(x, kernel, strides, padding)
     return plain(x, kernel, strides, padding, dilation)
 
 
@@ -63,6 +65,54 @@ def plain(x, kernel, strides, padding, dilation, groups=1):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def dense(x, kernel, strides, padding):
+    """XLA's own convolution, but for the kernel's gradient, which is one matrix product."""
+    return plain(x, kernel, strides, padding, (1, 1))
+
+
+def _dense_forward(x, kernel, strides, padding):
+    return plain(x, kernel, strides, padding, (1, 1)), (x, kernel)
+
+
+def _dense_backward(strides, padding, saved, grad):
+    x, kernel = saved
+    by_input = jax.linear_transpose(lambda x: plain(x, kernel, strides, padding, (1, 1)), x)
+    return *by_input(grad), _dense_kernel_gradient(x, grad, kernel, strides, padding)
+
+
+dense.defvjp(_dense_forward, _dense_backward)
+
+
+def _dense_kernel_gradient(x, grad, kernel, strides, padding):
+    """For every tap, the image shifted by the tap, as a matrix, times the gradient.
+
+    A tap shifts to the side and down. Images shifted to the side stand side by side, and so do
+    gradients shifted up; one product holds all pairs of them. For a kernel of 3x3 that is 3 + 3
+    copies in place of 9. With a stride, the rows that a step passes over lie beside each other.
+    """
+    (kh, kw), stride_h = kernel.shape[:2], strides[0]
+    height, columns = grad.shape[1:3]
+    shifts = -(-kh // stride_h)
+    rows = height + shifts - 1
+    (top, _), (left, right) = padding
+    x = _pad(x, ((top, max(rows * stride_h - top - x.shape[1], 0)), (left, right)))
+    images = [
+        _shift(x, (row, column), (rows, columns), strides, (1, 1))
+        for row in range(stride_h)
+        for column in range(kw)
+    ]
+    grads = [_pad(grad, ((shift, shifts - 1 - shift), (0, 0))) for shift in range(shifts)]
+    images, grads = (
+        jnp.concatenate(parts, -1).reshape(-1, len(parts) * parts[0].shape[-1])
+        for parts in (images, grads)
+    )
+    wide = jnp.promote_types(grad.dtype, jnp.float32)
+    pairs = jnp.matmul(images.T, grads, preferred_element_type=wide)
+    pairs = pairs.reshape(stride_h, kw, x.shape[-1], shifts, -1).transpose(3, 0, 1, 2, 4)
+    return pairs.reshape(-1, *kernel.shape[1:])[:kh].astype(kernel.dtype)
 
 
 def product(x, kernel):

@@ -52,6 +52,13 @@ CONVOLUTIONS = {
     "small map, dilated": Case((6, 6, 3), 2, 3, padding=1, dilation=2),
     "small map, SAME": Case((6, 5, 3), 2, 3, stride=2, padding="SAME"),
     "large map": Case((9, 9, 3), 4, 3, padding=1),
+    "large map, strided": Case((10, 11, 3), 4, 3, stride=2, padding=1),
+    "large map, SAME": Case((11, 12, 3), 4, 3, stride=2, padding="SAME"),
+    "large map, wide kernel": Case((20, 23, 3), 4, 7, stride=2, padding=3),
+    "large map, stride that skips": Case((26, 29, 2), 3, 5, stride=4, padding=2),
+    "large map, kernel below the stride": Case((19, 18, 2), 3, 2, stride=3, padding=1),
+    "large map, even kernel": Case((9, 8, 2), 3, 4, padding=1),
+    "large map, dilated": Case((9, 9, 2), 3, 3, padding=2, dilation=2),
     "grouped": Case((6, 6, 4), 6, 3, padding=1, groups=2),
     "depthwise": Case((4, 5, 2), 2, 5, padding=2, groups=2),
     "depthwise, large map": Case((9, 10, 3), 3, 3, padding=1, groups=3),
@@ -107,12 +114,14 @@ def test_the_form_is_chosen_by_platform_and_shape(monkeypatch):
         return "conv_general_dilated" in str(form(*case.arrays()))
 
     plain_on_cpu = {name for name, case in CONVOLUTIONS.items() if primitives(case)}
-    assert plain_on_cpu == {"large map", "grouped"}
+    assert plain_on_cpu == {n for n in CONVOLUTIONS if n.startswith("large map")} | {"grouped"}
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert all(primitives(case) for case in CONVOLUTIONS.values())
 
 
-@pytest.mark.parametrize("name", ["small map", "depthwise", "depthwise, by groups of rows"])
+@pytest.mark.parametrize(
+    "name", ["small map", "large map, strided", "depthwise", "depthwise, by groups of rows"]
+)
 def test_convolution_in_bfloat16_and_over_many_weights(name):
     case = CONVOLUTIONS[name]
     x, kernel = case.arrays()
