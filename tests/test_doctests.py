@@ -6,6 +6,10 @@ import pkgutil
 
 import pytest
 
+from bocb_jax.data.sources import DATASETS
+from bocb_jax.models.factory import MODELS
+from bocb_jax.optim.table import OPTIMIZERS
+
 PACKAGES = (
     "bocb_jax",
     "bocb_jax.coupling",
@@ -33,7 +37,9 @@ def _inside(package):
 
 
 @pytest.mark.parametrize("name", sorted(set(modules())))
-def test_examples(name):
+def test_examples(name, monkeypatch):
+    for registry in (MODELS, OPTIMIZERS, DATASETS):  # what an example registers goes with it
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     outcome = doctest.testmod(importlib.import_module(name))
     assert outcome.attempted > 0
     assert outcome.failed == 0
