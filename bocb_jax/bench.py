@@ -121,6 +121,7 @@ def _optimizers(options: argparse.Namespace) -> list[dict[str, object]]:
             steps=options.steps,
         )
         costs[model].append(cost)
+        _say(model, *_optimizer_row(cost))
     for model, found in costs.items():
         Console(highlight=False).print(_optimizer_table(model, found, options.rounds))
     return [
@@ -144,15 +145,24 @@ def _optimizer_table(model: str, costs: list[Cost], rounds: int) -> Table:
     for column in ("state, bytes a parameter", "state, MiB", "update, ms", "x Optax's own"):
         table.add_column(column, justify="right")
     for cost in costs:
-        table.add_row(
-            cost.name,
-            f"{cost.state_bytes_per_parameter:.2f}",
-            f"{cost.state_bytes / 2**20:.1f}",
-            "" if cost.update_seconds is None else f"{1e3 * cost.update_seconds:.2f}",
-            "" if cost.optax_ratio is None else f"{cost.optax_ratio:.2f}",
-        )
+        table.add_row(*_optimizer_row(cost))
     table.caption = _caption(f"medians of {rounds} blocks, in turn with Optax's own")
     return table
+
+
+def _optimizer_row(cost: Cost) -> tuple[str, ...]:
+    return (
+        cost.name,
+        f"{cost.state_bytes_per_parameter:.2f}",
+        f"{cost.state_bytes / 2**20:.1f}",
+        "" if cost.update_seconds is None else f"{1e3 * cost.update_seconds:.2f}",
+        "" if cost.optax_ratio is None else f"{cost.optax_ratio:.2f}",
+    )
+
+
+def _say(*row: str) -> None:
+    """What is known already, so that half an hour that is cut short was not in vain."""
+    console.print("  ".join(filter(None, row)), markup=False, highlight=False, soft_wrap=True)
 
 
 def _caption(how: str) -> str:
@@ -180,6 +190,7 @@ def _models(options: argparse.Namespace) -> list[dict[str, object]]:
             python=shlex.split(options.python),
         )
         costs.append(cost)
+        _say(*_model_row(cost))
         jax.clear_caches()  # the programs of 20 backbones are large
     table = Table(
         title=f"A training step at {options.image_size} px, batch {options.batch_size}",
@@ -190,17 +201,21 @@ def _models(options: argparse.Namespace) -> list[dict[str, object]]:
     for column in ("trace, s", "compile, s", "images/s", "x PyTorch"):
         table.add_column(column, justify="right")
     for cost in costs:
-        table.add_row(
-            cost.name,
-            f"{cost.trace_seconds:.1f}",
-            f"{cost.compile_seconds:.1f}",
-            "" if cost.images_per_second is None else f"{cost.images_per_second:.1f}",
-            "" if cost.reference_ratio is None else f"{cost.reference_ratio:.2f}",
-        )
+        table.add_row(*_model_row(cost))
     how = f"medians of {options.rounds} blocks, in turn with timm's or torchvision's net"
     table.caption = _caption(how)
     Console(highlight=False).print(table)
     return [dataclasses.asdict(cost) for cost in costs]
+
+
+def _model_row(cost: model_cost.ModelCost) -> tuple[str, ...]:
+    return (
+        cost.name,
+        f"{cost.trace_seconds:.1f}",
+        f"{cost.compile_seconds:.1f}",
+        "" if cost.images_per_second is None else f"{cost.images_per_second:.1f}",
+        "" if cost.reference_ratio is None else f"{cost.reference_ratio:.2f}",
+    )
 
 
 # --- Data --------------------------------------------------------------------------------------
