@@ -72,7 +72,7 @@ class AlexNet(nnx.Module):
 
         def dense(in_features, out_features, **kwargs):
             kwargs |= init(in_features)
-            return nnx.Linear(in_features, out_features, dtype=dtype, rngs=rngs, **kwargs)
+            return layers.Linear(in_features, out_features, dtype=dtype, rngs=rngs, **kwargs)
 
         w = config.widths
         self.conv1 = conv(

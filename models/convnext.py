@@ -65,7 +65,7 @@ class Mlp(nnx.Module):
     """The inverted bottleneck, four times as wide inside; V2 normalizes the responses there."""
 
     def __init__(self, config: ConvNeXtConfig, width: int, *, dtype, rngs):
-        kind = functools.partial(layers.Conv, kernel_size=1) if config.conv_mlp else nnx.Linear
+        kind = functools.partial(layers.Conv, kernel_size=1) if config.conv_mlp else layers.Linear
         dense = functools.partial(kind, kernel_init=INIT, dtype=dtype, rngs=rngs)
         self.fc1 = dense(width, 4 * width)
         self.grn = GlobalResponseNorm(4 * width) if config.response_norm else jax.nn.identity

@@ -155,7 +155,7 @@ class MlpHead(nnx.Module):
     """Classifier with one hidden layer, squared ReLU and LayerNorm."""
 
     def __init__(self, width: int, num_classes: int, dropout: float, **kwargs):
-        dense = functools.partial(nnx.Linear, kernel_init=INIT, **kwargs)
+        dense = functools.partial(layers.Linear, kernel_init=INIT, **kwargs)
         self.fc1 = dense(width, 4 * width)
         self.norm = nnx.LayerNorm(4 * width, epsilon=1e-5, **kwargs)
         self.drop = nnx.Dropout(dropout)
@@ -166,7 +166,7 @@ class MlpHead(nnx.Module):
         return self.fc2(self.drop(x, rngs=rngs))
 
 
-class LinearHead(nnx.Linear):
+class LinearHead(layers.Linear):
     """Classifier without hidden layer."""
 
     def __call__(self, x, *, rngs=None):
@@ -212,7 +212,7 @@ class MetaFormer(nnx.Module):
 
 
 def _dense(features_in, features_out, **kwargs):
-    return nnx.Linear(features_in, features_out, use_bias=False, kernel_init=INIT, **kwargs)
+    return layers.Linear(features_in, features_out, use_bias=False, kernel_init=INIT, **kwargs)
 
 
 def _block_norm(config, width, **kwargs):

@@ -81,7 +81,7 @@ class WindowAttention(nnx.Module):
     """Self-attention inside windows, with a learned bias per relative position and head."""
 
     def __init__(self, config: SwinConfig, width: int, heads: int, window: int, **kwargs):
-        dense = functools.partial(nnx.Linear, kernel_init=INIT, **kwargs)
+        dense = functools.partial(layers.Linear, kernel_init=INIT, **kwargs)
         self.heads = heads
         self.window = window
         self.relative_position_bias_table = nnx.Param(
@@ -149,7 +149,7 @@ class PatchMerging(nnx.Module):
 
     def __init__(self, width: int, **kwargs):
         self.norm = _layer_norm(4 * width, **kwargs)
-        self.reduction = nnx.Linear(
+        self.reduction = layers.Linear(
             4 * width, 2 * width, use_bias=False, kernel_init=INIT, **kwargs
         )
 

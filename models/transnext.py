@@ -90,7 +90,7 @@ class CosineAttention(nnx.Module):
     """What both attentions share: query embedding, temperature, position bias, projection."""
 
     def __init__(self, features, heads, pretrain_size, config: TransNeXtConfig, **kwargs):
-        dense = functools.partial(nnx.Linear, kernel_init=init, **kwargs)
+        dense = functools.partial(layers.Linear, kernel_init=init, **kwargs)
         rngs = kwargs["rngs"]
         self.heads = heads
         self.pretrain_size = pretrain_size
@@ -131,8 +131,8 @@ class AggregatedAttention(CosineAttention):
         super().__init__(features, heads, pretrain_size, config, **kwargs)
         self.reduction = reduction
         rngs, width = kwargs["rngs"], features // heads
-        self.q = nnx.Linear(features, features, kernel_init=init, **kwargs)
-        self.kv = nnx.Linear(features, 2 * features, kernel_init=init, **kwargs)
+        self.q = layers.Linear(features, features, kernel_init=init, **kwargs)
+        self.kv = layers.Linear(features, 2 * features, kernel_init=init, **kwargs)
         self.sr = layers.Conv(features, features, 1, **kwargs)
         self.norm = nnx.LayerNorm(features, epsilon=1e-5, **kwargs)
         self.relative_pos_bias_local = nnx.Param(
@@ -176,7 +176,7 @@ class Attention(CosineAttention):
 
     def __init__(self, features, heads, pretrain_size, config, **kwargs):
         super().__init__(features, heads, pretrain_size, config, **kwargs)
-        self.qkv = nnx.Linear(features, 3 * features, kernel_init=init, **kwargs)
+        self.qkv = layers.Linear(features, 3 * features, kernel_init=init, **kwargs)
 
     def __call__(self, x, *, rngs=None):
         batch, *size, _ = x.shape
@@ -195,9 +195,9 @@ class ConvGLU(nnx.Module):
 
     def __init__(self, features, hidden, dropout, **kwargs):
         hidden = 2 * hidden // 3
-        self.fc1 = nnx.Linear(features, 2 * hidden, kernel_init=init, **kwargs)
+        self.fc1 = layers.Linear(features, 2 * hidden, kernel_init=init, **kwargs)
         self.dwconv = layers.depthwise(hidden, 3, **kwargs)
-        self.fc2 = nnx.Linear(hidden, features, kernel_init=init, **kwargs)
+        self.fc2 = layers.Linear(hidden, features, kernel_init=init, **kwargs)
         self.drop = nnx.Dropout(dropout)
 
     def __call__(self, x, *, rngs=None):

@@ -136,9 +136,9 @@ class Block(nnx.Module):
         )
         self.norm = layers.BatchNorm(features, **kwargs)
         self.se = SqueezeExcite(features, **kwargs)
-        self.pwconv1 = nnx.Linear(features, 4 * features, kernel_init=init, **kwargs)
+        self.pwconv1 = layers.Linear(features, 4 * features, kernel_init=init, **kwargs)
         self.grn = ResponseNorm(4 * features)
-        self.pwconv2 = nnx.Linear(
+        self.pwconv2 = layers.Linear(
             4 * features, features, use_bias=False, kernel_init=init, **kwargs
         )
         self.pwconv2_bn = layers.BatchNorm(features, **kwargs)
@@ -185,9 +185,9 @@ class DeployBlock(nnx.Module):
             else LargeKernel(features, kernel_size, **kwargs)
         )
         self.se = SqueezeExcite(features, **kwargs)
-        self.pwconv1 = nnx.Linear(features, 4 * features, kernel_init=init, **kwargs)
+        self.pwconv1 = layers.Linear(features, 4 * features, kernel_init=init, **kwargs)
         self.grn = ResponseNorm(4 * features, use_bias=False)
-        self.pwconv2 = nnx.Linear(4 * features, features, kernel_init=init, **kwargs)
+        self.pwconv2 = layers.Linear(4 * features, features, kernel_init=init, **kwargs)
 
     def __call__(self, x, *, rngs=None):
         del rngs

@@ -158,7 +158,7 @@ class ViT(nnx.Module):
 
 def _linear(features_in, features_out, **arguments):
     init = layers.trunc_normal(0.02)
-    return nnx.Linear(features_in, features_out, kernel_init=init, **arguments)
+    return layers.Linear(features_in, features_out, kernel_init=init, **arguments)
 
 
 def _layer_norm(width, *, dtype, rngs):

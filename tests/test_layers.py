@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from flax import nnx
 
 from bocb_jax.errors import UserError
@@ -152,6 +153,39 @@ def test_conv_layer_draws_he_normal_and_adds_its_bias():
     x = jnp.asarray(draw(0, 1, 5, 5, 32))
     bare = layers.Conv(32, 64, 3, use_bias=False, rngs=nnx.Rngs(0))
     np.testing.assert_allclose(conv(x), bare(x) + 1, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("axes", [(), (7,), (2, 7), (2, 3, 7)])
+def test_linear_of_any_number_of_axes_is_one_product(axes):
+    layer = layers.Linear(4, 5, rngs=nnx.Rngs(0))
+    kernel, bias = np.float64(layer.kernel[...]), np.float64(layer.bias[...])
+    x, weights = draw(0, *axes, 4), draw(1, *axes, 5)
+
+    def loss(layer, x):
+        return jnp.sum(layer(x) * weights)
+
+    by_layer, by_input = nnx.grad(loss, argnums=(0, 1))(layer, x)
+    np.testing.assert_allclose(layer(x), x @ kernel + bias, rtol=1e-5, atol=1e-5)
+    rows, grads = x.reshape(-1, 4).astype(np.float64), weights.reshape(-1, 5)
+    for found, expected in (
+        (by_layer.kernel[...], rows.T @ grads),
+        (by_layer.bias[...], grads.sum(0)),
+        (by_input, weights @ kernel.T),
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gelu_and_its_slope_are_exact_in_the_tails_too(dtype):
+    x = jnp.linspace(-6, 6, 1201).astype(dtype)
+    exact, unit = np.float64(x), float(jnp.finfo(dtype).eps)
+    cdf, density = scipy.stats.norm.cdf(exact), scipy.stats.norm.pdf(exact)
+    slope = jax.grad(lambda x: layers.gelu(x).sum())(x)
+    # 1 + erf is rounded in units of 1. For bfloat16 it is erfc, which is rounded in its own; the
+    # rounding of x, in units of x, moves it by x squared.
+    size = 4 if dtype == jnp.float32 else (4 + exact**2) * cdf
+    assert (np.abs(np.float64(layers.gelu(x)) - exact * cdf) <= unit * size * np.abs(exact)).all()
+    np.testing.assert_allclose(np.float64(slope), cdf + exact * density, atol=8 * unit)
 
 
 def test_batch_norm_keeps_statistics_as_pytorch_does():

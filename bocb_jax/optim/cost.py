@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from bocb_jax.optim.masks import kinds_of
+from bocb_jax.optim.muon import ORTHOGONALIZED_KINDS
 from bocb_jax.optim.table import create_optimizer, optimizer_info
 
 
@@ -53,10 +55,26 @@ OPTAX_OWN: dict[str, Callable[[], optax.GradientTransformation]] = {
         optax.contrib.scale_by_adopt(), optax.add_decayed_weights(0.05), optax.scale(-1e-3)
     ),
     "madgrad": lambda: optax.contrib.madgrad(1e-3, weight_decay=1e-4),
-    "muon": lambda: optax.contrib.muon(1e-3, weight_decay=0.05),
     "schedule_free_sgd": lambda: optax.contrib.schedule_free_sgd(1.0, weight_decay=1e-4),
     "schedule_free_adamw": lambda: optax.contrib.schedule_free_adamw(2.5e-3, weight_decay=0.05),
 }
+
+
+def optax_own(name: str, parameter_kinds: Any | None) -> optax.GradientTransformation | None:
+    """Optax's own of the same kind; Muon's is told which tensors ours makes orthogonal."""
+    if name != "muon":
+        return OPTAX_OWN[name]() if name in OPTAX_OWN else None
+
+    def dimensions(params):
+        def of(tensor, kind):
+            inputs = tuple(range(tensor.ndim - 1))
+            if kind in ORTHOGONALIZED_KINDS:
+                return optax.contrib.MuonDimensionNumbers(inputs, tensor.ndim - 1)
+            return None
+
+        return jax.tree.map(of, params, kinds_of(params, parameter_kinds=parameter_kinds))
+
+    return optax.contrib.muon(1e-3, weight_decay=0.05, muon_weight_dimension_numbers=dimensions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +117,8 @@ def measure(
     per_parameter = size / sum(leaf.size for leaf in jax.tree.leaves(params))
     if not rounds:
         return Cost(name, size, per_parameter, None, None)
-    rivals = {"ours": ours} | ({"optax": OPTAX_OWN[name]()} if name in OPTAX_OWN else {})
+    own = optax_own(name, parameter_kinds)
+    rivals = {"ours": ours} | ({"optax": own} if own else {})
     seconds = update_seconds(rivals, params, rounds=rounds, steps=steps)
     # Neighbors in time are compared: they share whatever else the machine does.
     ratio = np.median(seconds["ours"] / seconds["optax"]) if "optax" in seconds else None
