@@ -235,6 +235,22 @@ def test_costs_are_measured_beside_optax():
     assert other.optax_ratio is None
 
 
+def test_muons_rival_makes_the_same_tensors_orthogonal():
+    kinds = {"conv": "conv", "mixing": "depthwise", "dense": "matrix", "head": "head"}
+    shapes = {"conv": (3, 3, 4, 8), "mixing": (3, 3, 1, 8), "dense": (8, 6), "head": (6, 5)}
+    draw = np.random.default_rng(0).standard_normal
+    params = {name: jnp.zeros(shape) for name, shape in shapes.items()}  # so that none decays
+    grads = {name: jnp.asarray(draw(shape), jnp.float32) for name, shape in shapes.items()}
+    ours = optim.create_optimizer("muon", 1e-3, parameter_kinds=kinds)
+    changes = [
+        optimizer.update(grads, optimizer.init(params), params)[0]
+        for optimizer in (ours, cost.optax_own("muon", params, kinds))
+    ]
+    for name in shapes:  # the lengths are scaled by other rules
+        a, b = (np.ravel(change[name]) for change in changes)
+        assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.999, name
+
+
 def test_paths_over_landscapes_go_down():
     for landscape, (rate, points) in landscapes.paths("adamw", steps=60).items():
         function, start, _ = landscapes.LANDSCAPES[landscape]

@@ -60,21 +60,25 @@ OPTAX_OWN: dict[str, Callable[[], optax.GradientTransformation]] = {
 }
 
 
-def optax_own(name: str, parameter_kinds: Any | None) -> optax.GradientTransformation | None:
-    """Optax's own of the same kind; Muon's is told which tensors ours makes orthogonal."""
+def optax_own(
+    name: str, params: Any, parameter_kinds: Any | None
+) -> optax.GradientTransformation | None:
+    """Optax's own of the same kind; its Muon is told which tensors ours makes orthogonal."""
     if name != "muon":
         return OPTAX_OWN[name]() if name in OPTAX_OWN else None
 
-    def dimensions(params):
-        def of(tensor, kind):
-            inputs = tuple(range(tensor.ndim - 1))
-            if kind in ORTHOGONALIZED_KINDS:
-                return optax.contrib.MuonDimensionNumbers(inputs, tensor.ndim - 1)
+    def dimensions(tensor, kind):
+        if kind not in ORTHOGONALIZED_KINDS:
             return None
+        *inputs, output = range(len(tensor.shape))
+        return optax.contrib.MuonDimensionNumbers(tuple(inputs), output)
 
-        return jax.tree.map(of, params, kinds_of(params, parameter_kinds=parameter_kinds))
-
-    return optax.contrib.muon(1e-3, weight_decay=0.05, muon_weight_dimension_numbers=dimensions)
+    kinds = kinds_of(params, parameter_kinds)
+    return optax.contrib.muon(
+        1e-3,
+        weight_decay=0.05,
+        muon_weight_dimension_numbers=jax.tree.map(dimensions, params, kinds),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +121,7 @@ def measure(
     per_parameter = size / sum(leaf.size for leaf in jax.tree.leaves(params))
     if not rounds:
         return Cost(name, size, per_parameter, None, None)
-    own = optax_own(name, parameter_kinds)
+    own = optax_own(name, params, parameter_kinds)
     rivals = {"ours": ours} | ({"optax": own} if own else {})
     seconds = update_seconds(rivals, params, rounds=rounds, steps=steps)
     # Neighbors in time are compared: they share whatever else the machine does.
