@@ -87,7 +87,9 @@ class Block(nnx.Module):
         if config.layer_scale is None:
             self.gamma = None
         else:
-            self.gamma = nnx.Param(jnp.full((width,), config.layer_scale), kind="scale")
+            self.gamma = nnx.Param(
+                jnp.full((width,), config.layer_scale, jnp.float32), kind="scale"
+            )
         self.drop_path = layers.DropPath(drop_path)
 
     def __call__(self, x, *, rngs=None):

@@ -31,10 +31,13 @@ def scale_both(images, targets, key):
 PLAIN = StepSettings()
 
 
-def program(model="vit_mini", opt="sgd", mesh=None, settings=PLAIN, **model_args):
+def program(model="vit_mini", opt="sgd", mesh=None, settings=PLAIN, build=None, **model_args):
     return make_program(
-        lambda rngs: create_model(
-            model, num_classes=CLASSES, image_size=SIDE, rngs=rngs, **model_args
+        build
+        or (
+            lambda rngs: create_model(
+                model, num_classes=CLASSES, image_size=SIDE, rngs=rngs, **model_args
+            )
         ),
         lambda model: optim.create_optimizer(opt, optim.schedules.constant(1.0)),
         optim.set_hyperparameters,
@@ -100,6 +103,25 @@ def test_neither_the_second_step_nor_other_rates_nor_another_seed_compile():
     run(compiled, 1)
     with counting_compilations() as found:
         run(compiled, 3, lr=0.5, wd=0.3, seed=7)
+    assert not found
+
+
+class Weak(nnx.Module):
+    """A backbone of one's own, whose scale has a weak type as `jnp.full` gives it."""
+
+    def __init__(self, rngs):
+        self.scale = nnx.Param(jnp.full((3,), 0.1))
+        self.head = nnx.Linear(3, CLASSES, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head((self.scale[...][None, None, None] * x).mean((1, 2)))
+
+
+def test_a_weakly_typed_parameter_does_not_have_the_second_step_compiled():
+    compiled = program(build=Weak)
+    run(compiled, 1)
+    with counting_compilations() as found:
+        run(compiled, 2)
     assert not found
 
 

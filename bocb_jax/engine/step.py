@@ -140,7 +140,8 @@ def make_program(
             optimizer.init(params), learning_rate=learning_rate, weight_decay=weight_decay
         )
         ema = jax.tree.map(jnp.copy, params) if settings.ema is not None else None
-        return TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state, ema)
+        state = TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state, ema)
+        return jax.tree.map(_strongly_typed, state)
 
     def loss_fn(params, model_state, images, targets, key):
         logits, model_state = forward(train_graph, params, model_state, images, key)
@@ -298,6 +299,11 @@ def make_program(
         mesh=mesh,
         pure=Pure(train_step, eval_step, settle),
     )
+
+
+def _strongly_typed(x: jax.Array) -> jax.Array:
+    """`jnp.full(8, 0.1)` has a weak type and the next step's does not: that would compile anew."""
+    return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x
 
 
 def options_of_drawing(platform: str) -> dict[str, Any] | None:
