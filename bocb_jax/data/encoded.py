@@ -10,6 +10,7 @@ import dataclasses
 import io
 import logging
 import math
+import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 CACHE_BYTES = 512 * 2**20
 # As many unreadable images in a row are no accident.
 MOST_SKIPPED = 1000
+
+# A resizer keeps its memory from one image to the next, and serves one thread.
+_kept = threading.local()
 
 
 class CorruptImage(Exception):
@@ -338,7 +342,9 @@ def _resize(pixels: np.ndarray, size: int, box: Sequence[float]) -> np.ndarray:
         cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.catmull_rom),
         crop_box=cykooz_resizer.CropBox(left, top, right - left, bottom - top),
     )
-    cykooz_resizer.Resizer().resize(source, result, options)
+    if not hasattr(_kept, "resizer"):
+        _kept.resizer = cykooz_resizer.Resizer()
+    _kept.resizer.resize(source, result, options)
     return np.frombuffer(result.get_buffer(), np.uint8).reshape(size, size, 3)
 
 
