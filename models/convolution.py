@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 Pairs = Sequence[tuple[int, int]]
@@ -87,13 +88,29 @@ dense.defvjp(_dense_forward, _dense_backward)
 
 
 def _dense_kernel_gradient(x, grad, kernel, strides, padding):
-    """For every tap, the image shifted by the tap, as a matrix, times the gradient.
+    """For every tap, the image shifted by the tap, as a matrix, times the gradient: one product.
 
-    A tap shifts to the side and down. Images shifted to the side stand side by side, and so do
-    gradients shifted up; one product holds all pairs of them. For a kernel of 3x3 that is 3 + 3
-    copies in place of 9. With a stride, the rows that a step passes over lie beside each other.
+    A tap shifts to the side and down. The image can be shifted, or the gradient the other way, or
+    each in one direction. Copies cost more than the product: what copies the fewest channels wins.
     """
-    (kh, kw), stride_h = kernel.shape[:2], strides[0]
+    kh, kw, features, out = kernel.shape
+    copied = {
+        _from_both_shifted: strides[0] * kw * features + -(-kh // strides[0]) * out,
+        _from_shifted_images: kh * kw * features,
+    }
+    if strides == (1, 1):
+        copied[_from_shifted_gradients] = kh * kw * out
+    gradient = min(copied, key=copied.get)
+    return gradient(x, grad, kernel.shape, strides, padding).astype(kernel.dtype)
+
+
+def _from_both_shifted(x, grad, shape, strides, padding):
+    """Images shifted to the side stand side by side, and so do gradients shifted up.
+
+    For a kernel of 3x3 that is 3 + 3 copies in place of 9. With a stride, the rows that a step
+    passes over lie beside each other.
+    """
+    (kh, kw), stride_h = shape[:2], strides[0]
     height, columns = grad.shape[1:3]
     shifts = -(-kh // stride_h)
     rows = height + shifts - 1
@@ -105,14 +122,41 @@ def _dense_kernel_gradient(x, grad, kernel, strides, padding):
         for column in range(kw)
     ]
     grads = [_pad(grad, ((shift, shifts - 1 - shift), (0, 0))) for shift in range(shifts)]
+    pairs = _sum_over_pixels(images, grads)
+    pairs = pairs.reshape(stride_h, kw, x.shape[-1], shifts, -1).transpose(3, 0, 1, 2, 4)
+    return pairs.reshape(-1, *shape[1:])[:kh]
+
+
+def _from_shifted_images(x, grad, shape, strides, padding):
+    """All windows of the image (im2col): for the few channels of a stem."""
+    x, out = _pad(x, padding), grad.shape[1:3]
+    images = [_shift(x, tap, out, strides, (1, 1)) for tap in np.ndindex(shape[:2])]
+    return _sum_over_pixels(images, [grad]).reshape(shape)
+
+
+def _from_shifted_gradients(x, grad, shape, strides, padding):
+    """The image as it is: for a convolution that has many more channels than it gives."""
+    del strides  # 1
+    pads = [
+        (k - 1 - low, k - 1 - high, 0) for k, (low, high) in zip(shape[:2], padding, strict=True)
+    ]
+    grad = lax.pad(grad, jnp.zeros((), grad.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    kh, kw, features, _ = shape
+    grads = [
+        _shift(grad, (kh - 1 - row, kw - 1 - column), x.shape[1:3], (1, 1), (1, 1))
+        for row, column in np.ndindex(kh, kw)
+    ]
+    return _sum_over_pixels([x], grads).reshape(features, kh, kw, -1).transpose(1, 2, 0, 3)
+
+
+def _sum_over_pixels(images, grads):
+    """Products of all channels of the images with all of the gradients, as a matrix."""
+    wide = jnp.promote_types(grads[0].dtype, jnp.float32)
     images, grads = (
         jnp.concatenate(parts, -1).reshape(-1, len(parts) * parts[0].shape[-1])
         for parts in (images, grads)
     )
-    wide = jnp.promote_types(grad.dtype, jnp.float32)
-    pairs = jnp.matmul(images.T, grads, preferred_element_type=wide)
-    pairs = pairs.reshape(stride_h, kw, x.shape[-1], shifts, -1).transpose(3, 0, 1, 2, 4)
-    return pairs.reshape(-1, *kernel.shape[1:])[:kh].astype(kernel.dtype)
+    return jnp.matmul(images.T, grads, preferred_element_type=wide)
 
 
 def product(x, kernel):
@@ -135,11 +179,7 @@ def product_of_windows(x, kernel, strides, padding, dilation):
     """All windows side by side, one product (im2col)."""
     window, out = kernel.shape[:2], _out_shape(x, kernel, strides, padding, dilation)
     x = _pad(x, padding)
-    shifts = [
-        _shift(x, (i, j), out, strides, dilation)
-        for i in range(window[0])
-        for j in range(window[1])
-    ]
+    shifts = [_shift(x, tap, out, strides, dilation) for tap in np.ndindex(window)]
     return product(jnp.concatenate(shifts, -1), kernel)
 
 

@@ -29,7 +29,8 @@ RULES = {
     },
     "bocb_jax/data": {
         "numpy", "grain", "ours:errors", "ours:registry", "ours:data",
-        "tensorflow_datasets", "sklearn", "PIL", "simplejpeg", "absl", "etils", "array_record",
+        "tensorflow_datasets", "sklearn", "PIL", "simplejpeg", "cykooz_resizer", "absl", "etils",
+        "array_record",
     },
     "bocb_jax/data/augment.py": {"jax", "numpy", "ours:errors", "ours:data"},
     "bocb_jax/data/color.py": {"jax", "numpy"},

@@ -1,6 +1,7 @@
 """What two or more families share: convolutions in every form, norms, pools, resizing, kinds."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,9 @@ CONVOLUTIONS = {
     "large map, stride that skips": Case((26, 29, 2), 3, 5, stride=4, padding=2),
     "large map, kernel below the stride": Case((19, 18, 2), 3, 2, stride=3, padding=1),
     "large map, even kernel": Case((9, 8, 2), 3, 4, padding=1),
+    "large map, few channels in": Case((9, 8, 2), 9, 3, padding=1),
+    "large map, few channels out": Case((9, 10, 9), 2, 3, padding=1),
+    "large map, padded beyond the kernel": Case((6, 7, 9), 2, 3, padding=4),
     "large map, dilated": Case((9, 9, 2), 3, 3, padding=2, dilation=2),
     "grouped": Case((6, 6, 4), 6, 3, padding=1, groups=2),
     "depthwise": Case((4, 5, 2), 2, 5, padding=2, groups=2),
@@ -121,7 +125,36 @@ def test_the_form_is_chosen_by_platform_and_shape(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["small map", "large map, strided", "depthwise", "depthwise, by groups of rows"]
+    "name", [n for n, c in CONVOLUTIONS.items() if n.startswith("large map") and c.dilation == 1]
+)
+def test_every_form_of_the_kernels_gradient_is_the_same(name):
+    case = CONVOLUTIONS[name]
+    strides, padding = case.arguments["strides"], case.arguments["padding"]
+    x, kernel = case.arrays()
+    if isinstance(padding, str):
+        padding = tuple(jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
+    convolve = functools.partial(
+        convolution.plain, x, strides=strides, padding=padding, dilation=(1, 1)
+    )
+    y, transposed = jax.vjp(convolve, kernel)
+    grad = jnp.asarray(draw(2, *y.shape))
+    forms = [convolution._from_both_shifted, convolution._from_shifted_images]
+    if strides == (1, 1):
+        forms.append(convolution._from_shifted_gradients)
+    for form in forms:
+        assert_close(form(x, grad, kernel.shape, strides, padding), transposed(grad)[0])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "small map",
+        "large map, strided",
+        "large map, few channels in",
+        "large map, few channels out",
+        "depthwise",
+        "depthwise, by groups of rows",
+    ],
 )
 def test_convolution_in_bfloat16_and_over_many_weights(name):
     case = CONVOLUTIONS[name]
