@@ -90,16 +90,14 @@ dense.defvjp(_dense_forward, _dense_backward)
 def _dense_kernel_gradient(x, grad, kernel, strides, padding):
     """For every tap, the image shifted by the tap, as a matrix, times the gradient: one product.
 
-    A tap shifts to the side and down. The image can be shifted, or the gradient the other way, or
-    each in one direction. Copies cost more than the product: what copies the fewest channels wins.
+    A tap shifts to the side and down: the image does, or to the side the image and down, the other
+    way, the gradient. Copies cost more than the product: what copies fewer channels wins.
     """
     kh, kw, features, out = kernel.shape
     copied = {
         _from_both_shifted: strides[0] * kw * features + -(-kh // strides[0]) * out,
         _from_shifted_images: kh * kw * features,
     }
-    if strides == (1, 1):
-        copied[_from_shifted_gradients] = kh * kw * out
     gradient = min(copied, key=copied.get)
     return gradient(x, grad, kernel.shape, strides, padding).astype(kernel.dtype)
 
@@ -132,21 +130,6 @@ def _from_shifted_images(x, grad, shape, strides, padding):
     x, out = _pad(x, padding), grad.shape[1:3]
     images = [_shift(x, tap, out, strides, (1, 1)) for tap in np.ndindex(shape[:2])]
     return _sum_over_pixels(images, [grad]).reshape(shape)
-
-
-def _from_shifted_gradients(x, grad, shape, strides, padding):
-    """The image as it is: for a convolution that has many more channels than it gives."""
-    del strides  # 1
-    pads = [
-        (k - 1 - low, k - 1 - high, 0) for k, (low, high) in zip(shape[:2], padding, strict=True)
-    ]
-    grad = lax.pad(grad, jnp.zeros((), grad.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
-    kh, kw, features, _ = shape
-    grads = [
-        _shift(grad, (kh - 1 - row, kw - 1 - column), x.shape[1:3], (1, 1), (1, 1))
-        for row, column in np.ndindex(kh, kw)
-    ]
-    return _sum_over_pixels([x], grads).reshape(features, kh, kw, -1).transpose(1, 2, 0, 3)
 
 
 def _sum_over_pixels(images, grads):
