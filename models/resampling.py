@@ -17,8 +17,9 @@ def pair(value: int | Sequence[int]) -> tuple[int, int]:
 def max_pool(x, window, strides=None, padding=0):
     """Maximum over windows of (batch, h, w, c); `strides` defaults to the window, as in PyTorch.
 
-    The gradient goes to the first maximum of a window. On a CPU it is written out, since XLA's own
-    takes 4 to 8 times as long; it can be differentiated again, but has no forward-mode derivative itself.
+    The gradient goes to the first maximum of a window. On a CPU it is written out, as XLA's own
+    takes 4 to 8 times as long; it can be differentiated again, but has no forward-mode derivative
+    itself.
     """
     window, strides, padding = pair(window), pair(strides or window), pair(padding)
     if jax.default_backend() == "cpu" and jnp.issubdtype(x.dtype, jnp.floating):
