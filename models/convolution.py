@@ -17,6 +17,9 @@ from jax import lax
 
 Pairs = Sequence[tuple[int, int]]
 
+# Of an image's copies at a time: few enough to stay in the caches of two cores.
+_BAND_BYTES = 2**22
+
 
 def conv(
     x: jax.Array,
@@ -88,58 +91,57 @@ dense.defvjp(_dense_forward, _dense_backward)
 
 
 def _dense_kernel_gradient(x, grad, kernel, strides, padding):
-    """For every tap, the image shifted by the tap, as a matrix, times the gradient: one product.
+    """For every tap, the image shifted by the tap, as a matrix, times the gradient.
 
-    A tap shifts to the side and down: the image does, or to the side the image and down, the other
-    way, the gradient. Copies cost more than the product: what copies fewer channels wins.
+    A tap shifts to the side and down. Images shifted to the side stand side by side; for shifts
+    down, images do too, or, the other way, gradients: whichever copies fewer channels. (For a
+    kernel of 3x3 that is 3 + 3 copies in place of 9. With a stride, the rows that a step passes
+    over lie beside each other.) One product holds all pairs of them.
     """
-    kh, kw, features, out = kernel.shape
-    copied = {
-        _from_both_shifted: strides[0] * kw * features + -(-kh // strides[0]) * out,
-        _from_shifted_images: kh * kw * features,
-    }
-    gradient = min(copied, key=copied.get)
-    return gradient(x, grad, kernel.shape, strides, padding).astype(kernel.dtype)
+    (kh, kw, features, out), (stride, _) = kernel.shape, strides
+    batch, height, columns, _ = grad.shape
 
+    def copied(taps):
+        shifts = -(-kh // taps)
+        return taps * kw * features + (shifts * out if shifts > 1 else 0)
 
-def _from_both_shifted(x, grad, shape, strides, padding):
-    """Images shifted to the side stand side by side, and so do gradients shifted up.
-
-    For a kernel of 3x3 that is 3 + 3 copies in place of 9. With a stride, the rows that a step
-    passes over lie beside each other.
-    """
-    (kh, kw), stride_h = shape[:2], strides[0]
-    height, columns = grad.shape[1:3]
-    shifts = -(-kh // stride_h)
+    taps = min(stride, kh, key=copied)  # of a column, for which the image is shifted
+    shifts = -(-kh // taps)
     rows = height + shifts - 1
+    # By bands of rows, copies are still in the cache when they are used. To cut the bands out is a
+    # copy more: it does not pay for the few channels of most stems.
+    row = batch * columns * copied(taps) * x.dtype.itemsize  # bytes of the copies of one
+    by_bands = rows * row > 4 * _BAND_BYTES and copied(taps) > 2 * out
+    bands = -(-rows // max(_BAND_BYTES // row, 1)) if by_bands else 1
+    band = -(-rows // bands)
+    step, reach = band * stride, (band - 1) * stride + taps
     (top, _), (left, right) = padding
-    x = _pad(x, ((top, max(rows * stride_h - top - x.shape[1], 0)), (left, right)))
-    images = [
-        _shift(x, (row, column), (rows, columns), strides, (1, 1))
-        for row in range(stride_h)
-        for column in range(kw)
-    ]
-    grads = [_pad(grad, ((shift, shifts - 1 - shift), (0, 0))) for shift in range(shifts)]
-    pairs = _sum_over_pixels(images, grads)
-    pairs = pairs.reshape(stride_h, kw, x.shape[-1], shifts, -1).transpose(3, 0, 1, 2, 4)
-    return pairs.reshape(-1, *shape[1:])[:kh]
+    bottom = step * (bands - 1) + reach - top - x.shape[1]
+    x = _pad(x, ((top, max(bottom, 0)), (left, right)))
+    grad = _pad(grad, ((shifts - 1, band * bands - height), (0, 0)))
 
+    def add(number, total):
+        part = lax.dynamic_slice_in_dim(x, number * step, reach, 1)
+        images = [
+            _shift(part, (row, column), (band, columns), strides, (1, 1))
+            for row in range(taps)
+            for column in range(kw)
+        ]
+        grads = [
+            lax.dynamic_slice_in_dim(grad, number * band + shift, band, 1)
+            for shift in reversed(range(shifts))
+        ]
+        images, grads = (
+            jnp.concatenate(parts, -1).reshape(-1, len(parts) * parts[0].shape[-1])
+            for parts in (images, grads)
+        )
+        return total + jnp.matmul(images.T, grads, preferred_element_type=total.dtype)
 
-def _from_shifted_images(x, grad, shape, strides, padding):
-    """All windows of the image (im2col): for the few channels of a stem."""
-    x, out = _pad(x, padding), grad.shape[1:3]
-    images = [_shift(x, tap, out, strides, (1, 1)) for tap in np.ndindex(shape[:2])]
-    return _sum_over_pixels(images, [grad]).reshape(shape)
-
-
-def _sum_over_pixels(images, grads):
-    """Products of all channels of the images with all of the gradients, as a matrix."""
-    wide = jnp.promote_types(grads[0].dtype, jnp.float32)
-    images, grads = (
-        jnp.concatenate(parts, -1).reshape(-1, len(parts) * parts[0].shape[-1])
-        for parts in (images, grads)
-    )
-    return jnp.matmul(images.T, grads, preferred_element_type=wide)
+    wide = jnp.promote_types(grad.dtype, jnp.float32)
+    pairs = jnp.zeros((taps * kw * features, shifts * out), wide)
+    pairs = add(0, pairs) if bands == 1 else lax.fori_loop(0, bands, add, pairs)
+    pairs = pairs.reshape(taps, kw, features, shifts, out).transpose(3, 0, 1, 2, 4)
+    return pairs.reshape(-1, kw, features, out)[:kh].astype(kernel.dtype)
 
 
 def product(x, kernel):

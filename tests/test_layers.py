@@ -1,7 +1,6 @@
 """What two or more families share: convolutions in every form, norms, pools, resizing, kinds."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -123,22 +122,11 @@ def test_the_form_is_chosen_by_platform_and_shape(monkeypatch):
     assert all(primitives(case) for case in CONVOLUTIONS.values())
 
 
-@pytest.mark.parametrize(
-    "name", [n for n, c in CONVOLUTIONS.items() if n.startswith("large map") and c.dilation == 1]
-)
-def test_every_form_of_the_kernels_gradient_is_the_same(name):
-    case = CONVOLUTIONS[name]
-    strides, padding = case.arguments["strides"], case.arguments["padding"]
-    x, kernel = case.arrays()
-    if isinstance(padding, str):
-        padding = tuple(jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
-    convolve = functools.partial(
-        convolution.plain, x, strides=strides, padding=padding, dilation=(1, 1)
-    )
-    y, transposed = jax.vjp(convolve, kernel)
-    grad = jnp.asarray(draw(2, *y.shape))
-    for form in (convolution._from_both_shifted, convolution._from_shifted_images):
-        assert_close(form(x, grad, kernel.shape, strides, padding), transposed(grad)[0])
+@pytest.mark.parametrize("band_bytes", [1, 2500], ids=["row by row", "some rows at a time"])
+@pytest.mark.parametrize("name", [n for n in CONVOLUTIONS if n.startswith("large map")])
+def test_the_kernels_gradient_by_bands_is_the_same(name, band_bytes, monkeypatch):
+    monkeypatch.setattr(convolution, "_BAND_BYTES", band_bytes)
+    test_every_form_of_convolution_equals_the_plain_one(CONVOLUTIONS[name])
 
 
 @pytest.mark.parametrize(
