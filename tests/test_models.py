@@ -173,12 +173,14 @@ def test_seeds_trained_together_equal_seeds_trained_alone(name):
     alone = jax.jit(gradient)
     for number, (state, key) in enumerate(zip(states, keys, strict=True)):
         single = alone(*state, images(name), key)
+        # What cancels out, as the gradient of a bias before a norm, leaves rounding of its terms.
+        rounding = 1e-3 * max(float(jnp.abs(x).max()) for x in jax.tree.leaves(single[1]))
         for a, b in zip(
             jax.tree.leaves(jax.tree.map(lambda x, n=number: x[n], together)),
             jax.tree.leaves(single),
             strict=True,
         ):
-            scale = float(jnp.abs(b).max()) + 1e-6
+            scale = float(jnp.abs(b).max()) + rounding
             np.testing.assert_allclose(a, b, atol=2e-3 * scale)
 
 

@@ -53,7 +53,11 @@ def scale_by_novograd(
     numeric_class="exact",
     state_per_parameter=1,
     cost="element-wise and one norm for each tensor",
-    notes="Decay joins the normalized gradient, so it passes through the momentum.",
+    notes=(
+        "Decay joins the normalized gradient, so it passes through the momentum. The step of a "
+        "tensor is about as long whatever its size, which transformers follow slowly at this "
+        "learning rate."
+    ),
 )
 def novograd(pack: Packaging, *, b1: Beta = 0.95, b2: Beta = 0.98, eps: NonNegative = 1e-8):
     """NovoGrad, in NVIDIA's form (no average of the gradient, no bias correction).
