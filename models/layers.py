@@ -162,6 +162,28 @@ def classifier(in_features: int, num_classes: int, **kwargs) -> Linear:
     return Linear(in_features, num_classes, kernel_metadata={"kind": "head"}, **kwargs)
 
 
+class LayerNorm(nnx.LayerNorm):
+    """Layer normalization over the last axis, with statistics of at least 32 bits.
+
+    The variance is the mean of the squared deviations (Flax's default takes the difference of two
+    means, which cancels). The scale multiplies last: before, it would spread over every token.
+    """
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = None if self.scale is None else self.scale[...]
+        bias = None if self.bias is None else self.bias[...]
+        x, scale, bias = self.promote_dtype((x, scale, bias), dtype=self.dtype)
+        dtype, vector = x.dtype, (1,) * (x.ndim - 1) + (-1,)
+        x = x.astype(jnp.promote_types(dtype, jnp.float32))
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        y = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
+        if scale is not None:
+            y = y * scale.reshape(vector)
+        if bias is not None:
+            y = y + bias.reshape(vector)
+        return y.astype(dtype)
+
+
 class DropPath(nnx.Dropout):
     """Stochastic depth: drops a whole residual branch per sample (Huang et al., 2016).
 
@@ -347,7 +369,7 @@ def norm(kind: str, num_features: int, *, scale_init=nnx.initializers.ones, dtyp
     if kind == "batch":
         return BatchNorm(num_features, scale_init=scale_init, dtype=dtype, rngs=rngs)
     if kind == "layer":
-        return nnx.LayerNorm(num_features, scale_init=scale_init, dtype=dtype, rngs=rngs)
+        return LayerNorm(num_features, scale_init=scale_init, dtype=dtype, rngs=rngs)
     if kind == "group":
         groups = math.gcd(32, max(num_features // 4, 1))
         return nnx.GroupNorm(
@@ -452,8 +474,14 @@ def attention(
     q, k, v = (jnp.swapaxes(x, -3, -2) for x in (q, k, v))
     scores = (q * q.shape[-1] ** -0.5) @ jnp.swapaxes(k, -2, -1)
     scores = scores.astype(jnp.float32)
-    weights = dropout(jax.nn.softmax(scores if bias is None else scores + bias))
-    y = jnp.swapaxes(weights.astype(v.dtype) @ v, -3, -2)
+    if bias is not None:
+        scores = scores + bias
+    # The softmax divides after the product, where there are fewer entries than scores.
+    largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - largest)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    y = (dropout(weights).astype(v.dtype) @ v / total).astype(v.dtype)
+    y = jnp.swapaxes(y, -3, -2)
     return y.reshape(*y.shape[:-2], -1)
 
 

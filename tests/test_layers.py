@@ -204,6 +204,71 @@ def test_gelu_and_its_slope_are_exact_in_the_tails_too(dtype):
     np.testing.assert_allclose(np.float64(slope), cdf + exact * density, atol=8 * unit)
 
 
+@pytest.mark.parametrize("use", [{}, {"use_bias": False}, {"use_scale": False}])
+def test_layer_norm_and_its_gradients_where_means_are_large(use):
+    layer = layers.LayerNorm(6, epsilon=1e-5, rngs=nnx.Rngs(0), **use)
+    for seed, vector in enumerate((layer.scale, layer.bias), 1):
+        if vector is not None:
+            vector[...] = draw(seed, 6)
+    x, weights = 300 + draw(3, 2, 5, 6), draw(4, 2, 5, 6)
+    scale = 1.0 if layer.scale is None else np.float64(layer.scale[...])
+    bias = 0.0 if layer.bias is None else np.float64(layer.bias[...])
+
+    exact = np.float64(x)
+    deviation = exact - exact.mean(-1, keepdims=True)
+    width = np.sqrt((deviation**2).mean(-1, keepdims=True) + 1e-5)
+    unit, coming = deviation / width, weights * scale
+    slope = coming - coming.mean(-1, keepdims=True) - unit * (coming * unit).mean(-1, keepdims=True)
+    # The pixels are rounded before, at 300: the mean is off by a few units in their last place.
+    rounding = 8 * 300 * 2**-24 / width.min()
+    np.testing.assert_allclose(layer(x), unit * scale + bias, atol=rounding * np.abs(scale).max())
+    found = jax.grad(lambda x: jnp.sum(layer(x) * weights))(jnp.asarray(x))
+    np.testing.assert_allclose(found, slope / width, atol=rounding * np.abs(slope / width).max())
+    assert layers.LayerNorm(6, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(x).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("size", [1.0, 100.0])
+def test_attention_and_its_gradients_are_those_of_a_softmax(size):
+    """Scores of several thousand, whose exponentials would overflow, are among them."""
+    q, k, v = (draw(seed, 2, 5, 3, 4) for seed in range(3))
+    bias, weights = size * draw(3, 1, 3, 5, 5), draw(4, 2, 5, 12)
+    q = size * q
+
+    def exact(q, k, v, bias):
+        scores = np.einsum("bihc,bjhc->bhij", q, k) / 2 + bias
+        scores = np.exp(scores - scores.max(-1, keepdims=True))
+        chances = scores / scores.sum(-1, keepdims=True)
+        return np.einsum("bhij,bjhc->bihc", chances, v).reshape(2, 5, 12)
+
+    ours = lambda q, k, v, bias: layers.attention(q, k, v, bias=bias)  # noqa: E731
+    arguments = [np.float64(x) for x in (q, k, v, bias)]
+    expected = exact(*arguments)
+    # A score of up to 16 sizes is rounded in units of its own, and moves the weights by as much;
+    # some tens of such roundings meet in a slope.
+    unit = 2**-24 * 16 * size
+    np.testing.assert_allclose(ours(q, k, v, bias), expected, atol=unit * np.abs(v).max())
+    grads = jax.grad(lambda *x: jnp.sum(ours(*x) * weights), argnums=range(4))(q, k, v, bias)
+    step = 1e-6
+    for number, (argument, gradient) in enumerate(zip(arguments, grads, strict=True)):
+        direction = np.float64(draw(5 + number, *argument.shape))
+        sides = []
+        for sign in (1, -1):
+            moved = [x + sign * step * direction if x is argument else x for x in arguments]
+            sides.append(np.sum(exact(*moved) * weights))
+        slope = (sides[0] - sides[1]) / (2 * step)
+        np.testing.assert_allclose(np.sum(gradient * direction), slope, rtol=50 * unit)
+
+
+def test_dropout_of_attention_drops_weights_and_keeps_their_sum():
+    q, k, v = (draw(seed, 1, 5, 1, 4) for seed in range(3))
+    kept = jnp.asarray(np.random.default_rng(0).random((1, 1, 5, 5)) < 0.6)
+    scores = np.einsum("bihc,bjhc->bhij", q, k) / 2
+    chances = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    expected = np.einsum("bhij,bjhc->bihc", chances * kept / 0.6, v).reshape(1, 5, 4)
+    found = layers.attention(q, k, v, dropout=lambda weights: weights * kept / 0.6)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_batch_norm_keeps_statistics_as_pytorch_does():
     norm = layers.BatchNorm(3, rngs=nnx.Rngs(0))
     norm.scale[...] = jnp.array([1.0, 2.0, 3.0])
