@@ -54,6 +54,7 @@ def test_study_begins_with_the_net():
     assert study.backbones == ("mypkg:MyNet", "resnet_mini", "vit_mini")
     assert study.optimizers == probe.OPTIMIZERS
     assert study.budget.device_hours == 0.5
+    assert study.train["augment"] == {"only": True}
 
 
 def test_what_it_says(tmp_path, capsys):
@@ -63,6 +64,7 @@ def test_what_it_says(tmp_path, capsys):
     probe.report(path, "my_net")
     out = capsys.readouterr().out
     assert out.startswith("my_net is ")
+    assert "Loosely, moderately, tightly: Weak is a coupling below" in out
     assert "my_net, points behind its best:" in out
     assert "(n = 2)" in out
     assert "take it for a hint" in out

@@ -22,7 +22,7 @@ def verdict(analysis: Analysis) -> list[str]:
     if analysis.budget is not None:
         sentences.append(sentence(analysis.budget.verdict))
     sentences.append(_data(analysis))
-    sentences.append(f"Loosely, moderately, tightly: {sentence(analysis.strength_rule)}")
+    sentences.append(strength_sentence(analysis))
     return [text for text in sentences if text]
 
 
@@ -56,6 +56,11 @@ def backbone_sentence(analysis: Analysis, name: str) -> str:
     if single and seeds != 1:
         text += f", {single} {_plural(single, 'cell')} with one"
     return text + "."
+
+
+def strength_sentence(analysis: Analysis) -> str:
+    """What loosely, moderately and tightly coupled mean in this table."""
+    return f"Loosely, moderately, tightly: {sentence(analysis.strength_rule)}"
 
 
 def near(analysis: Analysis, which: int = 0) -> str:
