@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         "--budget", default="30m", help="device time after which no run starts: 90s, 30m, 2h"
     )
     parser.add_argument("--dataset", default="digits", help="default: digits")
-    parser.add_argument("--epochs", type=int, default=8, help="of every run; default: 8")
+    parser.add_argument("--epochs", type=int, default=20, help="of every run; default: 20")
     parser.add_argument("--image-size", type=int, default=16, help="pixels; default: 16")
     parser.add_argument("--seeds", type=int, default=2, help="final runs of a pair; default: 2")
     parser.add_argument("--workdir", default="runs/probe", metavar="DIR", help="a path or a URL")
