@@ -163,7 +163,7 @@ def classifier(in_features: int, num_classes: int, **kwargs) -> Linear:
 
 
 class LayerNorm(nnx.LayerNorm):
-    """Layer normalization over the last axis, with statistics of at least 32 bits.
+    """Layer normalization over `reduction_axes`, the last by default, in at least 32 bits.
 
     The variance is the mean of the squared deviations (Flax's default takes the difference of two
     means, which cancels). The scale multiplies last: before, it would spread over every token.
@@ -174,9 +174,10 @@ class LayerNorm(nnx.LayerNorm):
         bias = None if self.bias is None else self.bias[...]
         x, scale, bias = self.promote_dtype((x, scale, bias), dtype=self.dtype)
         dtype, vector = x.dtype, (1,) * (x.ndim - 1) + (-1,)
+        mean = functools.partial(jnp.mean, axis=self.reduction_axes, keepdims=True)
         x = x.astype(jnp.promote_types(dtype, jnp.float32))
-        x = x - jnp.mean(x, axis=-1, keepdims=True)
-        y = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
+        x = x - mean(x)
+        y = x * jax.lax.rsqrt(mean(x * x) + self.epsilon)
         if scale is not None:
             y = y * scale.reshape(vector)
         if bias is not None:

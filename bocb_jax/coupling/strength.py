@@ -61,7 +61,7 @@ def words(polished: pandas.Series, unit: str, noise: float | None) -> tuple[pand
     if noise is None:
         rule += ")."
     elif widened:
-        rule += f"; a seed's standard deviation is {noise:.2g}: weak is below 3)."
+        rule += f"; a seed's standard deviation is {noise:.2g}, and weak is below three of them)."
     else:
         rule += f"; a seed's standard deviation is {noise:.2g})."
     word = np.select(
