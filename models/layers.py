@@ -162,29 +162,6 @@ def classifier(in_features: int, num_classes: int, **kwargs) -> Linear:
     return Linear(in_features, num_classes, kernel_metadata={"kind": "head"}, **kwargs)
 
 
-class LayerNorm(nnx.LayerNorm):
-    """Layer normalization over `reduction_axes`, the last by default, in at least 32 bits.
-
-    The variance is the mean of the squared deviations (Flax's default takes the difference of two
-    means, which cancels). The scale multiplies last: before, it would spread over every token.
-    """
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        scale = None if self.scale is None else self.scale[...]
-        bias = None if self.bias is None else self.bias[...]
-        x, scale, bias = self.promote_dtype((x, scale, bias), dtype=self.dtype)
-        dtype, vector = x.dtype, (1,) * (x.ndim - 1) + (-1,)
-        mean = functools.partial(jnp.mean, axis=self.reduction_axes, keepdims=True)
-        x = x.astype(jnp.promote_types(dtype, jnp.float32))
-        x = x - mean(x)
-        y = x * jax.lax.rsqrt(mean(x * x) + self.epsilon)
-        if scale is not None:
-            y = y * scale.reshape(vector)
-        if bias is not None:
-            y = y + bias.reshape(vector)
-        return y.astype(dtype)
-
-
 class DropPath(nnx.Dropout):
     """Stochastic depth: drops a whole residual branch per sample (Huang et al., 2016).
 
@@ -370,7 +347,7 @@ def norm(kind: str, num_features: int, *, scale_init=nnx.initializers.ones, dtyp
     if kind == "batch":
         return BatchNorm(num_features, scale_init=scale_init, dtype=dtype, rngs=rngs)
     if kind == "layer":
-        return LayerNorm(num_features, scale_init=scale_init, dtype=dtype, rngs=rngs)
+        return nnx.LayerNorm(num_features, scale_init=scale_init, dtype=dtype, rngs=rngs)
     if kind == "group":
         groups = math.gcd(32, max(num_features // 4, 1))
         return nnx.GroupNorm(

@@ -140,7 +140,7 @@ class Downsampling(nnx.Module):
         width = config.widths[stage]
         before = config.widths[stage - 1] if stage else 3
         side, stride, padding = (3, 2, 1) if stage else config.stem
-        norm = functools.partial(layers.LayerNorm, epsilon=NORM_EPSILON, use_bias=False, **kwargs)
+        norm = functools.partial(nnx.LayerNorm, epsilon=NORM_EPSILON, use_bias=False, **kwargs)
         self.pre_norm = norm(before) if stage else jax.nn.identity
         self.conv = layers.Conv(
             before, width, side, strides=stride, padding=padding, kernel_init=INIT, **kwargs
@@ -157,7 +157,7 @@ class MlpHead(nnx.Module):
     def __init__(self, width: int, num_classes: int, dropout: float, **kwargs):
         dense = functools.partial(layers.Linear, kernel_init=INIT, **kwargs)
         self.fc1 = dense(width, 4 * width)
-        self.norm = layers.LayerNorm(4 * width, epsilon=1e-5, **kwargs)
+        self.norm = nnx.LayerNorm(4 * width, epsilon=1e-5, **kwargs)
         self.drop = nnx.Dropout(dropout)
         self.fc2 = dense(4 * width, num_classes, kernel_metadata={"kind": "head"})
 
@@ -197,7 +197,7 @@ class MetaFormer(nnx.Module):
             [nnx.List([Block(config, i, rate, **kwargs) for rate in rates[i]]) for i in stages]
         )
         width = config.widths[-1]
-        self.norm = layers.LayerNorm(width, epsilon=NORM_EPSILON, **kwargs)
+        self.norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, **kwargs)
         self.head = _head(config, num_classes, **kwargs)
 
     def __call__(self, x, *, rngs=None):
@@ -219,7 +219,7 @@ def _block_norm(config, width, **kwargs):
     axes = {"channel": -1, "map": (-3, -2, -1)}
     if config.block_norm not in axes:
         raise UserError(f"block_norm is 'channel' or 'map', not '{config.block_norm}'.")
-    return layers.LayerNorm(
+    return nnx.LayerNorm(
         width,
         epsilon=NORM_EPSILON,
         use_bias=False,

@@ -44,7 +44,7 @@ class Block(nnx.Module):
         width = config.width
 
         def norm():
-            return layers.LayerNorm(width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
+            return nnx.LayerNorm(width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
 
         def mlp(features, hidden):
             return layers.Mlp(
@@ -104,9 +104,7 @@ class Mixer(nnx.Module):
         self.blocks = nnx.List(
             [Block(config, patches, rate, dtype=dtype, rngs=rngs) for rate in rates]
         )
-        self.norm = layers.LayerNorm(
-            config.width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs
-        )
+        self.norm = nnx.LayerNorm(config.width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
         # The paper starts the classifier at zero; not here, as a zero kernel would pass no gradient
         # to the rest of the net in the first step.
         self.head = layers.classifier(

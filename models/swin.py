@@ -236,7 +236,7 @@ class Swin(nnx.Module):
 
 
 def _layer_norm(width, **kwargs):
-    return layers.LayerNorm(width, epsilon=1e-5, **kwargs)
+    return nnx.LayerNorm(width, epsilon=1e-5, **kwargs)
 
 
 _size = published("timm", "Swin Transformer, official README")

@@ -134,7 +134,7 @@ class AggregatedAttention(CosineAttention):
         self.q = layers.Linear(features, features, kernel_init=init, **kwargs)
         self.kv = layers.Linear(features, 2 * features, kernel_init=init, **kwargs)
         self.sr = layers.Conv(features, features, 1, **kwargs)
-        self.norm = layers.LayerNorm(features, epsilon=1e-5, **kwargs)
+        self.norm = nnx.LayerNorm(features, epsilon=1e-5, **kwargs)
         self.relative_pos_bias_local = nnx.Param(
             layers.trunc_normal(0.0004)(rngs.params(), (heads, 9)), kind="embedding"
         )
@@ -210,9 +210,9 @@ class Block(nnx.Module):
     """Attention and channel mixer, each normalized before and dropped at random."""
 
     def __init__(self, attention, features, mlp_ratio, config, drop_path, **kwargs):
-        self.norm1 = layers.LayerNorm(features, epsilon=config.epsilon, **kwargs)
+        self.norm1 = nnx.LayerNorm(features, epsilon=config.epsilon, **kwargs)
         self.attn = attention
-        self.norm2 = layers.LayerNorm(features, epsilon=config.epsilon, **kwargs)
+        self.norm2 = nnx.LayerNorm(features, epsilon=config.epsilon, **kwargs)
         self.mlp = ConvGLU(features, mlp_ratio * features, config.dropout, **kwargs)
         self.drop_path = layers.DropPath(drop_path)
 
@@ -226,7 +226,7 @@ class PatchEmbed(nnx.Module):
 
     def __init__(self, in_features, features, kernel_size, strides, **kwargs):
         self.proj = layers.Conv(in_features, features, kernel_size, strides=strides, **kwargs)
-        self.norm = layers.LayerNorm(features, epsilon=1e-5, **kwargs)
+        self.norm = nnx.LayerNorm(features, epsilon=1e-5, **kwargs)
 
     def __call__(self, x):
         return self.norm(self.proj(x))
@@ -274,7 +274,7 @@ class TransNeXt(nnx.Module):
             embed = PatchEmbed(width, features, kernel_size, step, **kwargs)
             setattr(self, f"patch_embed{i + 1}", embed)
             setattr(self, f"block{i + 1}", blocks)
-            norm = layers.LayerNorm(features, epsilon=config.epsilon, **kwargs)
+            norm = nnx.LayerNorm(features, epsilon=config.epsilon, **kwargs)
             setattr(self, f"norm{i + 1}", norm)
             width = features
         self.head = layers.classifier(width, num_classes, kernel_init=init, **kwargs)

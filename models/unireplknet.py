@@ -201,9 +201,9 @@ class Stem(nnx.Module):
     def __init__(self, features, strides, **kwargs):
         half = features // 2
         self.conv1 = layers.Conv(3, half, 3, strides=strides[0], kernel_init=init, **kwargs)
-        self.norm1 = layers.LayerNorm(half, epsilon=1e-6, **kwargs)
+        self.norm1 = nnx.LayerNorm(half, epsilon=1e-6, **kwargs)
         self.conv2 = layers.Conv(half, features, 3, strides=strides[1], kernel_init=init, **kwargs)
-        self.norm2 = layers.LayerNorm(features, epsilon=1e-6, **kwargs)
+        self.norm2 = nnx.LayerNorm(features, epsilon=1e-6, **kwargs)
 
     def __call__(self, x):
         x = layers.gelu(self.norm1(self.conv1(x)))
@@ -215,7 +215,7 @@ class Downsample(nnx.Module):
 
     def __init__(self, in_features, features, **kwargs):
         self.conv = layers.Conv(in_features, features, 3, strides=2, kernel_init=init, **kwargs)
-        self.norm = layers.LayerNorm(features, epsilon=1e-6, **kwargs)
+        self.norm = nnx.LayerNorm(features, epsilon=1e-6, **kwargs)
 
     def __call__(self, x):
         return self.norm(self.conv(x))
@@ -254,7 +254,7 @@ class UniRepLKNet(nnx.Module):
                     for kernel_size, rate in zip(kernel_sizes, rates[i], strict=True)
                 )
             )
-        self.norm = layers.LayerNorm(config.widths[-1], epsilon=1e-6, **kwargs)
+        self.norm = nnx.LayerNorm(config.widths[-1], epsilon=1e-6, **kwargs)
         self.head = layers.classifier(config.widths[-1], num_classes, kernel_init=init, **kwargs)
 
     def fuse(self) -> "UniRepLKNet":

@@ -162,7 +162,7 @@ def _linear(features_in, features_out, **arguments):
 
 
 def _layer_norm(width, *, dtype, rngs):
-    return layers.LayerNorm(width, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
+    return nnx.LayerNorm(width, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
 
 
 def _layer_scale(config):
