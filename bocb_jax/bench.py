@@ -33,7 +33,7 @@ from bocb_jax.engine.metrics import write_json
 from bocb_jax.engine.step import weights_of
 from bocb_jax.errors import UserError
 from bocb_jax.models import create_model, list_models
-from bocb_jax.models.layers import parameter_kinds
+from bocb_jax.models.parameters import parameter_kinds
 from bocb_jax.optim import list_optimizers
 from bocb_jax.optim.cost import Cost, measure
 from bocb_jax.train import Run

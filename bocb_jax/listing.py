@@ -107,8 +107,8 @@ def _model_card(name: str) -> list[tuple[str, str]]:
     from flax import nnx
 
     from bocb_jax.models import create_model, model_card
-    from bocb_jax.models.layers import parameter_count
     from bocb_jax.models.macs import count_macs
+    from bocb_jax.models.parameters import parameter_count
 
     card = dataclasses.asdict(model_card(name))
     rows = [(field.replace("_", " "), value) for field, value in card.items()]

@@ -29,7 +29,8 @@ from bocb_jax.engine.step import (
     weights_of,
 )
 from bocb_jax.models import create_model
-from bocb_jax.models.layers import BatchNorm, parameter_kinds
+from bocb_jax.models.layers import BatchNorm
+from bocb_jax.models.parameters import parameter_kinds
 from bocb_jax.optim import schedules
 from bocb_jax.settings import Settings
 

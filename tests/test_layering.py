@@ -99,6 +99,7 @@ RULES = {
         "jax", "flax", "numpy", "einops",
         "ours:errors", "ours:registry", "ours:models.layers", "ours:models.factory",
     },
+    "models/parameters.py": {"jax", "flax", "ours:models.layers"},
     "models/layers.py": {
         "jax", "flax", "ours:errors", "ours:models.convolution", "ours:models.resampling",
     },

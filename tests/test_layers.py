@@ -11,6 +11,7 @@ from flax import nnx
 
 from bocb_jax.errors import UserError
 from bocb_jax.models import convolution, layers, resampling
+from bocb_jax.models.parameters import parameter_count, parameter_kinds
 
 
 def draw(seed, *shape):
@@ -451,8 +452,8 @@ def test_parameter_kinds_follow_the_layers_and_what_parameters_say():
         "gain": "vector",
         "head": {"kernel": "head", "bias": "bias"},
     }
-    assert layers.parameter_kinds(model) == kinds
+    assert parameter_kinds(model) == kinds
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     assert jax.tree.structure(params) == jax.tree.structure(kinds)
     leaves = (4 * 4 * 9 + 4) + 4 * 9 + 2 * 4 + 2 * 4 + 4 + (4 * 8 + 8 + 8 * 4 + 4)
-    assert layers.parameter_count(model) == leaves + 4 + 2 * 3 + 3 + (4 * 2 + 2)
+    assert parameter_count(model) == leaves + 4 + 2 * 3 + 3 + (4 * 2 + 2)

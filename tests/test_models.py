@@ -14,7 +14,7 @@ from flax import nnx
 import bocb_jax
 from bocb_jax.errors import UserError
 from bocb_jax.models.factory import MODELS
-from bocb_jax.models.layers import parameter_count, parameter_kinds
+from bocb_jax.models.parameters import parameter_count, parameter_kinds
 
 CLASSES, BATCH = 10, 4
 NAMES = bocb_jax.list_models()

@@ -12,8 +12,8 @@ from flax import nnx
 
 import bocb_jax
 from bocb_jax.errors import UserError
-from bocb_jax.models import layers
 from bocb_jax.models.convnext import GlobalResponseNorm
+from bocb_jax.models.parameters import parameter_count, parameter_kinds
 
 build = functools.partial(filled.build, "convnext_mini")
 build_v2 = functools.partial(filled.build, "convnextv2_mini")
@@ -46,8 +46,8 @@ def test_counts_are_the_reference_s(name, at_100, at_1000):
 
 
 def test_the_cifar_stem_is_smaller():
-    assert layers.parameter_count(filled.abstract("convnext_t", 100, 32)) == 27_895_012
-    assert layers.parameter_count(filled.abstract("convnextv2_t", 100, 32)) == 27_941_380
+    assert parameter_count(filled.abstract("convnext_t", 100, 32)) == 27_895_012
+    assert parameter_count(filled.abstract("convnextv2_t", 100, 32)) == 27_941_380
 
 
 def test_initial_weights_have_the_spread_of_the_paper():
@@ -146,10 +146,10 @@ def test_v2_has_response_norm_in_place_of_layer_scale():
     v1, v2 = build(), build_v2()
     assert v1.stages[0].blocks[0].gamma is not None
     assert v2.stages[0].blocks[0].gamma is None
-    kinds = layers.parameter_kinds(v2)["stages"][0]["blocks"][0]
+    kinds = parameter_kinds(v2)["stages"][0]["blocks"][0]
     assert kinds["mlp"]["grn"] == {"scale": "scale", "bias": "bias"}
     assert kinds["conv_dw"]["kernel"] == "depthwise"
-    assert layers.parameter_kinds(v1)["stages"][0]["blocks"][0]["gamma"] == "scale"
+    assert parameter_kinds(v1)["stages"][0]["blocks"][0]["gamma"] == "scale"
 
 
 def test_mlp_kernels_held_as_convolutions_compute_the_same():

@@ -15,7 +15,7 @@ from flax import nnx
 
 import bocb_jax
 from bocb_jax import interop
-from bocb_jax.models import layers
+from bocb_jax.models.parameters import parameter_count
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 FILES = sorted(GOLDEN.glob("backbones_*/*.npz"))
@@ -111,7 +111,7 @@ def test_equals_the_reference(path):
     for name, weight in weights.items():
         np.testing.assert_array_equal(returned[name], weight, err_msg=name)
     learned = [name for name in shapes if ".running_" not in name]
-    assert layers.parameter_count(model) == sum(weights[name].size for name in learned)
+    assert parameter_count(model) == sum(weights[name].size for name in learned)
 
     images = normal("input", (4, 3, size, size), seed).transpose(0, 2, 3, 1)
     logits, _ = run(model, images, training=False)

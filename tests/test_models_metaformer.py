@@ -9,8 +9,8 @@ from flax import nnx
 
 import bocb_jax
 from bocb_jax.errors import UserError
-from bocb_jax.models import layers
 from bocb_jax.models.metaformer import Pooling, StarReLU
+from bocb_jax.models.parameters import parameter_count, parameter_kinds
 
 # Learned values at 100 and at 1000 classes: of the official code, counted in timm where it has the
 # net; IdentityFormer has as many as PoolFormerV2, as neither mixer learns anything.
@@ -130,7 +130,7 @@ def test_how_far_each_mixer_reaches():
 
 
 def test_only_the_last_stages_scale_their_shortcuts():
-    kinds = layers.parameter_kinds(build("caformer_mini"))
+    kinds = parameter_kinds(build("caformer_mini"))
     blocks = [kinds["stages"][stage][0] for stage in range(4)]
     scaled = ["res_scale1" in block and "res_scale2" in block for block in blocks]
     assert scaled == [False, False, True, True]
@@ -143,7 +143,7 @@ def test_only_the_last_stages_scale_their_shortcuts():
 @pytest.mark.parametrize("name", ["identityformer_mini", "poolformerv2_mini"])
 def test_the_bocb_variant_has_channel_norms_and_an_mlp_head(name):
     official, bocb = build(name, **TINY), build(name, variant="bocb", **TINY)
-    more = layers.parameter_count(bocb) - layers.parameter_count(official)
+    more = parameter_count(bocb) - parameter_count(official)
     hidden = 4 * 32
     assert more == (32 * hidden + hidden + 2 * hidden + hidden * 10 + 10) - (32 * 10 + 10)
     assert official.stages[0][0].norm1.reduction_axes == (-3, -2, -1)

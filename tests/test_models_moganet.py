@@ -7,8 +7,8 @@ import pytest
 from filled import images, run
 from flax import nnx
 
-from bocb_jax.models import layers
 from bocb_jax.models.moganet import MogaBlock, MogaNetConfig
+from bocb_jax.models.parameters import parameter_kinds
 
 
 @pytest.mark.slow
@@ -87,5 +87,5 @@ def test_initial_weights():
 
 
 def test_the_gains_say_what_they_are():
-    kinds = layers.parameter_kinds(filled.build("moganet_mini"))["blocks1"][0]
+    kinds = parameter_kinds(filled.build("moganet_mini"))["blocks1"][0]
     assert kinds["layer_scale_1"] == kinds["attn"]["sigma"] == kinds["mlp"]["sigma"] == "scale"

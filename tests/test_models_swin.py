@@ -10,7 +10,7 @@ from filled import images, run
 from flax import nnx
 
 import bocb_jax
-from bocb_jax.models import layers
+from bocb_jax.models.parameters import parameter_kinds
 from bocb_jax.models.swin import PatchMerging, relative_position_index, shift_mask
 
 build = functools.partial(filled.build, "swin_mini")
@@ -133,5 +133,5 @@ def test_feature_maps_also_of_images_that_windows_do_not_divide():
 
 
 def test_the_bias_table_says_what_it_is():
-    kinds = layers.parameter_kinds(build())
+    kinds = parameter_kinds(build())
     assert kinds["layers"][0]["blocks"][0]["attn"]["relative_position_bias_table"] == "embedding"

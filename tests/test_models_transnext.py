@@ -12,6 +12,7 @@ from flax import nnx
 
 from bocb_jax.errors import UserError
 from bocb_jax.models import layers
+from bocb_jax.models.parameters import parameter_kinds
 from bocb_jax.models.transnext import (
     AggregatedAttention,
     ConvGLU,
@@ -140,7 +141,7 @@ def test_initial_weights():
 
 
 def test_what_is_neither_kernel_nor_norm_says_what_it_is():
-    kinds = layers.parameter_kinds(filled.build("transnext_mini"))["block1"][0]["attn"]
+    kinds = parameter_kinds(filled.build("transnext_mini"))["block1"][0]["attn"]
     assert kinds["learnable_tokens"] == "token"
     assert kinds["query_embedding"] == kinds["relative_pos_bias_local"] == "embedding"
     assert kinds["temperature"] == "scale"

@@ -12,7 +12,7 @@ from flax import nnx
 
 import bocb_jax
 from bocb_jax.errors import UserError
-from bocb_jax.models import layers
+from bocb_jax.models.parameters import parameter_count, parameter_kinds
 
 build = functools.partial(filled.build, "vit_mini")
 
@@ -102,8 +102,8 @@ def test_dropout_acts_in_training_only(rates):
 def test_layer_scale_is_a_gain_per_branch():
     model = build(layer_scale=0.1)
     plain = build()
-    assert layers.parameter_count(model) == layers.parameter_count(plain) + 4 * 2 * 64
-    assert layers.parameter_kinds(model)["blocks"][0]["ls1"]["gamma"] == "scale"
+    assert parameter_count(model) == parameter_count(plain) + 4 * 2 * 64
+    assert parameter_kinds(model)["blocks"][0]["ls1"]["gamma"] == "scale"
     for block in model.blocks:
         block.ls1.gamma[...] = block.ls2.gamma[...] = jnp.zeros(64)
     without_blocks = build(depth=0)
@@ -141,7 +141,7 @@ def test_images_that_the_patch_does_not_divide_are_refused():
 
 
 def test_tokens_and_embeddings_say_what_they_are():
-    kinds = layers.parameter_kinds(build())
+    kinds = parameter_kinds(build())
     assert kinds["cls_token"] == "token"
     assert kinds["pos_embed"] == "embedding"
     assert kinds["head"]["kernel"] == "head"
