@@ -43,11 +43,11 @@ _PUBLIC = {
     "list_optimizers": "bocb_jax.optim",
     "optimizer_info": "bocb_jax.optim",
     "register_optimizer": "bocb_jax.optim",
-    "load_torch_weights": "bocb_jax.interop",
-    "to_torch_state_dict": "bocb_jax.interop",
-    "read_weights": "bocb_jax.interop",
+    "load_torch_weights": "bocb_jax.torch_weights",
+    "to_torch_state_dict": "bocb_jax.torch_weights",
+    "read_weights": "bocb_jax.torch_weights",
 }
-_RENAMED = {"published": ("bocb_jax.coupling.published", "table")}
+_RENAMED = {"published": ("bocb_jax.paper", "table")}
 __all__ = ["__version__", *sorted([*_PUBLIC, *_RENAMED])]
 
 

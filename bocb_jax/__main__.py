@@ -32,27 +32,27 @@ def main(arguments: list[str] | None = None) -> int:
     elif command == "analyze":
         from bocb_jax.analyze import main as door
     elif command == "recommend":
-        from bocb_jax.recommend import main as door
+        from bocb_jax.commands.recommend import main as door
     elif command == "probe":
-        from bocb_jax.probe import main as door
+        from bocb_jax.commands.probe import main as door
     elif command == "patterns":
-        from bocb_jax.patterns import main as door
+        from bocb_jax.commands.patterns import main as door
     elif command == "bench":
-        from bocb_jax.bench import main as door
+        from bocb_jax.bench.__main__ import main as door
     elif command in ("models", "optimizers"):
-        from bocb_jax.listing import main as listing
+        from bocb_jax.commands.listing import main as listing
 
         def door(rest):
             return listing(command, rest)
 
     elif command in ("import-weights", "export-weights"):
-        from bocb_jax.weights import main as exchange
+        from bocb_jax.commands.weights import main as exchange
 
         def door(rest):
             return exchange(command, rest)
 
     elif command == "recipes":
-        from bocb_jax.listing import recipes as door
+        from bocb_jax.commands.listing import recipes as door
     elif command in ("-h", "--help", "help"):
         print(USAGE)
         return 0

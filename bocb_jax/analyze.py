@@ -12,7 +12,7 @@ from rich.progress import track
 
 from bocb_jax.console import console
 from bocb_jax.errors import UserError
-from bocb_jax.remote import brought
+from bocb_jax.storage.remote import brought
 
 SCORES = {"accuracy": "test accuracy", "loss": "train loss", "log-odds": "log-odds"}
 
@@ -75,11 +75,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> None:
     # Imported here: --help answers at once.
-    from bocb_jax.coupling import curves, report, summary
+    from bocb_jax.coupling import curves
     from bocb_jax.coupling.analysis import analyze
+    from bocb_jax.report import summary, write
 
     if not options.no_report:
-        report.check_folder(options.output)  # before the work, not after it
+        write.check_folder(options.output)  # before the work, not after it
     table, workdir = read_table(options)
     analysis = analyze(
         table,
@@ -107,7 +108,7 @@ def _run(options: argparse.Namespace) -> None:
         for line in weights.sentences:
             print(f"- {line}")
     progress = functools.partial(track, description="pictures", console=console, transient=True)
-    written = report.write(analysis, options.output, curves=found, weights=weights, track=progress)
+    written = write.write(analysis, options.output, curves=found, weights=weights, track=progress)
     replaced = "An earlier report was replaced: " if written.replaced else "The report: "
     print(f"\n{replaced}{written.folder / 'index.html'} ({written.page_bytes / 1e6:.1f} MB)")
 
@@ -116,23 +117,23 @@ def _weights(analysis, workdir: Path | None, asked: str):
     """Figures of the runs' weights, or None where there are none or they are not wanted."""
     if workdir is None or asked == "no":
         return None
-    from bocb_jax.coupling import weights
+    from bocb_jax.patterns import cells
 
-    folders = weights.find(analysis.table, workdir)
+    folders = cells.find(analysis.table, workdir)
     if not folders:
         if asked == "yes":
             raise UserError(f"No run of this table has checkpoints/best in {workdir}.")
         return None
     if asked == "auto":
-        size = weights.size(folders)
-        if size > weights.CHEAP_BYTES or len(folders) > weights.CHEAP_CELLS:
+        size = cells.size(folders)
+        if size > cells.CHEAP_BYTES or len(folders) > cells.CHEAP_CELLS:
             print(
                 f"\nThe weights of {len(folders)} runs ({size / 1e9:.1f} GB) were not looked at; "
                 "--patterns yes does."
             )
             return None
     try:
-        return weights.read(analysis, folders, progress=True)
+        return cells.read(analysis, folders, progress=True)
     except UserError as error:
         if asked == "yes":
             raise
@@ -143,7 +144,7 @@ def _weights(analysis, workdir: Path | None, asked: str):
 def read_table(options: argparse.Namespace):
     """The table of scores, and the folder of its runs if there is one."""
     from bocb_jax import results
-    from bocb_jax.coupling.table import from_csv, from_published, from_results
+    from bocb_jax.coupling.scores import from_csv, from_published, from_results
 
     score = SCORES[options.score]
     if options.published is not None:

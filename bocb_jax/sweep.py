@@ -19,17 +19,17 @@ from pathlib import Path
 from bocb_jax import results
 from bocb_jax.config import difference
 from bocb_jax.console import console, duration
-from bocb_jax.engine.lease import hold, owner_of
-from bocb_jax.engine.lock import only_writer
 from bocb_jax.engine.metrics import write_json
 from bocb_jax.errors import UserError
-from bocb_jax.remote import Workdir, is_url
-from bocb_jax.study.board import board
-from bocb_jax.study.catalog import look_up
+from bocb_jax.storage.lease import hold, owner_of
+from bocb_jax.storage.lock import only_writer
+from bocb_jax.storage.remote import Workdir, is_url
 from bocb_jax.study.estimate import estimate
+from bocb_jax.study.grouping import Populations, population_size
 from bocb_jax.study.plan import Cell, Outcome
 from bocb_jax.study.pool import LocalPool, Pool, share_out
-from bocb_jax.study.populations import Populations, population_size
+from bocb_jax.study.progress import board
+from bocb_jax.study.resolve import look_up
 from bocb_jax.study.scheduler import Counts, Scheduler, read_outcome
 from bocb_jax.study.spec import Study, overrides_of, read_study
 

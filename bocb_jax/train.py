@@ -20,23 +20,24 @@ import jax
 import numpy as np
 import tyro
 
+from bocb_jax.build import compiled_program, program_spec, starting_weights, use_compile_cache
 from bocb_jax.config import TrainConfig, dotted, from_toml
 from bocb_jax.console import console, duration, reporter
-from bocb_jax.data.encoded import RandomCrop
 from bocb_jax.data.loader import Loader
 from bocb_jax.data.pipeline import steps_per_epoch
-from bocb_jax.data.sources import Dataset, open_dataset
-from bocb_jax.engine import folder as run_folder
-from bocb_jax.engine import mirror, signals
+from bocb_jax.data.records import RandomCrop
+from bocb_jax.data.registry import Dataset, open_dataset
+from bocb_jax.engine import run_dir as run_folder
+from bocb_jax.engine import signals
 from bocb_jax.engine.memory import keep_freed_memory
 from bocb_jax.engine.outcome import failure
 from bocb_jax.engine.record import Record
 from bocb_jax.engine.sharding import check_batch
 from bocb_jax.engine.state import TrainState
 from bocb_jax.errors import Diverged, Interrupted, UserError
-from bocb_jax.program import compiled_program, program_spec, starting_weights, use_compile_cache
-from bocb_jax.remote import is_url
-from bocb_jax.settings import resolve
+from bocb_jax.resolve import resolve
+from bocb_jax.storage import mirror
+from bocb_jax.storage.remote import is_url
 
 SETTLING_BATCHES = 50  # at most an epoch; as many as the authors of schedule-free advise
 

@@ -141,7 +141,7 @@ def register_family(
       variants: name -> what differs.
       torch_names: (regular expression, replacement) pairs that turn a dotted path of ours, such as
         "blocks.0.attn.qkv.weight", into the reference's where the two differ; the module's class
-        keeps them for `bocb_jax.interop`.
+        keeps them for `bocb_jax.torch_weights`.
       torch_sources: whose names those are: "timm", "torchvision", or "official" for the authors'
         own repository.
     """

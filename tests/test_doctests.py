@@ -6,9 +6,9 @@ import pkgutil
 
 import pytest
 
-from bocb_jax.data.sources import DATASETS
+from bocb_jax.data.registry import DATASETS
 from bocb_jax.models.factory import MODELS
-from bocb_jax.optim.table import OPTIMIZERS
+from bocb_jax.optim.registry import OPTIMIZERS
 
 PACKAGES = (
     "bocb_jax",

@@ -10,7 +10,7 @@ import bocb_jax
 from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.errors import UserError
 from bocb_jax.models.factory import MODELS
-from bocb_jax.optim.table import OPTIMIZERS
+from bocb_jax.optim.registry import OPTIMIZERS
 from bocb_jax.train import train
 
 README = Path(__file__).parents[1] / "README.md"

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -9,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-import made_runs
 import pandas
 import pytest
+from helpers import made_runs
 
 from bocb_jax import results, sweep
 from bocb_jax.errors import UserError
@@ -141,7 +142,7 @@ def test_ten_thousand_runs(tmp_path, side):
     code = f"import test_results; print(*test_results.steps({str(tmp_path)!r}, {side}))"
     said = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-        cwd=__file__.rpartition("/")[0],
+        cwd=Path(__file__).parent, env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
     )  # fmt: skip
     planning, scanning, rebuilding, memory = map(float, said.stdout.split())
     print(f"{runs} runs: planned in {planning:.1f} s, scanned in {scanning:.1f} s, table in "

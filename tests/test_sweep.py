@@ -3,26 +3,25 @@
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import kill_sweep
-import made_runs
 import pandas
 import pytest
+from drills import kill_sweep
+from helpers import made_runs
+from helpers.studies import TINY, Pretended, Unseen, answer, command, study, write
 
 from bocb_jax import results, sweep
-from bocb_jax.engine.lock import only_writer
-from bocb_jax.remote import Workdir
-from bocb_jax.study import catalog
-from bocb_jax.study.board import Lines
+from bocb_jax.storage.lock import only_writer
+from bocb_jax.storage.remote import Workdir
+from bocb_jax.study import resolve
 from bocb_jax.study.plan import Cell
 from bocb_jax.study.pool import Event, share_out
+from bocb_jax.study.progress import Lines
 from bocb_jax.study.scheduler import Scheduler
 from bocb_jax.study.search import Point
-from bocb_jax.study.spec import Search, Study, read_study
+from bocb_jax.study.spec import read_study
 from bocb_jax.study.worker import Executor
 
 EXPERIMENTS = Path(os.environ.get("BOCB_JAX_SOURCE", Path(__file__).parents[1])) / "experiments"
@@ -34,47 +33,6 @@ def test_kills_lose_and_double_nothing():
 
 
 # --- Scheduling, with workers that only pretend ---------------------------------------------------
-
-
-class Pretended:
-    """A pool whose workers end each run at once, as `ends` says."""
-
-    def __init__(self, size, ends):
-        self.size, self.ends, self.order = size, ends, []
-        self.waiting = [Event("ready", worker, {}) for worker in range(size)]
-        self.killed = []
-
-    def start(self, worker, settings, kind="config"):
-        self.order.append((worker, settings["model"], settings["opt"]))
-        self.waiting += self.ends(worker, settings)
-
-    def kill(self, worker):
-        self.killed.append(worker)
-        self.waiting += [Event("died", worker, "killed"), Event("ready", worker, {})]
-
-    def events(self, timeout):
-        found, self.waiting = self.waiting, []
-        time.sleep(0 if found else 0.01)
-        return found
-
-
-class Unseen:
-    def started(self, cell, planned): ...
-
-    def ended(self, cell, planned, outcome, seconds): ...
-
-    def lost(self, planned, how, starts): ...
-
-    def tick(self): ...
-
-
-def study(**changes):
-    search = Search(lr_factors=(0.1, 1, 10))
-    return Study(name="s", backbones=("a",), optimizers=("b",), **{"search": search, **changes})
-
-
-def answer(worker, status="finished"):
-    return Event("answer", worker, {"status": status, "compiled": [], "loaded": []})
 
 
 def run(tmp_path, ends, *, pairs=2, workers=2, **options):
@@ -198,7 +156,7 @@ def test_a_folder_that_is_still_in_use_is_no_failure(tmp_path, monkeypatch):
     for module in ("program", "train"):  # this process keeps nothing on disk
         monkeypatch.setattr(f"bocb_jax.{module}.use_compile_cache", lambda folder: None)
     spec = read_study(write(tmp_path, TINY))
-    (pair, *_) = catalog.find_pairs(spec)
+    (pair, *_) = resolve.find_pairs(spec)
     planned = Cell(pair, spec, tmp_path / "runs").planned({})[0]
     with only_writer(tmp_path / "runs" / planned.run, ".lock", "taken"):
         assert Executor().run(planned.settings)["status"] == "interrupted"
@@ -227,24 +185,6 @@ def cold_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
 
 
-def command(*words):
-    return subprocess.run(
-        [sys.executable, "-m", "bocb_jax.sweep", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
-def write(tmp_path, text):
-    path = tmp_path / "study.toml"
-    path.write_text(text)
-    return path
-
-
-TINY = re.sub(r"\[final\].*", "[final]\nseeds = [1]\n", kill_sweep.STUDY, flags=re.DOTALL)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -261,7 +201,7 @@ TINY = re.sub(r"\[final\].*", "[final]\nseeds = [1]\n", kill_sweep.STUDY, flags=
 def test_a_study_that_cannot_be_is_one_line_and_leaves_nothing(
     tmp_path, monkeypatch, change, message
 ):
-    monkeypatch.setattr(sweep, "look_up", catalog.find_pairs)  # without a process of its own
+    monkeypatch.setattr(sweep, "look_up", resolve.find_pairs)  # without a process of its own
     path = write(tmp_path, TINY.replace(*change))
     with pytest.raises(sweep.UserError, match=message) as caught:
         sweep.sweep(read_study(path), tmp_path / "runs")
@@ -361,7 +301,7 @@ def test_the_studies_that_are_shipped_can_be_read(path):
 def planned(name, tmp_path):
     """Pairs and runs of a study that is shipped, where none of its data are."""
     spec = read_study(EXPERIMENTS / f"{name}.toml", {"train.data.dir": str(tmp_path)})
-    cells = [Cell(pair, spec, tmp_path) for pair in catalog.find_pairs(spec, stand_in=True)]
+    cells = [Cell(pair, spec, tmp_path) for pair in resolve.find_pairs(spec, stand_in=True)]
     return len(cells), sum(cell.size for cell in cells)
 
 

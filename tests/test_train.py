@@ -11,10 +11,10 @@ import sys
 import time
 
 import jax
-import kill_run
 import numpy as np
 import pytest
-import tfds_tiny
+from drills import kill_run
+from helpers import tfds_tiny
 from PIL import Image
 
 from bocb_jax.config import TrainConfig, from_dict
@@ -187,7 +187,7 @@ def test_tensorboard_events_are_written(config):
 
 
 def test_another_learning_rate_compiles_nothing_in_the_same_process(config):
-    from test_engine_step import counting_compilations
+    from helpers.compilations import counting_compilations
 
     train(config)
     other = dataclasses.replace(config, lr=0.02, weight_decay=0.3, seed=3)
@@ -274,7 +274,7 @@ def test_a_data_set_that_is_nowhere_is_a_sentence(config, tmp_path, capsys):
 
 
 def test_the_environment_can_name_the_compile_cache(monkeypatch):
-    from bocb_jax.program import use_compile_cache
+    from bocb_jax.build import use_compile_cache
 
     before = jax.config.jax_compilation_cache_dir
     monkeypatch.setitem(os.environ, "JAX_COMPILATION_CACHE_DIR", "/nowhere/in/particular")

@@ -1,7 +1,7 @@
 """The whole analysis of a table of scores, section by section.
 
 >>> from bocb_jax.coupling import analyze
->>> from bocb_jax.coupling.table import from_published
+>>> from bocb_jax.coupling.scores import from_published
 >>> analysis = analyze(from_published("cifar100"), resamples=100)
 >>> analysis.decomposition.terms["share"].round(2).to_dict()
 {'optimizer': 0.22, 'backbone': 0.39, 'interaction': 0.4}
@@ -15,26 +15,26 @@ import numpy as np
 import pandas
 
 from bocb_jax.coupling import (
-    bias,
     caveats,
     contrasts,
+    decomposition,
     failures,
     ranking,
-    robustness,
     significance,
     strength,
     structure,
+    tuning,
 )
-from bocb_jax.coupling.bias import Decomposition, Tukey
 from bocb_jax.coupling.contrasts import Families
+from bocb_jax.coupling.decomposition import Decomposition, Tukey
 from bocb_jax.coupling.features import predict as predict_preference
 from bocb_jax.coupling.features import taxonomy as known_features
-from bocb_jax.coupling.marks import Marks, column_statistics, mark
+from bocb_jax.coupling.outliers import Marks, column_statistics, mark
 from bocb_jax.coupling.ranking import Profiles
-from bocb_jax.coupling.robustness import Budget, Hyperparameters
+from bocb_jax.coupling.scores import ScoreTable
 from bocb_jax.coupling.significance import Friedman, Nemenyi
 from bocb_jax.coupling.structure import Clusters, Structure
-from bocb_jax.coupling.table import ScoreTable
+from bocb_jax.coupling.tuning import Budget, Hyperparameters
 from bocb_jax.errors import UserError
 
 __all__ = [
@@ -207,7 +207,7 @@ def analyze(
     marks = mark(table, rule)
     goodness = strength.goodness_of(table)
     regret = strength.regret_of(goodness)
-    coupling = bias.median_polish(goodness)
+    coupling = decomposition.median_polish(goodness)
     draws = {"confidence": confidence, "resamples": resamples, "seed": seed}
 
     taxonomy = known_features(table.backbones, features)
@@ -216,8 +216,8 @@ def analyze(
     kinds = contrasts.category_of(table.optimizers, categories)
 
     failing = strength.failing(regret, table)
-    full = bias.decompose(table, **draws)
-    without = bias.decompose(table, dropped=failing, **draws) if failing else full
+    full = decomposition.decompose(table, **draws)
+    without = decomposition.decompose(table, dropped=failing, **draws) if failing else full
     apart = significance.against_best(table)
     backbones, optimizers = strength.strengths(table, failing, coupling, confidence)
     backbones = strength.backbones(table, backbones, regret, apart, **draws)
@@ -230,8 +230,8 @@ def analyze(
     optimizers["strength"] = strength.words(optimizers["coupling_polished"], table.unit, noise)[0]
 
     contrast = contrasts.contrast(table, kinds, families, **draws)
-    tuned = robustness.settings_of(table)
-    hyperparameters = robustness.distances(tuned, trials=table.trials)
+    tuned = tuning.settings_of(table)
+    hyperparameters = tuning.distances(tuned, trials=table.trials)
     sections = Analysis(
         table=table,
         rule=marks.rule,
@@ -256,8 +256,8 @@ def analyze(
         pairwise=significance.pairwise(goodness, grouped),
         profiles=ranking.profile(table),
         hyperparameters=hyperparameters,
-        budget=robustness.budget(table, confidence=confidence, seed=seed),
-        width=robustness.width(table),
+        budget=tuning.budget(table, confidence=confidence, seed=seed),
+        width=tuning.width(table),
         failures=failures.label(table, marks, regret),
         strength_rule=strength_rule,
         warnings=[],
@@ -273,7 +273,10 @@ def _structure(table, without: Decomposition | None, resamples, seed) -> Structu
     kept = table.select(optimizers=without.interaction.index)
     sign = 1 if table.higher_is_better else -1
     return structure.decompose(
-        sign * without.interaction, bias.cells_of_table(kept), resamples=resamples, seed=seed
+        sign * without.interaction,
+        decomposition.cells_of_table(kept),
+        resamples=resamples,
+        seed=seed,
     )
 
 

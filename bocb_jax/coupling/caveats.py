@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pandas
 
-from bocb_jax.categories import category
+from bocb_jax.paper.categories import category
 
 if TYPE_CHECKING:
     from bocb_jax.coupling.analysis import Analysis

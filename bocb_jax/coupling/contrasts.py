@@ -9,10 +9,10 @@ import numpy as np
 import pandas
 from scipy import stats
 
-from bocb_jax.categories import category
-from bocb_jax.coupling import published
+from bocb_jax import paper
+from bocb_jax.coupling.scores import ScoreTable
 from bocb_jax.coupling.significance import holm
-from bocb_jax.coupling.table import ScoreTable
+from bocb_jax.paper.categories import category
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ def category_of(
 ) -> pandas.Series:
     """Category of every optimizer by the paper's definition, or as given; None if neither knows."""
     # Published tables write the names otherwise: "SGD-M".
-    known = {row["optimizer"]: row["category"] for row in published.rows("optimizers")}
+    known = {row["optimizer"]: row["category"] for row in paper.rows("optimizers")}
     known |= dict(categories or {})
     return pandas.Series(
         {name: known.get(name) or category(name)[0] for name in optimizers}, dtype=object

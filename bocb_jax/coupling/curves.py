@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 
-from bocb_jax.coupling.table import ScoreTable
+from bocb_jax.coupling.scores import ScoreTable
 
 POINTS = 60  # at most so many a run: more would not be seen, and a report holds hundreds of runs
 COLUMNS = ("backbone", "optimizer", "run", "seed", "epoch", "loss", "accuracy", "failed")

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas
 
-from bocb_jax.coupling.marks import Marks
-from bocb_jax.coupling.table import ScoreTable
+from bocb_jax.coupling.outliers import Marks
+from bocb_jax.coupling.scores import ScoreTable
 
 # The loss of the last epoch is at least this share of the first epoch's: nothing was learnt.
 STUCK = 0.95

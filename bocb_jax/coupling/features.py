@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pandas
 
-from bocb_jax.coupling import published
+from bocb_jax import paper
 from bocb_jax.coupling.significance import holm
 
 # model -> family (nets that share their design and are not independent), norm of the blocks.
@@ -72,9 +72,9 @@ def taxonomy(backbones: list[str], extra: pandas.DataFrame | None = None) -> pan
     Returns:
       A row a backbone: family, norm, stages, stem, mixer, residual, recipe, and those of `extra`.
     """
-    rows = {row["model"]: row for row in published.rows("backbones")}
+    rows = {row["model"]: row for row in paper.rows("backbones")}
     rows["resnet101"] = rows["resnet50"]
-    models = {row["backbone"]: row["model"] for row in published.rows("backbones")}
+    models = {row["backbone"]: row["model"] for row in paper.rows("backbones")}
     models["R-101"] = "resnet101"
     bases = {_base(model): model for model in reversed(list(rows))}
     found = {}

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas
 
-from bocb_jax.coupling import published
+from bocb_jax import paper
 
 
 def place(regret: pandas.Series) -> pandas.DataFrame:
@@ -20,12 +20,12 @@ def place(regret: pandas.Series) -> pandas.DataFrame:
       Index: the paper's backbones. Columns: distance (root mean square of the differences, points),
       and the regret with each optimizer; empty with fewer than two optimizers in common.
     """
-    names = {row["opt"]: row["optimizer"] for row in published.rows("optimizers")}
+    names = {row["opt"]: row["optimizer"] for row in paper.rows("optimizers")}
     regret = regret.dropna()
     common = [opt for opt in regret.index if opt in names]
     if len(common) < 2:
         return pandas.DataFrame(columns=["distance"])
-    scores = published.table("cifar100").loc[[names[opt] for opt in common]]
+    scores = paper.table("cifar100").loc[[names[opt] for opt in common]]
     known = (scores.max() - scores).T.set_axis(common, axis=1)
     own = regret[common] - regret[common].min()
     distance = np.sqrt(((known - own) ** 2).mean(axis=1))

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pandas
 
-from bocb_jax.coupling import published
-from bocb_jax.coupling.marks import Marks
-from bocb_jax.coupling.robustness import Hyperparameters
-from bocb_jax.coupling.table import ScoreTable
+from bocb_jax import paper
+from bocb_jax.coupling.outliers import Marks
+from bocb_jax.coupling.scores import ScoreTable
+from bocb_jax.coupling.tuning import Hyperparameters
 
 # The weights of the paper's Table 4.
 WEIGHTS = {
@@ -88,7 +88,7 @@ def rank(
         frame["seconds"] = seconds.mean(axis=1)
         frame["computation_rank"] = _ranks((seconds / seconds.min()).mean(axis=1))
     elif table.dataset in ("cifar100", "imagenet", "coco"):
-        printed = published.table("ranking")["computation_rank"]
+        printed = paper.table("ranking")["computation_rank"]
         frame["computation_rank"] = printed.reindex(frame.index).astype(float)
     frame.insert(0, "overall", overall(frame))
     frame.insert(0, "overall_rank", _ranks(frame["overall"].round(9)))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bocb_jax.coupling import published
-from bocb_jax.coupling.table import ScoreTable
+from bocb_jax import paper
+from bocb_jax.coupling.scores import ScoreTable
 
 # Differences that seeds could turn around, in points: among optimizers this close to the best, the
 # one that costs least over all backbones comes first. The paper's figures have no spread; seeds of
@@ -114,20 +114,20 @@ def _key(column, overall, name, tie) -> float:
 def _stand_in(table: ScoreTable, model: str) -> tuple[str | None, bool, str]:
     """The table's backbone for a model, whether it is the model itself, and a sentence."""
     known = set(table.backbones)
-    paper = {row["model"]: row["backbone"] for row in published.rows("backbones")}
-    for name in (model, paper.get(model)):
+    published = {row["model"]: row["backbone"] for row in paper.rows("backbones")}
+    for name in (model, published.get(model)):
         if name in known:
             return name, True, f"The scores of {_both(model, name)} itself."
-    base = next((ours for ours in paper if model == paper[ours]), model)
+    base = next((ours for ours in published if model == published[ours]), model)
     if base in known:
         return base, True, f"The scores of {_both(model, base)} itself."
     family = _family(base)
     relatives = [
-        name for name in table.backbones if family and _family(_ours(name, paper)) == family
+        name for name in table.backbones if family and _family(_ours(name, published)) == family
     ]
     if relatives:
         # Among several the most similar name: convnextv2_s is nearer to convnextv2_t.
-        name = max(relatives, key=lambda name: _similarity(base, _ours(name, paper)))
+        name = max(relatives, key=lambda name: _similarity(base, _ours(name, published)))
         return name, False, f"{model} is not in the table; {name} of the same family stands in."
     return None, False, (
         f"{model} is not in the table, and nor is any of its family, as far as names tell: this is "
@@ -143,8 +143,8 @@ def _both(model: str, name: str) -> str:
     return model if model == name else f"{model} ({name})"
 
 
-def _ours(name: str, paper: dict[str, str]) -> str:
-    return next((ours for ours, theirs in paper.items() if theirs == name), name)
+def _ours(name: str, published: dict[str, str]) -> str:
+    return next((ours for ours, theirs in published.items() if theirs == name), name)
 
 
 def _family(model: str) -> str | None:
@@ -184,11 +184,11 @@ def _rates(table, cell, backbone, optimizer) -> tuple[float | None, float | None
         best = best[best["learning_rate"].notna()].iloc[0]
         decay = float(best["weight_decay"]) if np.isfinite(best["weight_decay"]) else None
         return float(best["learning_rate"]), decay, f"tuned on {backbone}"
-    paper = {row["backbone"]: row["model"] for row in published.rows("backbones")}
-    opts = {row["optimizer"]: row["opt"] for row in published.rows("optimizers")}
-    stands = published.NEIGHBORS.get(paper.get(backbone, backbone))
+    models = {row["backbone"]: row["model"] for row in paper.rows("backbones")}
+    opts = {row["optimizer"]: row["opt"] for row in paper.rows("optimizers")}
+    stands = paper.NEIGHBORS.get(models.get(backbone, backbone))
     if stands is not None:
-        tuned = published.tuned(stands, opts.get(optimizer, optimizer))
+        tuned = paper.tuned(stands, opts.get(optimizer, optimizer))
         if tuned is not None:
             return tuned.learning_rate, tuned.weight_decay, f"the paper's for {tuned.backbone}"
     runs = table.runs[(table.runs["optimizer"] == optimizer) & table.runs["learning_rate"].notna()]
@@ -219,7 +219,7 @@ def _avoid(table: ScoreTable, regret, backbone: str | None) -> tuple[str, ...]:
 
 def optimizer_name(name: str) -> str:
     """An optimizer as this project names it, from the paper's or its own name."""
-    return {row["optimizer"]: row["opt"] for row in published.rows("optimizers")}.get(name, name)
+    return {row["optimizer"]: row["opt"] for row in paper.rows("optimizers")}.get(name, name)
 
 
 def sentences(advice: Advice) -> Sequence[str]:

@@ -12,7 +12,7 @@ import pandas
 import scikit_posthocs
 from scipy import stats
 
-from bocb_jax.coupling.table import ScoreTable
+from bocb_jax.coupling.scores import ScoreTable
 
 
 @dataclasses.dataclass(frozen=True)

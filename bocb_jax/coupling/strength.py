@@ -3,9 +3,9 @@
 import numpy as np
 import pandas
 
-from bocb_jax.coupling import bias, significance
-from bocb_jax.coupling.marks import MAD_SCALE, Marks
-from bocb_jax.coupling.table import ScoreTable
+from bocb_jax.coupling import decomposition, significance
+from bocb_jax.coupling.outliers import MAD_SCALE, Marks
+from bocb_jax.coupling.scores import ScoreTable
 
 # Weak below, strong from. In points these are the paper's own thresholds, gamma on ImageNet and on
 # CIFAR-100; in log-odds and nats a twentieth, what a point is near 75 percent accuracy.
@@ -74,7 +74,7 @@ def words(polished: pandas.Series, unit: str, noise: float | None) -> tuple[pand
 
 def _rows(table: ScoreTable, axis: str, confidence: float) -> pandas.DataFrame:
     names = table.optimizers if axis == "optimizer" else table.backbones
-    frame = bias.row_intervals(bias.cells_of_table(table), axis, confidence)
+    frame = decomposition.row_intervals(decomposition.cells_of_table(table), axis, confidence)
     return frame.set_index(pandas.Index(names, name=axis))
 
 
@@ -98,7 +98,7 @@ def strengths(
     """
     counts = table.counts()
     kept = table.select(optimizers=[o for o in table.optimizers if o not in dropped])
-    polished = bias.median_polish(goodness_of(kept)) if dropped else coupling
+    polished = decomposition.median_polish(goodness_of(kept)) if dropped else coupling
     found = []
     for axis, other in (("backbone", "optimizer"), ("optimizer", "backbone")):
         across = 0 if axis == "backbone" else 1
@@ -176,8 +176,8 @@ def backbones(
 
 
 def _best_share(table, best: pandas.Series, resamples: int, seed: int) -> pandas.Series:
-    cells = bias.cells_of_table(table)
-    means = bias.resampled_means(cells, resamples, np.random.default_rng(seed))
+    cells = decomposition.cells_of_table(table)
+    means = decomposition.resampled_means(cells, resamples, np.random.default_rng(seed))
     shares = pandas.Series(np.nan, index=best.index)
     if means is None:
         return shares

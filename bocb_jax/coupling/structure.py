@@ -7,7 +7,7 @@ import numpy as np
 import pandas
 from scipy.cluster import hierarchy
 
-from bocb_jax.coupling import bias
+from bocb_jax.coupling import decomposition
 
 # Draws where each costs a decomposition; their percentiles need no more.
 _DRAWS = 500
@@ -45,7 +45,7 @@ class Clusters:
 
 
 def decompose(
-    interaction: pandas.DataFrame, cells: bias.Cells, *, resamples: int, seed: int
+    interaction: pandas.DataFrame, cells: decomposition.Cells, *, resamples: int, seed: int
 ) -> Structure | None:
     """Axes of the interaction of the least-squares fit.
 
@@ -76,7 +76,7 @@ def decompose(
     noise -= noise.mean(axis=2, keepdims=True)
     squares = np.linalg.svd(noise, compute_uv=False)[:, :axes] ** 2
     by_chance = np.quantile(squares / squares.sum(axis=1, keepdims=True), 0.95, axis=0)
-    means = bias.resampled_means(cells, draws, rng)
+    means = decomposition.resampled_means(cells, draws, rng)
     if means is None:
         resampled = "optimizers"
         chosen = rng.integers(len(values), size=(draws, len(values)))

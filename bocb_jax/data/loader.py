@@ -3,9 +3,9 @@
 from typing import Any
 
 from bocb_jax.data import pipeline
-from bocb_jax.data.encoded import RandomCrop
 from bocb_jax.data.on_device import DeviceSplit, fits
-from bocb_jax.data.sources import Dataset, Split
+from bocb_jax.data.records import RandomCrop
+from bocb_jax.data.registry import Dataset, Split
 
 
 class Loader:

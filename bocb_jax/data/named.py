@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bocb_jax.data.sources import (
+from bocb_jax.data.registry import (
     Dataset,
     OpenOptions,
     from_arrays,

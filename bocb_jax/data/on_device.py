@@ -14,9 +14,9 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bocb_jax.data.encoded import CachedSplit
 from bocb_jax.data.pipeline import Batch, EvaluationPlan, TrainPlan
-from bocb_jax.data.sources import ArraySplit, Split
+from bocb_jax.data.records import CachedSplit
+from bocb_jax.data.registry import ArraySplit, Split
 from bocb_jax.errors import UserError
 
 # Up to here every device gets a copy; above, each holds a part and gathering takes messages.

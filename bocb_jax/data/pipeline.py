@@ -20,8 +20,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from bocb_jax.data.encoded import CachedSplit
-from bocb_jax.data.sources import Split, permutation
+from bocb_jax.data.records import CachedSplit
+from bocb_jax.data.registry import Split, permutation
 from bocb_jax.errors import UserError
 
 Batch = dict[str, Any]

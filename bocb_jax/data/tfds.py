@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from bocb_jax.data.encoded import EncodedSplit, Subset
-from bocb_jax.data.sources import Dataset, OpenOptions, held_out_fraction, split_indices
+from bocb_jax.data.records import EncodedSplit, Subset
+from bocb_jax.data.registry import Dataset, OpenOptions, held_out_fraction, split_indices
 from bocb_jax.errors import DatasetMissing, UnknownName, UserError
 
 

@@ -17,14 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bocb_jax.engine.sharding import (
-    along_members,
-    batch_sharding,
-    members_are_split,
-    replicated,
-)
+from bocb_jax.engine.program import Program, Pure
+from bocb_jax.engine.sharding import along_members, batch_sharding, members_are_split, replicated
 from bocb_jax.engine.state import TrainState
-from bocb_jax.engine.step import Program, Pure
 
 
 class Population:

@@ -7,12 +7,12 @@
 """
 
 from bocb_jax.optim import masks, schedules
-from bocb_jax.optim.hyperparameters import (
+from bocb_jax.optim.injected import (
     OptimizerState,
     current_learning_rate,
     set_hyperparameters,
 )
-from bocb_jax.optim.table import (
+from bocb_jax.optim.registry import (
     OptimizerInfo,
     create_optimizer,
     list_optimizers,

@@ -2,9 +2,9 @@
 
 import optax
 
-from bocb_jax.optim.packaging import Packaging
-from bocb_jax.optim.ranges import Beta, NonNegative
-from bocb_jax.optim.table import add_row
+from bocb_jax.optim.bounds import Beta, NonNegative
+from bocb_jax.optim.context import Packaging
+from bocb_jax.optim.registry import add_row
 
 
 @add_row(

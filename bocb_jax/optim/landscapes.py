@@ -9,8 +9,8 @@ import numpy as np
 import optax
 
 from bocb_jax.errors import UserError
-from bocb_jax.optim.hyperparameters import set_hyperparameters
-from bocb_jax.optim.table import CATEGORIES, create_optimizer, list_optimizers, optimizer_info
+from bocb_jax.optim.injected import set_hyperparameters
+from bocb_jax.optim.registry import CATEGORIES, create_optimizer, list_optimizers, optimizer_info
 
 COLORS = {"a": "C0", "b": "C1", "c": "C2", "d": "C3", "later": "C4", "user": "C5"}
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bocb_jax.optim.packaging import Packaging
-from bocb_jax.optim.ranges import Beta, NonNegative, Steps
-from bocb_jax.optim.table import add_row
+from bocb_jax.optim.bounds import Beta, NonNegative, Steps
+from bocb_jax.optim.context import Packaging
+from bocb_jax.optim.registry import add_row
 
 
 @add_row(

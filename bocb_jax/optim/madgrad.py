@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bocb_jax.optim.packaging import Packaging
-from bocb_jax.optim.ranges import Beta, NonNegative
-from bocb_jax.optim.table import add_row
+from bocb_jax.optim.bounds import Beta, NonNegative
+from bocb_jax.optim.context import Packaging
+from bocb_jax.optim.registry import add_row
 from bocb_jax.optim.trees import map_leaves
 
 

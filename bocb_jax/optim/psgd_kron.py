@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bocb_jax.optim.packaging import Packaging
-from bocb_jax.optim.ranges import Beta, Fraction, Positive, Steps
-from bocb_jax.optim.table import add_row
+from bocb_jax.optim.bounds import Beta, Fraction, Positive, Steps
+from bocb_jax.optim.context import Packaging
+from bocb_jax.optim.registry import add_row
 
 Factors = tuple[jax.Array, ...]  # upper triangular (n, n), or a diagonal (n,), for each axis
 

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bocb_jax.optim.bounds import Beta, NonNegative
+from bocb_jax.optim.context import Packaging
 from bocb_jax.optim.moments import scale_by_moments
-from bocb_jax.optim.packaging import Packaging
-from bocb_jax.optim.ranges import Beta, NonNegative
-from bocb_jax.optim.table import add_row
+from bocb_jax.optim.registry import add_row
 
 
 def rectification(count: jax.Array, b2: float, threshold: float = 5.0):

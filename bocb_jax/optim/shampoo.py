@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bocb_jax.optim.bounds import Beta, NonNegative, Steps
+from bocb_jax.optim.context import Packaging
 from bocb_jax.optim.kronecker import along_axes, each, mean_grams, start
-from bocb_jax.optim.packaging import Packaging
-from bocb_jax.optim.ranges import Beta, NonNegative, Steps
-from bocb_jax.optim.table import add_row
+from bocb_jax.optim.registry import add_row
 
 
 class ShampooState(NamedTuple):

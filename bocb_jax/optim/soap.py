@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bocb_jax.optim.bounds import Beta, NonNegative, Steps
+from bocb_jax.optim.context import Packaging
 from bocb_jax.optim.kronecker import Matrices, along_axes, each, mean_grams, start
 from bocb_jax.optim.later_from_optax import skip_first_update
-from bocb_jax.optim.packaging import Packaging
-from bocb_jax.optim.ranges import Beta, NonNegative, Steps
-from bocb_jax.optim.table import add_row
+from bocb_jax.optim.registry import add_row
 from bocb_jax.optim.trees import map_leaves
 
 

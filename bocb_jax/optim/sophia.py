@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from bocb_jax.errors import UserError
-from bocb_jax.optim.packaging import Packaging
-from bocb_jax.optim.ranges import Beta, NonNegative, Positive, Steps
-from bocb_jax.optim.table import add_row
+from bocb_jax.optim.bounds import Beta, NonNegative, Positive, Steps
+from bocb_jax.optim.context import Packaging
+from bocb_jax.optim.registry import add_row
 
 
 class ScaleBySophiaState(NamedTuple):

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from bocb_jax.errors import UserError
-from bocb_jax.optim.packaging import Packaging
-from bocb_jax.optim.ranges import NonNegative, Positive, Steps
-from bocb_jax.optim.table import OPTIMIZERS, OptimizerInfo, add_prefix, optimizer_info
+from bocb_jax.optim.bounds import NonNegative, Positive, Steps
+from bocb_jax.optim.context import Packaging
+from bocb_jax.optim.registry import OPTIMIZERS, OptimizerInfo, add_prefix, optimizer_info
 
 
 class WrappedState(NamedTuple):

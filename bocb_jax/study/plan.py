@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bocb_jax.config import TrainConfig, from_dict, run_id
-from bocb_jax.study.catalog import Pair
+from bocb_jax.study.resolve import Pair
 from bocb_jax.study.search import Point, number_of_trials, propose, winner
 from bocb_jax.study.spec import Study
 

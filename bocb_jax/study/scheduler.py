@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bocb_jax.errors import UserError
-from bocb_jax.remote import Workdir, saved_steps
 from bocb_jax.results import read_json
+from bocb_jax.storage.remote import Workdir, saved_steps
+from bocb_jax.study.grouping import Populations
 from bocb_jax.study.plan import Cell, Outcome, Planned
 from bocb_jax.study.pool import Event, Pool
-from bocb_jax.study.populations import Populations
 from bocb_jax.study.worker import record_failure
 
 STILLBORN = 3  # so many for each worker, in a row, are no accident

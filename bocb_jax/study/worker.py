@@ -18,7 +18,7 @@ import threading
 import time
 from typing import Any
 
-from bocb_jax.remote import Workdir
+from bocb_jax.storage.remote import Workdir
 
 MEASURED_PIXELS = 8 * 224**2  # of a batch at the most, where a CPU is measured
 TURNS = 5  # of measuring alone and together
@@ -55,9 +55,8 @@ class Executor:
     def __init__(self):
         import jax
 
+        from bocb_jax.build import use_compile_cache
         from bocb_jax.engine.memory import keep_freed_memory
-        from bocb_jax.program import use_compile_cache
-        from bocb_jax.train import main as _  # noqa: F401 - so that "ready" means ready
 
         self._found: bool | None = None  # whether the program asked for last was in the cache
         self._compiled: list[str] = []
@@ -140,7 +139,7 @@ class Executor:
         from bocb_jax.engine.memory import forget_peak_memory
         from bocb_jax.engine.outcome import failure
         from bocb_jax.errors import FolderInUse, Interrupted
-        from bocb_jax.population import train_together
+        from bocb_jax.train_population import train_together
 
         configs = settings["configs"]
         forget_peak_memory()
@@ -175,7 +174,7 @@ class Executor:
         import jax
 
         from bocb_jax.config import TrainConfig, from_dict
-        from bocb_jax.data.stand_in import open_or_stand_in
+        from bocb_jax.data.synthetic import open_or_stand_in
         from bocb_jax.train import Run
 
         try:
@@ -242,7 +241,7 @@ class _Steps:
     """
 
     def __init__(self, run, count: int = 1):
-        from bocb_jax.program import compiled_population
+        from bocb_jax.build import compiled_population
 
         settings = run.settings
         self._program = compiled_population(run.spec, count) if count > 1 else run.program

@@ -23,7 +23,7 @@ from timm.data.mixup import mixup_target  # noqa: E402
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
-from sample_crops import photographs, sample_crops  # noqa: E402
+from helpers.sample_crops import photographs, sample_crops  # noqa: E402
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 crops = sample_crops(4, 32)

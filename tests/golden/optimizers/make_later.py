@@ -3,7 +3,7 @@
     pip install torch timm pytorch-optimizer schedulefree prodigyopt
     python tests/golden/optimizers/make_later.py FOLDER
 
-The problem is that of the other goldens: see tests/test_optim_golden.py.
+The problem is that of the other goldens: see tests/optim/test_golden.py.
 """
 
 import functools

@@ -1,0 +1,1 @@
+"""What models, optimizers and data cost on this machine."""

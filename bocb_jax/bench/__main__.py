@@ -1,0 +1,313 @@
+"""What things cost here: `python -m bocb_jax.bench --optimizers`, `--models` or `--data`.
+
+Measured on this machine, in one process, the rivals in turn; a table on the terminal and, with
+`--json FILE`, the same figures for programs.
+"""
+
+import argparse
+import dataclasses
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import jax
+from flax import nnx
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from bocb_jax import paper
+from bocb_jax.bench import models
+from bocb_jax.bench.data import measure as augmentation_speed
+from bocb_jax.bench.data import measure_folder as folder_speed
+from bocb_jax.bench.optimizers import Cost, measure
+from bocb_jax.config import TrainConfig, from_dict
+from bocb_jax.console import console
+from bocb_jax.data.synthetic import open_or_stand_in
+from bocb_jax.engine.memory import keep_freed_memory
+from bocb_jax.engine.metrics import write_json
+from bocb_jax.engine.program import weights_of
+from bocb_jax.errors import UserError
+from bocb_jax.models import create_model, list_models
+from bocb_jax.models.parameters import parameter_kinds
+from bocb_jax.optim import list_optimizers
+from bocb_jax.train import Run
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args(arguments)
+    keep_freed_memory()
+    try:
+        rows = next(rows for kind, rows in KINDS.items() if getattr(options, kind))(options)
+    except UserError as error:
+        console.print(str(error), markup=False, soft_wrap=True)
+        return error.exit_code
+    if options.json:
+        write_json(options.json, _circumstances(arguments) | {"rows": rows})
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bocb bench", description=__doc__.splitlines()[0])
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument(
+        "--optimizers", action="store_true", help="seconds of an update and bytes of state"
+    )
+    kind.add_argument(
+        "--models", action="store_true", help="seconds of compilation and images a second"
+    )
+    kind.add_argument(
+        "--data", action="store_true", help="images a second, and a step's time outside the model"
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=["*"], metavar="NAME", help="names or patterns; default: all"
+    )
+    parser.add_argument(
+        "--on",
+        nargs="+",
+        default=["vit_s", "resnet50"],
+        metavar="MODEL",
+        help="backbones whose parameters are updated; default: vit_s resnet50",
+    )
+    parser.add_argument(
+        "--image-size", type=int, default=224, help="pixels that --models sees; default: 224"
+    )
+    parser.add_argument("--batch-size", type=int, default=2, help="images a step of --models")
+    parser.add_argument(
+        "--python",
+        default=sys.executable,
+        metavar="COMMAND",
+        help="an interpreter that has PyTorch, torchvision and timm, to compare --models and "
+        "--data with",
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="timed blocks; the median counts")
+    parser.add_argument("--steps", type=int, default=10, help="updates in a block")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    return parser
+
+
+def _circumstances(arguments: list[str]) -> dict[str, object]:
+    return {
+        "command": shlex.join(["bocb", "bench", *arguments]),
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }
+
+
+# --- Optimizers --------------------------------------------------------------------------------
+
+
+def _optimizers(options: argparse.Namespace) -> list[dict[str, object]]:
+    names = [name for pattern in options.only for name in _names(list_optimizers, pattern)]
+    models = {name: _abstract_model(name) for name in options.on}
+    costs = {model: [] for model in models}
+    pairs = [(model, name) for model in models for name in names]
+    for model, name in track(pairs, "updates", console=console, transient=True):
+        cost = measure(
+            name,
+            weights_of(models[model])["params"],
+            parameter_kinds=parameter_kinds(models[model]),
+            rounds=options.rounds,
+            steps=options.steps,
+        )
+        costs[model].append(cost)
+        _say(model, *_optimizer_row(cost))
+    for model, found in costs.items():
+        Console(highlight=False).print(_optimizer_table(model, found, options.rounds))
+    return [
+        {"model": model, **dataclasses.asdict(cost)}
+        for model, found in costs.items()
+        for cost in found
+    ]
+
+
+def _names(listing: Callable[[str], list[str]], pattern: str) -> list[str]:
+    return listing(pattern) if any(sign in pattern for sign in "*?[") else [pattern]
+
+
+def _abstract_model(name: str) -> nnx.Module:
+    return nnx.eval_shape(lambda: create_model(name, num_classes=1000, rngs=nnx.Rngs(0)))
+
+
+def _optimizer_table(model: str, costs: list[Cost], rounds: int) -> Table:
+    table = Table(title=f"Updates of {model}", title_justify="left", caption_justify="left")
+    table.add_column("optimizer", no_wrap=True)
+    for column in ("state, bytes a parameter", "state, MiB", "update, ms", "x Optax's own"):
+        table.add_column(column, justify="right")
+    for cost in costs:
+        table.add_row(*_optimizer_row(cost))
+    table.caption = _caption(f"medians of {rounds} blocks, in turn with Optax's own")
+    return table
+
+
+def _optimizer_row(cost: Cost) -> tuple[str, ...]:
+    return (
+        cost.name,
+        f"{cost.state_bytes_per_parameter:.2f}",
+        f"{cost.state_bytes / 2**20:.1f}",
+        "" if cost.update_seconds is None else f"{1e3 * cost.update_seconds:.2f}",
+        "" if cost.optax_ratio is None else f"{cost.optax_ratio:.2f}",
+    )
+
+
+def _say(*row: str) -> None:
+    """What is known already, so that half an hour that is cut short was not in vain."""
+    console.print("  ".join(filter(None, row)), markup=False, highlight=False, soft_wrap=True)
+
+
+def _caption(how: str) -> str:
+    return (
+        f"{how}; {jax.devices()[0].device_kind}, load {os.getloadavg()[0]:.1f} on "
+        f"{os.cpu_count()} cores"
+    )
+
+
+# --- Backbones ---------------------------------------------------------------------------------
+
+
+def _models(options: argparse.Namespace) -> list[dict[str, object]]:
+    published = [row["model"] for row in paper.rows("backbones")]
+    named = [name for pattern in options.only for name in _names(list_models, pattern)]
+    names = published if options.only == ["*"] else named
+    costs = []
+    for name in track(names, "backbones", console=console, transient=True):
+        cost = models.measure(
+            name,
+            image_size=options.image_size,
+            batch_size=options.batch_size,
+            rounds=options.rounds,
+            steps=2,
+            python=shlex.split(options.python),
+        )
+        costs.append(cost)
+        _say(*_model_row(cost))
+        jax.clear_caches()  # the programs of 20 backbones are large
+    table = Table(
+        title=f"A training step at {options.image_size} px, batch {options.batch_size}",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("backbone", no_wrap=True)
+    for column in ("trace, s", "compile, s", "images/s", "x PyTorch"):
+        table.add_column(column, justify="right")
+    for cost in costs:
+        table.add_row(*_model_row(cost))
+    how = f"medians of {options.rounds} blocks, in turn with timm's or torchvision's net"
+    table.caption = _caption(how)
+    Console(highlight=False).print(table)
+    return [dataclasses.asdict(cost) for cost in costs]
+
+
+def _model_row(cost: models.ModelCost) -> tuple[str, ...]:
+    return (
+        cost.name,
+        f"{cost.trace_seconds:.1f}",
+        f"{cost.compile_seconds:.1f}",
+        "" if cost.images_per_second is None else f"{cost.images_per_second:.1f}",
+        "" if cost.reference_ratio is None else f"{cost.reference_ratio:.2f}",
+    )
+
+
+# --- Data --------------------------------------------------------------------------------------
+
+
+def _data(options: argparse.Namespace) -> list[dict[str, object]]:
+    python = shlex.split(options.python)
+    # The folder first: threads that decode are a tenth slower in a heap that others have used.
+    speeds = {"folder of JPEGs, 224 px": folder_speed(rounds=options.rounds, python=python)}
+    for size in (32, 224):
+        speeds[f"DeiT recipe's augmentation, {size} px"] = augmentation_speed(
+            size, rounds=options.rounds, python=python
+        )
+    table = Table(title="Images a second", title_justify="left", caption_justify="left")
+    table.add_column("")
+    for column in ("here", "PyTorch, 2 workers", "ratio"):
+        table.add_column(column, justify="right")
+    for name, speed in speeds.items():
+        theirs = f"{median(speed.theirs):,.0f}" if speed.theirs else "no PyTorch with timm here"
+        ratio = f"{speed.ratio:.2f}" if speed.theirs else ""
+        table.add_row(name, f"{median(speed.ours):,.0f}", theirs, ratio)
+    table.caption = _caption(
+        f"medians of {options.rounds} rounds in turn; augmentation from 32-pixel images with "
+        "timm's in a DataLoader beside it, JPEGs of 500 x 375 with torchvision's ImageFolder"
+    )
+    Console(highlight=False).print(table)
+
+    table = Table(
+        title="A training step of resnet_mini, 32 px", title_justify="left", caption_justify="left"
+    )
+    table.add_column("recipe")
+    for column in ("whole, ms", "of the model, ms", "outside it"):
+        table.add_column(column, justify="right")
+    shares = [_outside_the_model(recipe, options.rounds) for recipe in ("pytorch", "deit")]
+    for share in shares:
+        whole, model = median(share["whole_seconds"]), median(share["model_seconds"])
+        row = f"{1e3 * whole:.1f}", f"{1e3 * model:.1f}", f"{1 - model / whole:.1%}"
+        table.add_row(share["recipe"], *row)
+    table.caption = _caption(
+        f"medians of {options.rounds} blocks in turn, images on the device; the model alone has "
+        "the same batch each time and no augmentation"
+    )
+    Console(highlight=False).print(table)
+    return [dataclasses.asdict(speed) for speed in speeds.values()] + shares
+
+
+def _outside_the_model(recipe: str, rounds: int, steps: int = 10) -> dict[str, object]:
+    """Seconds a step with its data and augmentation, and without, in turn."""
+    dataset, _ = open_or_stand_in("cifar10")
+    settings = {
+        "model": "resnet_mini",
+        "opt": "sgd",
+        "dataset": "cifar10",
+        "recipe": recipe,
+        "image_size": 32,
+        "batch_size": 128,
+        "parallel": {"devices": 1},
+        "data": {"on_device": "yes"},
+    }
+    whole = Run(from_dict(TrainConfig, settings), dataset)
+    # A recipe's loss and averages stay as they are.
+    alone = Run(from_dict(TrainConfig, settings | {"augment": {"only": True}}), dataset)
+    batches = whole.loader(whole.program.batch_sharding).train(seed=0)
+    same = next(batches)
+    turns = [_Turns(whole, lambda: next(batches)), _Turns(alone, lambda: same)]
+    for turn in turns:
+        turn(steps)  # which compiles
+    pairs = [[turn(steps) for turn in turns] for _ in range(rounds)]
+    seconds = dict(zip(("whole_seconds", "model_seconds"), zip(*pairs, strict=True), strict=True))
+    return {"recipe": recipe, **seconds}
+
+
+class _Turns:
+    """Training steps of a run, as many at a time as it is asked for."""
+
+    def __init__(self, run: Run, batch: Callable[[], dict[str, jax.Array]]):
+        rates = run.settings.learning_rate, run.settings.weight_decay
+        self._run, self._batch = run, batch
+        self._state = run.program.init(run.key, *rates, None)
+
+    def __call__(self, steps: int) -> float:
+        """Seconds a step."""
+        start = time.perf_counter()
+        for _ in range(steps):
+            self._state, metrics = self._run.program.train_step(
+                self._state, self._batch(), self._run.key
+            )
+        jax.block_until_ready(metrics)
+        return (time.perf_counter() - start) / steps
+
+
+KINDS = {"optimizers": _optimizers, "models": _models, "data": _data}
+
+if __name__ == "__main__":
+    sys.exit(main())

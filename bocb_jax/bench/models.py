@@ -1,0 +1,187 @@
+"""What a backbone costs: seconds to compile its training step, and images a second.
+
+Beside it, where an interpreter has PyTorch and timm, the same step of the reference, on as many
+threads. It runs in a process of its own: two pools of threads in one process fight for the cores.
+"""
+
+import contextlib
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from bocb_jax.build import compiled_program, program_spec
+from bocb_jax.config import AugmentConfig, ParallelConfig, TrainConfig
+from bocb_jax.data.registry import Dataset
+from bocb_jax.models import model_card
+from bocb_jax.resolve import resolve
+
+CLASSES = 1000
+
+# Reads the number of steps of a block, answers with the seconds of one.
+_REFERENCE = """
+import json, os, sys, time
+import torch
+
+library, name, size, batch, classes = json.loads(sys.argv[1])
+torch.set_num_threads(len(os.sched_getaffinity(0)))
+if library == "timm":
+    import timm
+    fixed = timm.get_pretrained_cfg(name).fixed_input_size
+    model = timm.create_model(name, num_classes=classes, **({"img_size": size} if fixed else {}))
+else:
+    import torchvision
+    model = getattr(torchvision.models, name)(num_classes=classes)
+if size <= 32:  # our stems for small images
+    stem = lambda width, **kwargs: torch.nn.Conv2d(3, width, 3, padding=1, **kwargs)
+    if name.startswith("resnet"):
+        model.conv1, model.maxpool = stem(64, bias=False), torch.nn.Identity()
+    elif name.startswith("densenet"):
+        model.features.conv0 = stem(model.features.conv0.out_channels, bias=False)
+        model.features.norm0 = model.features.pool0 = torch.nn.Identity()
+    elif name.startswith("convnext"):
+        model.stem[0] = stem(model.stem[0].out_channels)
+model.train()
+optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=1e-4)
+images, labels = torch.rand(batch, 3, size, size), torch.arange(batch) % classes
+
+def step():
+    optimizer.zero_grad(set_to_none=True)
+    torch.nn.functional.cross_entropy(model(images), labels).backward()
+    optimizer.step()
+
+step()
+print("ready", flush=True)
+for line in sys.stdin:
+    step()  # wakes the threads and fills the caches again
+    start = time.perf_counter()
+    for _ in range(int(line)):
+        step()
+    print((time.perf_counter() - start) / int(line), flush=True)
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCost:
+    """Cost of the training step of one backbone, SGD included, augmentation left out."""
+
+    name: str
+    image_size: int
+    batch_size: int
+    trace_seconds: float  # from Python to StableHLO
+    compile_seconds: float  # from there to machine code, with no cache
+    images_per_second: float | None  # median over rounds; None if not measured
+    reference_ratio: float | None  # over timm's or torchvision's, median of the rounds
+
+
+def measure(
+    name: str,
+    *,
+    image_size: int = 224,
+    batch_size: int = 2,
+    rounds: int = 3,
+    steps: int = 2,
+    python: Sequence[str] = (sys.executable,),
+) -> ModelCost:
+    """Compiles and times the training step of a backbone on one device.
+
+    Args:
+      name: of the backbone.
+      image_size: pixels.
+      batch_size: images a step.
+      rounds: timed blocks; in each the reference follows ours. 0: only compile.
+      steps: training steps in a block, after one that is not timed.
+      python: command of an interpreter that has PyTorch, timm and torchvision.
+    """
+    config = TrainConfig(
+        model=name,
+        opt="sgd",
+        recipe="pytorch",
+        dataset="imagenet2012",
+        image_size=image_size,
+        batch_size=batch_size,
+        augment=AugmentConfig(only=True),
+        parallel=ParallelConfig(devices=1),
+    )
+    images = Dataset("noise", CLASSES, {}, (image_size, image_size, 3))
+    program = compiled_program(program_spec(config, resolve(config, images), images, 1000))
+    random = np.random.default_rng(0)
+    shape = (batch_size, image_size, image_size, 3)
+    batch = {
+        "image": random.integers(0, 256, shape, dtype=np.uint8),
+        "label": random.integers(0, CLASSES, batch_size, dtype=np.int32),
+    }
+    key = jax.random.key(0)
+    with _no_compile_cache():
+        begun = time.perf_counter()
+        lowered = program.train_step.lower(program.abstract_state, batch, key)
+        traced = time.perf_counter()
+        step = lowered.compile()
+        compiled = time.perf_counter()
+
+    images_per_second = ratio = None
+    if rounds:
+        state = program.init(key, 0.01, 1e-4)
+
+        def ours(steps):
+            nonlocal state
+            begun = None
+            for _ in range(steps + 1):
+                state, metrics = step(state, batch, key)
+                jax.block_until_ready(metrics)
+                begun = begun or time.perf_counter()
+            return (time.perf_counter() - begun) / steps
+
+        with _reference(name, image_size, batch_size, python) as theirs:
+            pairs = [(ours(steps), theirs(steps) if theirs else None) for _ in range(rounds)]
+        images_per_second = batch_size / statistics.median(a for a, _ in pairs)
+        if theirs:
+            ratio = statistics.median(b / a for a, b in pairs)
+    return ModelCost(
+        name, image_size, batch_size, traced - begun, compiled - traced, images_per_second, ratio
+    )
+
+
+@contextlib.contextmanager
+def _no_compile_cache():
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+
+
+@contextlib.contextmanager
+def _reference(
+    name: str, image_size: int, batch_size: int, python: Sequence[str]
+) -> Iterator[Callable[[int], float] | None]:
+    """Times a block of the reference's training steps whenever it is called.
+
+    None where there is no such net: its library is no package, or the interpreter lacks it.
+    """
+    library, _, known_as = model_card(name).reference.partition(" ")
+    if library not in ("timm", "torchvision"):
+        yield None
+        return
+    settings = json.dumps([library, known_as, image_size, batch_size, CLASSES])
+    with subprocess.Popen(
+        [*python, "-c", _REFERENCE, settings],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+
+        def block(steps):
+            print(steps, file=process.stdin, flush=True)
+            return float(process.stdout.readline())
+
+        yield block if process.stdout.readline() == "ready\n" else None
+        process.stdin.close()

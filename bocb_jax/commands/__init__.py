@@ -1,0 +1,1 @@
+"""Doors of `bocb NAME` beside the three that train, sweep and analyze."""

@@ -1,0 +1,104 @@
+"""What to try first: `bocb recommend --model resnet50 [--runs DIR]`.
+
+Answers from your own runs and from the published tables, with the evidence of each; never imports
+JAX.
+"""
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from bocb_jax.console import console
+from bocb_jax.errors import UserError
+from bocb_jax.storage.remote import brought
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        with brought(options.runs) as runs:
+            options.runs = runs and Path(runs)
+            _run(options)
+    except UserError as error:
+        console.print(str(error), markup=False, soft_wrap=True)
+        return error.exit_code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bocb recommend",
+        description="Which optimizer, learning rate and weight decay to try first, and why.",
+    )
+    parser.add_argument("--model", required=True, metavar="NAME", help="the backbone")
+    parser.add_argument(
+        "--runs", metavar="DIR",
+        help="your own runs: a folder, its results.parquet, or a CSV of scores; a path or a URL",
+    )  # fmt: skip
+    parser.add_argument("--dataset", help="which one, where the runs are on several")
+    parser.add_argument("--most", type=int, default=3, metavar="N", help="choices; default: 3")
+    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    from bocb_jax import results
+    from bocb_jax.coupling import recommend
+    from bocb_jax.coupling.scores import from_csv, from_published, from_results
+
+    if options.most < 1:
+        raise UserError("--most is at least 1.")
+    tables = []
+    if options.runs is not None:
+        is_csv = options.runs.is_file() and options.runs.suffix != ".parquet"
+        if is_csv:
+            own = from_csv(options.runs)
+        else:
+            own = from_results(results.load(options.runs), dataset=options.dataset)
+        tables.append((f"Your own runs ({own.source})", own))
+    tables.append(("The paper, CIFAR-100", from_published("cifar100")))
+    found = [
+        (title, recommend.recommend(table, options.model, most=options.most))
+        for title, table in tables
+    ]
+    if options.json:
+        rows = [{"from": title, **_plain(advice)} for title, advice in found if advice is not None]
+        print(json.dumps(rows, indent=1, allow_nan=False))
+        return
+    for title, advice in found:
+        print(f"{title}:")
+        if advice is None:
+            print("  fewer than two optimizers have a score: nothing to choose among.")
+        else:
+            for line in recommend.sentences(advice):
+                print(f"  {line}")
+            print(f"  {_command(options.model, advice.choices[0])}")
+        print()
+
+
+def _command(model: str, choice) -> str:
+    from bocb_jax.coupling.recommend import optimizer_name
+
+    words = ["bocb", "train", "--model", model, "--opt", optimizer_name(choice.optimizer)]
+    if choice.learning_rate is not None:
+        words += ["--lr", f"{choice.learning_rate:g}"]
+    if choice.weight_decay is not None:
+        words += ["--weight-decay", f"{choice.weight_decay:g}"]
+    return shlex.join(words)
+
+
+def _plain(advice) -> dict:
+    record = dataclasses.asdict(advice)
+    for choice in record["choices"]:
+        for key, value in choice.items():
+            if isinstance(value, float) and value != value:
+                choice[key] = None
+    return record
+
+
+if __name__ == "__main__":
+    sys.exit(main())

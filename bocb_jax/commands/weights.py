@@ -1,0 +1,149 @@
+"""Weights in and out: `bocb import-weights FILE --model NAME`, `bocb export-weights RUN`.
+
+What comes in becomes a folder like that of a run, with a `config.json` that says which model it is
+and the weights in `checkpoints/best`; so `train --init` and `export-weights` take either.
+"""
+
+import contextlib
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+from flax import nnx
+from safetensors.numpy import save_file
+from tyro.conf import Positional
+
+from bocb_jax import torch_weights
+from bocb_jax.config import dotted
+from bocb_jax.console import console
+from bocb_jax.engine import run_dir
+from bocb_jax.engine.checkpoint import Checkpoints, read_best
+from bocb_jax.engine.metrics import write_json
+from bocb_jax.engine.program import weights_of
+from bocb_jax.errors import UserError
+from bocb_jax.models import create_model
+from bocb_jax.models.factory import MODELS
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportOptions:
+    """Makes a folder, for `train --init` and `export-weights`, of a file with PyTorch's names."""
+
+    file: Positional[str]  # .safetensors, .pth, .pt or .bin
+    model: str  # the backbone that the weights are of
+    out: str | None = None  # the folder to make; None: weights/MODEL
+    image_size: int | None = None  # side in pixels that the weights are for; None: the model's own
+    model_args: dict[str, Any] = dataclasses.field(default_factory=dict)  # --model-args.stem cifar
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Writes the best weights of a run to one file with PyTorch's names."""
+
+    run: Positional[str]  # the run's folder, or one that import-weights made
+    # Whose names are wanted; a backbone has those of its reference, and no others.
+    to: Literal["timm", "torchvision", "official"] | None = None
+    out: str | None = None  # the file to write; None: RUN/MODEL.safetensors
+
+
+def main(command: str, arguments: list[str]) -> int:
+    """The command line; returns the exit code."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors of Orbax, told in a sentence
+    try:
+        if command == "import-weights":
+            made = import_weights(_parse_import(arguments))
+        else:
+            made = export_weights(
+                tyro.cli(ExportOptions, args=arguments, prog="bocb export-weights")
+            )
+    except UserError as error:
+        console.print(str(error), markup=False, soft_wrap=True)
+        return error.exit_code
+    print(made)
+    return 0
+
+
+def _parse_import(arguments: list[str]) -> ImportOptions:
+    default = ImportOptions(tyro.MISSING, tyro.MISSING, model_args=dotted(arguments, "model_args"))
+    return tyro.cli(ImportOptions, args=arguments, default=default, prog="bocb import-weights")
+
+
+def import_weights(options: ImportOptions) -> Path:
+    """Reads a file of PyTorch weights into a new folder, and returns that.
+
+    The number of classes is that of the file's classifier.
+
+    Raises:
+      UserError: the file cannot be read or is of another model, or the folder exists already.
+    """
+    entry = MODELS.get(options.model)
+    out = _new(Path(options.out or Path("weights") / entry.name))
+    weights = torch_weights.read_weights(options.file)
+    settings = {"image_size": options.image_size or entry.image_size, **options.model_args}
+    classes = _classes(_abstract(options.model, 1000, **settings), weights)
+    model = _abstract(options.model, classes, **settings)
+    torch_weights.load_torch_weights(model, weights)
+    with contextlib.closing(Checkpoints(out / "checkpoints")) as checkpoints:
+        checkpoints.save_best(0, weights_of(model), {})
+        checkpoints.wait()
+    config = {"model": options.model, "model_args": options.model_args, "init": options.file}
+    resolved = {"num_classes": classes, "image_size": settings["image_size"]}
+    write_json(
+        out / "config.json", {"config": config, "resolved": resolved, **run_dir.surroundings()}
+    )
+    return out
+
+
+def export_weights(options: ExportOptions) -> Path:
+    """Writes a run's best weights to a new `.safetensors` file, and returns that.
+
+    `torch.nn.Module.load_state_dict(safetensors.torch.load_file(path))` takes it, strictly.
+
+    Raises:
+      UserError: there are no such weights, the model has no such names, or the file exists.
+    """
+    run = Path(options.run)
+    record = run_dir.read_json(run / "config.json")
+    if record is None:
+        raise UserError(f"{run} is no run's folder: there is no config.json in it.")
+    name, resolved = record["config"]["model"], record["resolved"]
+    out = _new(Path(options.out or run / f"{MODELS.canonical(name)}.safetensors"))
+    model = _abstract(
+        name, resolved["num_classes"], resolved["image_size"], **record["config"]["model_args"]
+    )
+    known = getattr(type(model), "torch_sources", ())
+    if options.to and options.to not in known:
+        has = f"those of {' and '.join(known)}" if known else "its own"
+        raise UserError(f"The weights of {name} cannot have names of {options.to}, only {has}.")
+    torch_weights.load_weights(model, read_best(run))
+    # The format is what readers of PyTorch weights look for in such a file.
+    metadata = {"format": "pt", "model": name}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(torch_weights.to_torch_state_dict(model), out, metadata)
+    return out
+
+
+def _abstract(name: str, num_classes: int, image_size: int, **model_args) -> nnx.Module:
+    return nnx.eval_shape(
+        lambda: create_model(
+            name, num_classes=num_classes, image_size=image_size, rngs=nnx.Rngs(0), **model_args
+        )
+    )
+
+
+def _classes(model: nnx.Module, weights: dict[str, np.ndarray]) -> int:
+    """The width of the classifier in a file, or 1000 where there is none."""
+    for path, variable in torch_weights.variables(model):
+        if variable.get_metadata().get("kind") == "head":
+            found = weights.get(torch_weights.torch_name(model, path, variable))
+            return 1000 if found is None else len(found)
+    return 1000
+
+
+def _new(path: Path) -> Path:
+    if path.exists():
+        raise UserError(f"{path} exists already and is left as it is; choose another --out.")
+    return path

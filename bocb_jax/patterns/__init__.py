@@ -1,0 +1,1 @@
+"""Spectra of trained weights, layer by layer."""

@@ -1,0 +1,251 @@
+"""A report as one HTML file: nothing is fetched, and no name in the data becomes markup."""
+
+import base64
+import hashlib
+import importlib.resources
+import json
+import math
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+from xml.etree import ElementTree
+
+from bocb_jax.report.document import Document, HeatMap, Picture, Table, Text, text
+from bocb_jax.report.heat import LEGENDS, HeatData, palette
+from bocb_jax.report.style import INK, PAPER
+
+_FILES = importlib.resources.files(__package__)
+_SVG = "http://www.w3.org/2000/svg"
+_XLINK = "http://www.w3.org/1999/xlink"
+
+
+def render(document: Document, heat: HeatData, pictures: Mapping[str, str]) -> str:
+    """The whole page.
+
+    A content policy in it forbids every fetch, and every script but the page's own.
+
+    Args:
+      document: from `sections.build`.
+      heat: of the same analysis.
+      pictures: name -> SVG.
+    """
+    script = _FILES.joinpath("report.js").read_text("utf-8")
+    style = _FILES.joinpath("report.css").read_text("utf-8") + palette()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
+    parts = ['<section class="verdict" id="verdict" aria-label="Verdict">']
+    parts += [_paragraph(line) for line in document.verdict[:1]]
+    parts.append(_tiles(document.tiles))
+    parts += [_paragraph(line) for line in document.verdict[1:]]
+    parts += ["</section>", _warnings(document.warnings)]
+    for section in document.sections:
+        parts.append(f'<section id="{section.name}"><h2>{escape(section.title)}</h2>')
+        parts += [_block(block, heat, pictures) for block in section.blocks]
+        parts.append("</section>")
+    links = "".join(
+        f'<a href="#{section.name}">{escape(section.title)}</a>' for section in document.sections
+    )
+    title = escape(document.title)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="generator" content="bocb_jax">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<a class="skip" href="#verdict">To the verdict</a>
+<header><button id="theme" type="button" hidden>light / dark</button>
+<h1>{title}</h1><p class="source">{escape(document.source)}</p></header>
+<nav aria-label="Sections"><div>{links}</div></nav>
+<main>
+{"".join(parts)}
+</main>
+<footer><p>Made by bocb_jax. The same as data: report.json; as text: report.md.</p></footer>
+<div id="card" hidden></div>
+<div id="said" class="skip" role="status"></div>
+<script type="application/json" id="data">{_json(heat.to_dict())}</script>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def _json(value: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    found = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return found.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _paragraph(line: str) -> str:
+    return f"<p>{escape(line)}</p>"
+
+
+def _tiles(tiles) -> str:
+    items = []
+    for figure, words in tiles:
+        look = ' class="long"' if len(figure) > 12 else ""
+        shown = f"<strong{look}>{escape(figure)}</strong>"
+        items.append(f"<li>{shown}<span>{escape(words)}</span></li>")
+    return f'<ul class="tiles">{"".join(items)}</ul>'
+
+
+def _warnings(warnings) -> str:
+    if not warnings:
+        return ""
+    items = "".join(f"<li>{escape(line)}</li>" for line in warnings)
+    title = "<h2>What these data cannot say</h2>"
+    return f'<section class="warnings" aria-label="Warnings">{title}<ul>{items}</ul></section>'
+
+
+def _block(block, heat: HeatData, pictures: Mapping[str, str]) -> str:
+    if isinstance(block, Text):
+        if block.listed:
+            return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in block.lines)}</ul>"
+        return "".join(map(_paragraph, block.lines))
+    if isinstance(block, Table):
+        return _table(block) if block.rows else ""
+    if isinstance(block, Picture):
+        return _picture(block, pictures[block.name]) if block.name in pictures else ""
+    assert isinstance(block, HeatMap)
+    return _heat_map(heat)
+
+
+# --- Tables -------------------------------------------------------------------------------------
+
+
+def _table(table: Table) -> str:
+    heads = "".join(
+        f'<th scope="col" aria-sort="none" class="{"text" if column.kind == "text" else ""}"'
+        f'{_title(column.help)}><button type="button">{escape(column.title)}</button></th>'
+        for column in table.columns
+    )
+    rows = []
+    for row in table.rows:
+        cells = []
+        for place, column in enumerate(table.columns):
+            value = row[column.key]
+            shown = escape(text(value, column.kind, row, column.key))
+            if place == 0:
+                sort = "" if column.kind == "text" else _sort_value(value)
+                cells.append(f'<th scope="row"{_title(shown, raw=True)}{sort}>{shown}</th>')
+            elif column.kind == "text":
+                long = " long" if len(shown) > 40 else ""
+                cells.append(f'<td class="text{long}">{shown}</td>')
+            else:
+                cells.append(f"<td{_sort_value(value)}>{shown}</td>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    caption = f'<p class="caption">{escape(table.caption)}</p>' if table.caption else ""
+    name = escape(table.title)
+    body = (
+        f'{caption}<div class="scroll" tabindex="0" role="region" aria-label="{name}">'
+        f'<table class="data"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody>'
+        "</table></div>"
+    )
+    if table.folded:
+        return f"<details><summary>{name} ({len(table.rows)} rows)</summary>{body}</details>"
+    return f"<h3>{name}</h3>{body}"
+
+
+def _title(words: str, *, raw: bool = False) -> str:
+    return f' title="{words if raw else escape(words)}"' if words else ""
+
+
+def _sort_value(value: Any) -> str:
+    known = value is not None and not isinstance(value, str) and math.isfinite(float(value))
+    return f' data-v="{float(value):.10g}"' if known else ' data-v=""'
+
+
+# --- The heat map -------------------------------------------------------------------------------
+
+
+def _heat_map(heat: HeatData) -> str:
+    measure = heat.measures[0]
+    heads = "".join(
+        f'<th scope="col" aria-sort="none" data-b="{b}"{_title(name)}>'
+        f'<button type="button">{escape(name)}</button></th>'
+        for b, name in enumerate(heat.backbones)
+    )
+    rows = []
+    for o, name in enumerate(heat.optimizers):
+        cells = []
+        for b in range(len(heat.backbones)):
+            look = measure["colours"][o][b] + (" strong" if measure["strong"][o][b] else "")
+            shown = escape(measure["texts"][o][b])
+            cells.append(f'<td class="{look}" tabindex="-1" data-o="{o}" data-b="{b}">{shown}</td>')
+        rows.append(
+            f'<tr data-o="{o}"><th scope="row" aria-sort="none"{_title(name)}>'
+            f'<button type="button">{escape(name)}</button></th>{"".join(cells)}</tr>'
+        )
+    options = "".join(
+        f'<option value="{m["key"]}">{escape(m["title"])}</option>' for m in heat.measures
+    )
+    legends = "".join(_legend(m, first=m is measure) for m in heat.measures)
+    return (
+        '<div class="controls" hidden><label>Show <select id="measure">'
+        f'{options}</select></label><button type="button" id="unsort">first order</button>'
+        "<span>Choose a name to sort by it; hover, touch or use the arrow keys for what is behind "
+        "a cell.</span></div>"
+        '<div class="scroll heat" role="region" aria-label="Heat map of scores">'
+        f'<table id="heat"><thead><tr><td></td>{heads}</tr></thead>'.replace(
+            "<td></td>", "<th></th>"
+        )
+        + f"<tbody>{''.join(rows)}</tbody></table></div>{legends}"
+    )
+
+
+def _legend(measure: dict, *, first: bool) -> str:
+    items = "".join(
+        f'<li><i class="{look}"></i>{escape(words)}</li>' for look, words in measure["legend"]
+    )
+    items += "".join(f"<li>{escape(words)}</li>" for words in LEGENDS if measure["key"] == "score")
+    hidden = "" if first else " hidden"
+    return f'<ul class="legend" data-measure="{measure["key"]}"{hidden}>{items}</ul>'
+
+
+# --- Pictures -----------------------------------------------------------------------------------
+
+
+def _picture(block: Picture, svg: str) -> str:
+    title = escape(block.title)
+    heading = "" if block.folded else f"<h3>{title}</h3>"
+    figure = (
+        f"<figure>{heading}"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">{inline(svg, block)}'
+        f"</div><figcaption>{escape(block.text)}</figcaption></figure>"
+    )
+    if block.folded:
+        return f"<details><summary>{title}</summary>{figure}</details>"
+    return figure
+
+
+def inline(svg: str, block: Picture) -> str:
+    """An SVG as a part of a page: its ids made unique, its ink and paper the page's."""
+    svg = svg.replace(INK, "currentColor").replace(PAPER, "none")
+    root = ElementTree.fromstring(svg)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.endswith("}metadata"):
+                parent.remove(child)
+    for node in root.iter():
+        for name, value in list(node.attrib.items()):
+            if name == "id":
+                node.set(name, f"{block.name}-{value}")
+            elif name == f"{{{_XLINK}}}href" and value.startswith("#"):
+                del node.attrib[name]
+                node.set("href", f"#{block.name}-{value[1:]}")
+            elif "url(#" in value:
+                node.set(name, value.replace("url(#", f"url(#{block.name}-"))
+    root.set("role", "img")
+    root.set("aria-label", f"{block.title}. {block.text}")
+    for size in ("width", "height"):
+        root.attrib.pop(size, None)
+    ElementTree.register_namespace("", _SVG)
+    return ElementTree.tostring(root, encoding="unicode")

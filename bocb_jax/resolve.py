@@ -1,0 +1,178 @@
+"""What a config leaves open, filled in: from the recipe, the optimizer's row, the backbone's card.
+
+Nothing is compiled here.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from bocb_jax import optim, paper
+from bocb_jax.config import TrainConfig
+from bocb_jax.data.registry import Dataset
+from bocb_jax.errors import UserError
+from bocb_jax.models.factory import MODELS, ModelEntry
+from bocb_jax.recipes import Recipe, get_recipe, regime_for
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the config leaves open, as it came out."""
+
+    recipe: str
+    epochs: int
+    batch_size: int
+    image_size: int
+    test_size: int
+    crop_ratio: float
+    num_classes: int
+    learning_rate: float
+    weight_decay: float
+    rates_from: str  # where these two come from, in words
+    decay_mask: str
+    schedule: str
+    warmup_epochs: float
+    warmup_start: float | None
+    end_fraction: float
+    cosine_from: str
+    schedule_by: str
+    loss: str
+    label_smoothing: float
+    clip_norm: float | None
+    ema: float | None
+    mixup: float
+    cutmix: float
+    repeats: int
+    drop_path: float | None  # None for a backbone that has none, or has it from `model_args`
+    precision: str
+    host_crop: tuple[float, float] | None  # share of the area, where the host does the cropping
+    augmentation: dict[str, Any]
+
+
+def resolve(config: TrainConfig, dataset: Dataset) -> Settings:
+    """Fills in from the recipe, the row of the optimizer, the card of the backbone, the device.
+
+    Raises:
+      UserError: an unknown recipe, or tuned values that were not published.
+    """
+    model = MODELS.get(config.model)
+    optimizer = optim.optimizer_info(config.opt)
+    side = dataset.image_shape[0] if dataset.image_shape else config.image_size
+    regime = regime_for(config.dataset, side)
+    name = config.recipe
+    if name == "auto":
+        name = "digits" if regime == "digits" else model.card.recipe or "pytorch"
+    image_size = config.image_size or _input_size(model, regime)
+    recipe = get_recipe(name, regime, image_size)
+    if config.image_size is None and recipe.image_size is not None:
+        # A net that was made for small images is trained on small ones.
+        image_size = min(recipe.image_size, model.image_size)
+
+    epochs = _first(config.epochs, recipe.epochs)
+    batch_size = _first(config.batch_size, recipe.batch_size)
+    parts = config.step.accumulate * config.step.batch_norm_groups
+    if batch_size % parts:
+        raise UserError(
+            f"A batch of {batch_size} does not divide into {parts} equal parts, "
+            "step.accumulate times step.batch_norm_groups."
+        )
+    schedule, step, data = config.schedule, config.step, config.data
+    precision = config.precision
+    if precision == "auto":
+        precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    augmentation, mixup, cutmix = _augmentation(config, recipe)
+    host_crop = None
+    if dataset.image_shape is None:
+        host_crop = augmentation.pop("resized_crop", None)
+    has_drop_path = "drop_path" in model.settings and "drop_path" not in config.model_args
+    learning_rate, weight_decay, source = _rates(config, optimizer)
+    return Settings(
+        recipe=name,
+        epochs=epochs,
+        batch_size=batch_size,
+        image_size=image_size,
+        test_size=_first(config.test_size, config.image_size, recipe.test_size, image_size),
+        crop_ratio=_first(data.crop_ratio, recipe.crop_ratio),
+        num_classes=dataset.num_classes,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        rates_from=source,
+        decay_mask="all" if recipe.decay_mask == "all" and _coupled(optimizer) else "matrices",
+        schedule=_first(schedule.name, optimizer.default_schedule),
+        # A warm-up longer than a tenth of the run is not what a short run means.
+        warmup_epochs=_first(schedule.warmup_epochs, min(recipe.warmup_epochs, epochs / 10)),
+        warmup_start=_first(schedule.warmup_start, recipe.warmup_start),
+        end_fraction=_first(schedule.end_fraction, recipe.end_fraction),
+        cosine_from=_first(schedule.cosine_from, recipe.cosine_from),
+        schedule_by=_first(schedule.by, recipe.schedule_by),
+        loss=_first(step.loss, recipe.loss),
+        label_smoothing=_first(step.label_smoothing, recipe.label_smoothing),
+        clip_norm=_first(step.clip_norm, recipe.clip_norm) or None,
+        ema=_first(step.ema, recipe.ema) or None,
+        mixup=mixup,
+        cutmix=cutmix,
+        repeats=_first(data.repeats, recipe.repeats),
+        drop_path=recipe.drop_path if has_drop_path else None,
+        precision=precision,
+        host_crop=host_crop,
+        augmentation=augmentation,
+    )
+
+
+def _first(*values):
+    """The first that is given; the last may be None."""
+    return next((value for value in values if value is not None), None)
+
+
+def _input_size(model: ModelEntry, regime: str) -> int:
+    """What the paper gives the backbone on small images, what it was made for on large ones."""
+    made_for = model.image_size
+    return made_for if regime == "imagenet" else min(made_for, model.card.input_size)
+
+
+def _augmentation(config: TrainConfig, recipe: Recipe) -> tuple[dict[str, Any], float, float]:
+    """Arguments of `augment.Augmentation`, and the alphas of Mixup and CutMix."""
+    given = dataclasses.asdict(config.augment)
+    only = given.pop("only")
+    given = {name: value for name, value in given.items() if value is not None}
+    base = {} if only else {**recipe.augmentation, "mixup": recipe.mixup, "cutmix": recipe.cutmix}
+    if "resized_crop" in given:
+        base.pop("pad", None)
+    if "pad" in given:
+        base.pop("resized_crop", None)
+    if given.get("three_augment") or given.get("color_jitter"):
+        base.pop("rand_augment", None)
+    merged = base | given
+    if merged.get("rand_augment") == "none":
+        del merged["rand_augment"]
+    return merged, merged.pop("mixup", 0.0), merged.pop("cutmix", 0.0)
+
+
+def _coupled(optimizer) -> bool:
+    return bool(optimizer.decays) and optimizer.decays[0] == "l2"
+
+
+def _rates(config: TrainConfig, optimizer) -> tuple[float, float, str]:
+    """Learning rate, weight decay, and where they come from."""
+    rate, decay, source = (
+        optimizer.default_learning_rate,
+        optimizer.default_weight_decay,
+        f"the defaults of {config.opt}",
+    )
+    if config.hparams == "paper":
+        tuned = paper.tuned(config.model, config.opt)
+        if tuned is None:
+            raise UserError(
+                f"The paper has no tuned values for {config.model} with {config.opt}, nor for a "
+                "neighbor of theirs; leave out --hparams paper, or give --lr and --weight-decay."
+            )
+        rate, decay = tuned.learning_rate, tuned.weight_decay
+        source = "the paper's tuned values" + (
+            "" if tuned.exact else f" for {tuned.backbone}, which stands in for {config.model}"
+        )
+    given = [name for name in ("lr", "weight_decay") if getattr(config, name) is not None]
+    if given:
+        whole = len(given) == 2
+        source = "the command" if whole else f"{source}; {given[0]} from the command"
+    return _first(config.lr, rate), _first(config.weight_decay, decay), source

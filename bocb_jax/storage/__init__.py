@@ -1,0 +1,1 @@
+"""Files, locks and folders at URLs; no JAX."""

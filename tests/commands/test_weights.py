@@ -1,0 +1,248 @@
+"""Weights that come in from elsewhere, and go out again."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from drills import kill_run
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+import bocb_jax
+from bocb_jax import torch_weights
+from bocb_jax.__main__ import main as bocb
+from bocb_jax.config import TrainConfig, from_dict
+from bocb_jax.engine import checkpoint
+from bocb_jax.errors import UserError
+from bocb_jax.train import main as train_door
+from bocb_jax.train import train
+
+RUN = {
+    "model": "vit_mini",
+    "model_args": {"depth": 1},
+    "opt": "sgd",
+    "lr": 1e-30,  # the weights stay what they were
+    "weight_decay": 0.0,
+    "epochs": 1,
+    "batch_size": 512,
+    "parallel": {"devices": 1},
+    "augment": {"only": True},
+    "log": {"progress": "none"},
+}
+
+
+@pytest.fixture
+def config(tmp_path, compile_cache):
+    return from_dict(
+        TrainConfig, {**RUN, "workdir": str(tmp_path / "runs"), "compile_cache": compile_cache}
+    )
+
+
+def build(classes, name="vit_mini", key=0):
+    settings = {"depth": 1} if name == "vit_mini" else {}
+    return bocb_jax.create_model(
+        name, num_classes=classes, image_size=32, rngs=nnx.Rngs(key), **settings
+    )
+
+
+def model_of(classes, name="vit_mini"):
+    return nnx.eval_shape(lambda: build(classes, name))
+
+
+def a_file(folder, classes=10, name="vit_mini", without=(), **changes):
+    """A file of made-up weights with PyTorch's names."""
+    random = np.random.default_rng(0)
+    weights = {
+        n: (0.05 * random.standard_normal(shape) + n.endswith("var")).astype(np.float32)
+        for n, shape in torch_weights.torch_shapes(model_of(classes, name)).items()
+        if n not in without
+    }
+    folder.mkdir(exist_ok=True)
+    save_file(weights | changes, folder / "weights.safetensors")
+    return str(folder / "weights.safetensors")
+
+
+def state_dict_of(run, classes=10):
+    """What a run answers with, under PyTorch's names."""
+    model = model_of(classes)
+    torch_weights.load_weights(model, checkpoint.read_best(run))
+    return torch_weights.to_torch_state_dict(model)
+
+
+def learned(weights):
+    return {name: weight for name, weight in weights.items() if ".running_" not in name}
+
+
+def same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], 0, 1e-20, err_msg=name)
+
+
+def test_a_run_starts_from_a_file_and_another_from_that_run(config, tmp_path, capsys):
+    file = a_file(tmp_path / "in")
+    first = dataclasses.replace(config, init=file)
+    outcome = train(first)
+    same(learned(state_dict_of(first.folder())), learned(load_file(file)))
+    second = dataclasses.replace(config, init=str(first.folder() / "checkpoints" / "best"))
+    train(second)
+    same(learned(state_dict_of(second.folder())), learned(load_file(file)))
+    assert "begins anew" not in capsys.readouterr().err
+
+    other = dataclasses.replace(config, model="mixer_mini", model_args={}, init=str(first.folder()))
+    with pytest.raises(UserError, match=r"do not fit Mixer: missing: .* more; unexpected: "):
+        train(other)
+
+    made = tmp_path / "made.safetensors"
+    assert bocb(["export-weights", str(first.folder()), "--to", "timm", "--out", str(made)]) == 0
+    same(load_file(made), load_file(file))
+    assert capsys.readouterr().out == f"{made}\n"
+
+    # The file counts as a setting; a run that goes on does not need it any more.
+    assert first.folder() != config.folder()
+    (tmp_path / "in" / "weights.safetensors").unlink()
+    (first.folder() / "result.json").unlink()
+    again = train(first)
+    for result in (again, outcome):
+        for clock in kill_run.CLOCKS:
+            del result[clock]
+    assert again == outcome
+
+
+def test_the_first_step_sees_the_logits_of_the_model_that_came_in(config, tmp_path):
+    from bocb_jax.build import compiled_program, program_spec, starting_weights
+    from bocb_jax.data.registry import open_dataset
+    from bocb_jax.resolve import resolve
+
+    file = a_file(tmp_path / "in")
+    dataset = open_dataset("digits")
+    spec = program_spec(config, resolve(config, dataset), dataset, 3)
+    start, new = starting_weights(spec, file, jax.random.key(0))
+    assert new == []
+    state = compiled_program(spec).init(jax.random.key(0), 0.1, 0.0, start)
+    graph, params, rest = nnx.split(build(10, key=5), nnx.Param, ...)
+    images = np.random.default_rng(1).standard_normal((4, 32, 32, 3)).astype(np.float32)
+    apply = nnx.jit(lambda model: model(images))
+    ours = apply(nnx.merge(graph, state.params, state.model_state))
+    imported = nnx.merge(graph, params, rest)
+    assert np.abs(ours - apply(imported)).max() > 0.1
+    bocb_jax.load_torch_weights(imported, bocb_jax.read_weights(file))
+    np.testing.assert_array_equal(ours, apply(imported))
+
+
+def test_a_new_head_where_the_classes_differ(config, tmp_path, capsys):
+    file = a_file(tmp_path / "in", classes=7)
+    config = dataclasses.replace(config, init=file)
+    train(config)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{file} is for another number of classes than the 10 of digits" in said
+    assert "the classifier (head.bias, head.weight) begins anew" in said
+    weights, given = state_dict_of(config.folder()), load_file(file)
+    head = {name: weights.pop(name) for name in ("head.weight", "head.bias")}
+    same(learned(weights), {n: w for n, w in learned(given).items() if n not in head})
+    begun = nnx.jit(lambda: build(10, "vit_mini", jax.random.key(config.seed)))()
+    same(head, {name: torch_weights.to_torch_state_dict(begun)[name] for name in head})
+
+
+def words(config, init):
+    settings = {"model": config.model, "opt": "sgd", "epochs": 1, "init": init}
+    settings |= {"model-args.depth": 1}
+    settings |= {"workdir": config.workdir, "compile-cache": config.compile_cache}
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def test_weights_that_do_not_fit_are_a_sentence_and_nothing_is_written(config, tmp_path, capsys):
+    strange = np.zeros((2, 3), np.float32)
+    changes = {"layer9.weight": strange, "norm.bias": strange}
+    noise = tmp_path / "noise.pth"
+    noise.write_bytes(b"not a pickle")
+    (tmp_path / "empty").mkdir()
+    torn = tmp_path / "torn" / "checkpoints" / "best" / "3"
+    torn.mkdir(parents=True)
+    cases = {
+        str(tmp_path / "absent.safetensors"): "There is no file of weights at",
+        str(noise): "cannot be read as PyTorch weights",
+        str(tmp_path / "empty"): "holds no weights: neither a run's folder nor",
+        str(tmp_path / "torn"): "The weights in",
+        a_file(tmp_path / "a", without=("norm.weight",), **changes): (
+            "do not fit ViT: missing: norm.weight; unexpected: layer9.weight; of another shape: "
+            "norm.bias (2x3 where 64 is wanted)."
+        ),
+        a_file(tmp_path / "b", name="resnet_mini"): "do not fit ViT: missing: ",
+    }
+    for source, message in cases.items():
+        assert train_door(words(config, source)) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert message in said
+        assert "Traceback" not in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_settings_of_a_backbone_may_be_lists(config):
+    from bocb_jax.build import compiled_program, program_spec
+    from bocb_jax.data.registry import open_dataset
+    from bocb_jax.resolve import resolve
+
+    args = {"depths": [1, 1], "widths": [8, 16]}
+    config = dataclasses.replace(config, model="resnet_mini", model_args=args)
+    dataset = open_dataset("digits")
+    program = compiled_program(program_spec(config, resolve(config, dataset), dataset, 3))
+    assert "layer2" in program.abstract_state.params
+    assert "layer3" not in program.abstract_state.params
+
+
+def bits(weights):
+    return {name: (w.dtype, w.shape, w.tobytes()) for name, w in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [("resnet_mini", "torchvision"), ("swin_mini", "timm"), ("unireplknet_mini", "official")],
+)
+def test_through_a_folder_and_back_not_a_bit_changes(tmp_path, monkeypatch, capsys, name, names):
+    monkeypatch.chdir(tmp_path)
+    file = a_file(tmp_path / "in", classes=7, name=name)
+    assert bocb(["import-weights", file, "--model", name]) == 0
+    assert bocb(["export-weights", f"weights/{name}", "--to", names]) == 0
+    assert capsys.readouterr().out == f"weights/{name}\nweights/{name}/{name}.safetensors\n"
+    made = load_file(f"weights/{name}/{name}.safetensors")
+    assert bits(made) == bits(load_file(file))
+
+
+def test_settings_of_the_model_come_along(tmp_path):
+    model = nnx.eval_shape(
+        lambda: bocb_jax.create_model(
+            "resnet_mini", stem="imagenet", image_size=48, num_classes=3, rngs=nnx.Rngs(0)
+        )
+    )
+    shapes = torch_weights.torch_shapes(model).items()
+    file, out = tmp_path / "in.safetensors", str(tmp_path / "out")
+    save_file({n: np.ones(shape, np.float32) for n, shape in shapes}, file)
+    arguments = ["import-weights", str(file), "--model", "resnet_mini", "--out", out]
+    assert bocb(arguments) == 2  # at 32 pixels the stem is another
+    assert bocb([*arguments, "--image-size", "48"]) == 0
+    assert bocb(["export-weights", out]) == 0
+    assert bits(load_file(f"{out}/resnet_mini.safetensors")) == bits(load_file(file))
+    stem = ["--model-args.stem", "imagenet", "--out", f"{out}2"]
+    assert bocb([*arguments[:4], *stem]) == 0
+    assert bocb(["export-weights", f"{out}2"]) == 0
+
+
+def test_nothing_is_overwritten_and_wrong_wishes_are_a_sentence(tmp_path, capsys):
+    file, out = a_file(tmp_path / "in"), str(tmp_path / "out")
+    vit = ("import-weights", file, "--model", "vit_mini", "--model-args.depth", "1", "--out", out)
+    assert bocb(list(vit)) == 0
+    before = sorted(tmp_path.rglob("*"))
+    cases = {
+        vit: "exists already",
+        ("export-weights", out, "--out", file): "exists already",
+        ("export-weights", out, "--to", "official"): "cannot have names of official, only those of",
+        ("export-weights", str(tmp_path / "in")): "is no run's folder",
+        ("import-weights", file, "--model", "vit_mni"): "There is no model 'vit_mni'",
+        ("import-weights", file, "--model", "mixer_mini", "--out", f"{out}2"): "do not fit Mixer",
+    }
+    for words, message in cases.items():
+        assert bocb(list(words)) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,273 @@
+"""The decomposition against statsmodels, by invariances, and on tables with planted coupling."""
+
+import hypothesis
+import numpy as np
+import pandas
+import pytest
+import scipy.stats
+import statsmodels.api
+import statsmodels.formula.api
+from hypothesis import strategies as st
+
+from bocb_jax.coupling import decomposition, noncentral
+from bocb_jax.coupling.scores import ScoreTable
+
+TABLES = 1000
+
+
+def table_of(values, optimizers=None, backbones=None) -> ScoreTable:
+    """(optimizers, backbones, seeds) scores, NaN where missing."""
+    o, b, s = np.indices(np.shape(values))
+    optimizers = optimizers or [f"o{i}" for i in range(np.shape(values)[0])]
+    backbones = backbones or [f"b{i}" for i in range(np.shape(values)[1])]
+    runs = pandas.DataFrame(
+        {
+            "optimizer": np.array(optimizers)[o.ravel()],
+            "backbone": np.array(backbones)[b.ravel()],
+            "seed": s.ravel(),
+            "score": np.ravel(values),
+            "status": "finished",
+        }
+    )
+    return ScoreTable(runs, None, "test accuracy", "points", True, 1.0, "a test")
+
+
+def random_tables(rng, shape, interaction=0.0, noise=1.0):
+    """One table: main effects, coupling of this root mean square, noise."""
+    o, b, _ = shape
+    coupling = rng.standard_normal((o, b))
+    coupling -= coupling.mean(0)
+    coupling -= coupling.mean(1, keepdims=True)
+    coupling *= interaction / np.sqrt((coupling**2).mean())
+    mean = 70 + 3 * rng.standard_normal((o, 1)) + 5 * rng.standard_normal(b) + coupling
+    return mean[..., None] + noise * rng.standard_normal(shape)
+
+
+def cells_of(values):
+    values = np.asarray(values)
+    o, b, _ = np.nonzero(~np.isnan(values))
+    return decomposition.cells_of(values[~np.isnan(values)], o, b, values.shape[:2])
+
+
+# -- against statsmodels, by hand ------------------------------------------------------------------
+
+
+@hypothesis.given(
+    seed=st.integers(0, 10**6),
+    shape=st.tuples(st.integers(2, 5), st.integers(2, 5), st.integers(2, 3)),
+    missing=st.integers(0, 3),
+)
+@hypothesis.settings(max_examples=10, deadline=None)
+def test_type_two_analysis_of_variance_is_that_of_statsmodels(seed, shape, missing):
+    rng = np.random.default_rng(seed)
+    values = random_tables(rng, shape, interaction=1.0)
+    # Single runs are missing: unbalanced, but every cell keeps one.
+    for _ in range(missing):
+        values[rng.integers(shape[0]), rng.integers(shape[1]), 0] = np.nan
+    table = table_of(values)
+    ours = decomposition.decompose(table, resamples=20).terms
+    model = statsmodels.formula.api.ols(
+        "score ~ C(optimizer) * C(backbone)", table.runs.dropna(subset="score")
+    ).fit()
+    theirs = statsmodels.api.stats.anova_lm(model, typ=2)
+    theirs.index = ["optimizer", "backbone", "interaction", "noise"]
+    for ours_name, theirs_name in (("sum_of_squares", "sum_sq"), ("f", "F"), ("p_value", "PR(>F)")):
+        np.testing.assert_allclose(
+            ours[ours_name].iloc[:3], theirs[theirs_name].iloc[:3], rtol=1e-6, atol=1e-9
+        )
+    assert (ours["degrees_of_freedom"] == theirs["df"]).all()
+
+
+def test_a_table_by_hand():
+    fit = decomposition.decompose(
+        table_of(np.array([[1.0, 2, 6], [3, 4, 8], [5, 9, 10]])[..., None])
+    )
+    # Row means 3, 5, 8 and column means 3, 5, 8 around 16/3; nine cells.
+    squares = fit.terms["sum_of_squares"].round(9).to_dict()
+    assert squares["optimizer"] == pytest.approx(38)
+    assert squares["backbone"] == pytest.approx(38)
+    assert squares["interaction"] == pytest.approx(80 - 76 + 0)
+    assert fit.mean == pytest.approx(16 / 3)
+    assert fit.optimizer_effects.tolist() == pytest.approx([-7 / 3, -1 / 3, 8 / 3])
+    assert fit.interaction.iloc[0, 0] == pytest.approx(1 / 3)
+    assert fit.interaction_std == pytest.approx(np.sqrt(4 / 9))
+
+
+def test_tukeys_test_by_the_textbook_formula():
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((5, 4)) + np.outer(np.arange(5), np.arange(4))
+    row = values.mean(1) - values.mean()
+    column = values.mean(0) - values.mean()
+    explained = (row @ values @ column) ** 2 / ((row**2).sum() * (column**2).sum())
+    left = values - values.mean() - row[:, None] - column
+    rest = ((left**2).sum() - explained) / 11
+    found = decomposition.tukey_test(cells_of(values[..., None]))
+    assert found.f == pytest.approx(explained / rest)
+    assert found.p_value == pytest.approx(scipy.stats.f.sf(explained / rest, 1, 11))
+
+
+def test_median_polish_by_hand():
+    # Tukey's way, rows first; one failed cell stays where it is.
+    additive = np.add.outer([0.0, 1, 5], [70.0, 80, 90])
+    additive[1, 2] -= 40
+    left = decomposition.median_polish(pandas.DataFrame(additive)).to_numpy()
+    expected = np.zeros((3, 3))
+    expected[1, 2] = -40
+    np.testing.assert_allclose(left, expected, atol=1e-9)
+
+
+def test_noncentral_chi_square_is_that_of_scipy():
+    for degrees in (1, 19, 361):
+        for size in (0.0, 5.0, 2e4, 5e5):
+            x = degrees + size + np.linspace(-3, 3, 9) * np.sqrt(2 * degrees + 4 * size)
+            x = np.clip(x, 1e-3, None)
+            ours = noncentral.chi_square_cdf(x, degrees, np.full(9, size))
+            expected = scipy.stats.ncx2.cdf(x, degrees, size)
+            np.testing.assert_allclose(ours, expected, atol=2e-6)
+
+
+# -- invariances -----------------------------------------------------------------------------------
+
+
+@hypothesis.given(seed=st.integers(0, 10**6), missing=st.integers(0, 4))
+@hypothesis.settings(max_examples=10, deadline=None)
+def test_order_of_rows_and_columns_and_a_constant_change_nothing(seed, missing):
+    rng = np.random.default_rng(seed)
+    values = random_tables(rng, (5, 4, 2), interaction=1.0)
+    for _ in range(missing):
+        values[rng.integers(5), rng.integers(4)] = np.nan
+    rows, columns = rng.permutation(5), rng.permutation(4)
+    one = decomposition.decompose(table_of(values), resamples=5)
+    other = decomposition.decompose(
+        table_of(
+            values[rows][:, columns] + 12.5, [f"o{i}" for i in rows], [f"b{i}" for i in columns]
+        ),
+        resamples=5,
+    )
+    fixed = ["sum_of_squares", "f", "share", "omega_squared", "partial_omega_squared_high"]
+    np.testing.assert_allclose(one.terms[fixed], other.terms[fixed], rtol=1e-6, atol=1e-8)
+    assert other.mean == pytest.approx(one.mean + 12.5)
+    aligned = other.interaction.reindex(one.interaction.index)[one.interaction.columns]
+    np.testing.assert_allclose(one.interaction, aligned, atol=1e-8)
+    polished = decomposition.median_polish(table_of(values).matrix())
+    again = decomposition.median_polish(table_of(values[rows][:, columns] + 12.5).matrix())
+    np.testing.assert_allclose(polished.to_numpy()[rows][:, columns], again, atol=1e-8)
+
+
+def test_an_additive_table_with_gaps_has_no_interaction():
+    values = np.add.outer([1.0, 2, 4, 8], [70.0, 75, 81])[..., None]
+    values[0, 0] = values[2, 1] = np.nan
+    fit = decomposition.decompose(table_of(values))
+    assert fit.missing_cells == 2
+    assert fit.terms.loc["interaction", "sum_of_squares"] == pytest.approx(0, abs=1e-8)
+    np.testing.assert_allclose(fit.interaction.fillna(0), 0, atol=1e-9)
+    np.testing.assert_allclose(np.diff(fit.optimizer_effects), [1, 2, 4])
+
+
+def test_small_tables():
+    assert decomposition.decompose(table_of(np.ones((1, 4, 2)))) is None
+    assert decomposition.decompose(table_of(np.ones((4, 1, 2)))) is None
+    equal = decomposition.decompose(table_of(np.full((3, 3, 2), 70.0)), resamples=10)
+    assert equal.interaction_std == pytest.approx(0, abs=1e-9)
+    assert equal.tukey is None
+    assert equal.permutation_p == 1
+
+
+def test_a_row_without_scores_changes_no_other():
+    values = random_tables(np.random.default_rng(1), (4, 3, 2), 1.0)
+    with_gap = np.concatenate([values, np.full((1, 3, 2), np.nan)])
+    one, other = (decomposition.decompose(table_of(v), resamples=5) for v in (values, with_gap))
+    np.testing.assert_allclose(
+        one.terms.loc["interaction", "f"], other.terms.loc["interaction", "f"]
+    )
+    assert other.mean == pytest.approx(one.mean)
+    assert np.isnan(other.optimizer_effects["o4"])
+
+
+# -- planted coupling ------------------------------------------------------------------------------
+
+
+def covered(tables, interaction, noise, shape=(5, 4, 3), seed=0):
+    """How often the intervals of the ratio and of the points hold the truth."""
+    rng = np.random.default_rng(seed)
+    o, b, s = shape
+    between, within, runs = (o - 1) * (b - 1), o * b * (s - 1), o * b * s
+    hits = np.zeros(2)
+    for _ in range(tables):
+        cells = cells_of(random_tables(rng, shape, interaction, noise))
+        squares = decomposition.sums_of_squares(cells)
+        variance = decomposition.noise_variance(cells)
+        low, high = noncentral.f_interval(
+            squares["interaction"] / between / variance, between, within, 0.95
+        )
+        hits[0] += low <= runs * (interaction / noise) ** 2 <= high
+        low, high = noncentral.sum_of_squares_interval(
+            squares["interaction"], variance, between, within, 0.95
+        )
+        hits[1] += low <= runs * interaction**2 <= high
+    return hits / tables
+
+
+@pytest.mark.parametrize(
+    ("tables", "interaction"),
+    [
+        pytest.param(TABLES, 0.3, marks=pytest.mark.slow),
+        pytest.param(TABLES, 2.0, marks=pytest.mark.slow),
+        (100, 0.3),
+        (100, 2.0),
+    ],
+)
+def test_planted_coupling_lies_in_its_interval(tables, interaction):
+    # The ratio's interval is exact, that in points close to it: 3 standard deviations of the count.
+    ratio, points = covered(tables, interaction, noise=0.5)
+    reach = 3 * np.sqrt(0.95 * 0.05 / tables)
+    assert abs(ratio - 0.95) <= reach
+    assert abs(points - 0.95) <= reach + 0.01
+
+
+def rejected(tables, shape, permutations, interaction=0.0, seed=1):
+    rng = np.random.default_rng(seed)
+    found = [
+        decomposition.permutation_test(
+            cells_of(random_tables(rng, shape, interaction)), permutations, rng
+        )
+        for _ in range(tables)
+    ]
+    return np.mean(np.array(found) <= 0.05)
+
+
+def test_without_coupling_the_permutation_test_rejects_one_in_twenty():
+    assert 0.035 <= rejected(TABLES, (5, 4, 3), permutations=199) <= 0.065
+
+
+def test_with_coupling_the_permutation_test_finds_it():
+    assert rejected(50, (5, 4, 3), permutations=199, interaction=2.0) > 0.95
+
+
+def test_coupling_of_a_backbone_lies_in_its_interval():
+    # One backbone is bound, the others are not: its own interval holds its own coupling.
+    rng = np.random.default_rng(2)
+    planted = np.zeros((6, 5))
+    planted[:, 0] = [2, -2, 1, -1, 1, -1]
+    planted -= planted.mean(1, keepdims=True)
+    truth = np.sqrt((planted**2).mean(0))
+    hits, tables = np.zeros(5), 60
+    for _ in range(tables):
+        values = 70 + planted[..., None] + 0.5 * rng.standard_normal((6, 5, 3))
+        frame = decomposition.row_intervals(cells_of(values), "backbone", 0.95)
+        hits += (frame["low"] <= truth + 1e-12) & (truth <= frame["high"])
+    # 60 tables: 2.8 points a standard deviation.
+    assert (hits / tables > 0.86).all()
+
+
+@pytest.mark.parametrize("tables", [pytest.param(300, marks=pytest.mark.slow), 30])
+def test_intervals_of_shares_hold_the_truth(tables):
+    rng = np.random.default_rng(3)
+    hits = 0
+    for _ in range(tables):
+        mean = random_tables(rng, (6, 5, 1), interaction=1.5, noise=0.0)
+        true = decomposition.decompose(table_of(mean)).terms.loc["interaction", "share"]
+        noisy = mean + 0.7 * rng.standard_normal((6, 5, 3))
+        row = decomposition.decompose(table_of(noisy), resamples=200).terms.loc["interaction"]
+        hits += row["share_low"] <= true <= row["share_high"]
+    assert hits / tables > 0.95 - 3 * np.sqrt(0.95 * 0.05 / tables)

@@ -1,0 +1,154 @@
+"""Tables of scores: CSV and results, and the sentences on what is wrong with them."""
+
+import numpy as np
+import pandas
+import pytest
+
+from bocb_jax.coupling import scores
+from bocb_jax.errors import UserError
+
+LONG = "backbone,optimizer,seed,score\n"
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(text, **arguments):
+        path = tmp_path / "scores.csv"
+        path.write_text(text, "utf-8")
+        return scores.from_csv(path, **arguments)
+
+    return read
+
+
+def test_long(read):
+    found = read(
+        "# of a study\nbackbone,optimizer,seed,score,status,learning_rate\n"
+        "vit,sgd,0,60,finished,0.1\nvit,sgd,1,62,,0.1\nvit,adamw,0,,diverged,1e-3\n"
+        "resnet,sgd,0,,crashed,0.1\nresnet,adamw,0,80,,1e-3\n",
+        chance=10.0,
+    )
+    assert found.matrix().to_dict() == {
+        "vit": {"sgd": 61.0, "adamw": 10.0}, "resnet": {"sgd": pytest.approx(np.nan, nan_ok=True),
+                                                       "adamw": 80.0},
+    }  # fmt: skip
+    assert found.counts().loc["sgd"].tolist() == [2, 0]
+    assert found.failed().to_numpy().tolist() == [[False, True], [True, False]]
+    assert not found.one_seed
+    assert any("1 runs ended" in note for note in found.notes)
+
+
+def test_wide_is_the_long_one(read):
+    wide = read("optimizer,vit,resnet\nsgd,60,78\nadamw,diverged,\n")
+    assert wide.matrix().loc["sgd"].tolist() == [60, 78]
+    assert wide.matrix().loc["adamw", "vit"] == 0
+    assert np.isnan(wide.matrix().loc["adamw", "resnet"])
+    assert any("chance level is not known: they score 0" in note for note in wide.notes)
+    assert wide.one_seed
+
+
+def test_published_tables_are_read_as_wide_ones(tmp_path):
+    own = scores.from_published("cifar100").matrix()
+    path = tmp_path / "own.csv"
+    own.to_csv(path, index_label="optimizer")
+    pandas.testing.assert_frame_equal(scores.from_csv(path).matrix(), own)
+
+
+def test_fractions_are_shown_in_percent(read):
+    found = read(LONG + "vit,sgd,0,0.6\nvit,adamw,0,0.75\n")
+    assert found.matrix()["vit"].tolist() == [60, 75]
+    assert any("fractions" in note for note in found.notes)
+
+
+def test_losses_may_exceed_one_hundred(read):
+    found = read(LONG + "vit,sgd,0,130\nvit,adamw,0,0.5\n", score="train loss")
+    assert not found.higher_is_better
+    assert found.unit == "nats"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LONG + "vit,sgd,0,60\nvit,sgd,0,61\n",
+         r"line 3 repeats line 2: backbone vit, optimizer sgd, seed 0; keep one"),
+        ("backbone,optimizer,score\nvit,sgd,60\nvit,sgd,61\n", "give the seeds a column 'seed'"),
+        (LONG + "vit,sgd,0,good\n", r"Line 2: the score 'good' is not a number\."),
+        (LONG + "vit,sgd,0,inf\n", "Line 2: the score is infinite"),
+        ("backbone,optimizer,seed\nvit,sgd,0\n", "no column 'score'; its columns are: backbone"),
+        ("model,optimizer,score\nvit,sgd,0\n", "no column 'backbone'"),
+        (LONG + "vit,sgd,0,173\n", r"line 2: an accuracy is between 0 and 100 percent"),
+        (LONG + "vit,sgd,0,-3\nvit,adamw,0,50\n", r"line 2: an accuracy is between"),
+        (LONG + "vit,sgd,0\n", "line 2: 3 values, but the first line names 4 columns"),
+        (LONG + ",sgd,0,3\n", "Line 2 names no backbone"),
+        (LONG, "holds no score"),
+        ("", "holds no score"),
+        (LONG + "vit,sgd,0,\n", "holds no score"),
+        ("optimizer,vit,vit\nsgd,1,2\n", "two columns named 'vit'"),
+        ("backbone,optimizer,score,status\nvit,sgd,60,ok\n", "no status 'ok'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_one_sentence_with_its_place(read, text, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be read: No such file"):
+        scores.from_csv(tmp_path / "none.csv")
+    (tmp_path / "latin.csv").write_bytes("optimizer,é\nsgd,1\n".encode("latin-1"))
+    with pytest.raises(UserError, match="not text in UTF-8"):
+        scores.from_csv(tmp_path / "latin.csv")
+    with pytest.raises(UserError, match="no published table of scores 'cifar'"):
+        scores.from_published("cifar")
+
+
+def results(**columns):
+    rows = [
+        ("search", "vit", "sgd", 0, 0.1, "finished", 0.55, None, 2.0),
+        ("search", "vit", "sgd", 0, 1.0, "diverged", None, None, None),
+        ("final", "vit", "sgd", 1, 0.1, "finished", 0.54, 0.5, 2.1),
+        ("final", "vit", "adamw", 1, 0.1, "diverged", None, None, None),
+        ("final", "net", "sgd", 1, 0.1, "out_of_memory", None, None, None),
+        ("final", "net", "adamw", 1, 0.1, "finished", 0.8, 0.75, 0.7),
+    ]
+    names = ["phase", "model", "optimizer", "seed", "learning_rate", "status",
+             "validation_accuracy", "test_accuracy", "train_loss"]  # fmt: skip
+    frame = pandas.DataFrame(rows, columns=names)
+    return frame.assign(num_classes=10, dataset="digits", run="x", **columns)
+
+
+def test_results_of_a_sweep():
+    found = scores.from_results(results())
+    matrix = found.matrix()
+    assert matrix.loc["sgd", "vit"] == 50
+    assert matrix.loc["adamw", "vit"] == found.chance == 10
+    assert np.isnan(matrix.loc["sgd", "net"])
+    assert found.failed().loc["sgd", "net"]
+    assert found.trials["score"].tolist() == [pytest.approx(55), 10]
+    loss = scores.from_results(results(), "train loss")
+    assert loss.matrix().loc["adamw", "vit"] == pytest.approx(np.log(10))
+    odds = scores.from_results(results(), "log-odds")
+    assert odds.matrix().loc["sgd", "vit"] == pytest.approx(0)
+
+
+def test_a_search_alone_is_a_table_with_a_note():
+    frame = results()
+    found = scores.from_results(frame[frame["phase"] == "search"])
+    assert found.matrix().to_numpy().tolist() == [[pytest.approx(55)]]
+    assert any("too good" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (results().iloc[:0], "There are no runs to analyse"),
+        (results().assign(dataset=["a", "b"] * 3), "The runs are on 2 datasets: a, b; choose one"),
+        (results().drop(columns="model"), "no column 'model'"),
+        (pandas.concat([results(), results()]), "vit ran twice with sgd and seed 1"),
+        (results().assign(test_accuracy=None, validation_accuracy=None, status="crashed"),
+         "No run has a test accuracy: 4 runs"),
+    ],
+)  # fmt: skip
+def test_results_that_cannot_be_analysed(frame, message):
+    with pytest.raises(UserError, match=message):
+        scores.from_results(frame)

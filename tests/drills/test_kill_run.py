@@ -1,0 +1,7 @@
+"""A run that is killed has the bits of one that is not."""
+
+from drills import kill_run
+
+
+def test_kills_change_no_bit():
+    kill_run.main(["--kills", "2"])  # 20 of them: python tests/drills/kill_run.py

@@ -1,0 +1,218 @@
+"""What must hold of every backbone, over the table of models: a new entry needs no new test.
+
+The small twins are tried in the default run, the full-size nets of the paper with `-m slow`, and
+other published sizes by shape alone, also with `-m slow`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from helpers.filled import PAPER
+
+import bocb_jax
+from bocb_jax.errors import UserError
+from bocb_jax.models.factory import MODELS
+from bocb_jax.models.parameters import parameter_count, parameter_kinds
+
+CLASSES, BATCH = 10, 4
+NAMES = bocb_jax.list_models()
+MINIS = [name for name in NAMES if name.endswith("_mini")]
+LARGE = [name for name in NAMES if name not in (*MINIS, *PAPER)]
+LISTED = [*MINIS, *PAPER, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
+# Every property is tried on two small nets in the default run, on all with -m slow.
+QUICK = ("resnet_mini", "vit_mini")
+# Gradients of all small twins take minutes to compile.
+LEARNING = [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MINIS
+] + [pytest.param(name, marks=pytest.mark.slow) for name in PAPER]
+SAMPLE = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in [*MINIS]]
+
+
+def build(name, seed=0, **changes):
+    size = MODELS.get(name).image_size
+    settings = {"num_classes": CLASSES, "image_size": size, **changes}
+    return bocb_jax.create_model(name, rngs=nnx.Rngs(seed), **settings)
+
+
+def images(name, batch=BATCH):
+    side = MODELS.get(name).image_size
+    return jax.random.normal(jax.random.key(1), (batch, side, side, 3))
+
+
+def split(model):
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+
+
+def loss_of(graph, labels=None):
+    """(params, rest, images, key) -> loss, and the statistics afterwards."""
+
+    def loss(params, rest, x, key):
+        model = nnx.merge(graph, params, rest)
+        logits = model(x, rngs=nnx.Rngs(dropout=key))
+        target = jnp.arange(len(x)) % CLASSES if labels is None else labels
+        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), target[:, None], 1)
+        return -picked.mean(), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+    return loss
+
+
+def in_64_bits(tree):
+    return jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, tree)
+
+
+def mode(model, *, training):
+    return nnx.view(
+        model,
+        deterministic=not training,
+        use_running_average=not training,
+        raise_if_not_found=False,
+    )
+
+
+def test_the_paper_is_complete():
+    assert set(PAPER) <= set(NAMES)
+    assert len(MINIS) >= 20
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_count_and_shapes_of_every_variant(name):
+    entry = MODELS.get(name)
+    model = nnx.eval_shape(lambda: build(name, num_classes=1000))
+    if entry.card.parameters is not None:
+        assert parameter_count(model) == entry.card.parameters
+    if name in MINIS:
+        assert parameter_count(nnx.eval_shape(lambda: build(name))) <= 500_000
+    kinds = jax.tree.leaves(parameter_kinds(model))
+    assert kinds.count("head") == 1
+    assert len(kinds) == len(jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_every_parameter_learns(name):
+    model = mode(build(name), training=True)
+    graph, params, rest = split(model)
+    # Layer scale and a last gain of zero hold back the gradient of what lies behind them.
+    params = jax.tree.map(lambda p: p + 0.1 * jnp.ones_like(p) * (jnp.abs(p).max() < 1e-3), params)
+    step = jax.jit(jax.value_and_grad(loss_of(graph), has_aux=True))
+    (loss, stats), grads = step(params, rest, images(name), jax.random.key(0))
+    assert jnp.isfinite(loss)
+    for path, gradient in jax.tree.leaves_with_path(grads):
+        assert jnp.isfinite(gradient).all(), jax.tree_util.keystr(path)
+        assert jnp.abs(gradient).max() > 0, jax.tree_util.keystr(path)
+    for path, after in jax.tree.leaves_with_path(stats):
+        assert jnp.isfinite(after).all(), jax.tree_util.keystr(path)
+    compiled = step._cache_size()
+    step(params, rest, images(name), jax.random.key(1))
+    assert step._cache_size() == compiled
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_evaluation_in_float32_and_bfloat16(name):
+    x = images(name)
+    logits = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        graph, params, rest = split(mode(build(name, dtype=dtype), training=False))
+        apply = jax.jit(lambda params, rest, x, graph=graph: nnx.merge(graph, params, rest)(x))
+        logits[dtype] = apply(params, rest, x)
+        assert logits[dtype].shape == (BATCH, CLASSES)
+        assert logits[dtype].dtype == jnp.float32
+        assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
+    wide, narrow = logits.values()
+    assert jnp.isfinite(narrow).all()
+    # bfloat16 has 8 bits; a hundred roundings in a row lose a few of them.
+    assert jnp.abs(wide - narrow).max() < 0.15 * jnp.abs(wide).max() + 0.05
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_training_and_evaluation_differ_where_they_should(name):
+    model = build(name)
+    x, has_stats = images(name), bool(jax.tree.leaves(nnx.state(model, nnx.BatchStat)))
+    with_rngs = lambda m, seed: m(x, rngs=nnx.Rngs(dropout=seed))  # noqa: E731
+    answers = [with_rngs(mode(model, training=False), seed) for seed in (0, 1)]
+    np.testing.assert_array_equal(*answers)
+    trained = with_rngs(mode(model, training=True), 0)
+    if has_stats:
+        assert not np.allclose(trained, answers[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_features_are_maps(name):
+    model = mode(build(name), training=False)
+    side = MODELS.get(name).image_size
+    maps = jax.eval_shape(lambda x: model.features(x), images(name))
+    sides = [found.shape[1] for found in maps]
+    assert maps
+    assert all(len(found.shape) == 4 and found.shape[1] == found.shape[2] for found in maps)
+    assert sides == sorted(sides, reverse=True)
+    assert sides[0] <= side
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_initialisation_by_shape_is_initialisation(name):
+    abstract = split(nnx.eval_shape(lambda: build(name)))[1:]
+    concrete = split(build(name))[1:]
+    assert jax.tree.structure(abstract) == jax.tree.structure(concrete)
+    for a, b in zip(jax.tree.leaves(abstract), jax.tree.leaves(concrete), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+    again = split(build(name))[1]
+    jax.tree.map(np.testing.assert_array_equal, again, concrete[0])
+    other = split(build(name, seed=1))[1]
+    assert any(
+        not np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(concrete[0]), strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_seeds_trained_together_equal_seeds_trained_alone(name):
+    """In 64 bits, where what is left is no rounding: in 32 some nets multiply it by thousands."""
+    with jax.enable_x64(True):
+        graph, *_ = split(mode(build(name), training=True))
+        gradient = jax.value_and_grad(loss_of(graph), has_aux=True)
+        drawn = [split(mode(build(name, seed=seed), training=True))[1:] for seed in (0, 1)]
+        *states, x = in_64_bits([*drawn, images(name)])
+        keys = jax.random.split(jax.random.key(2), 2)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        together = jax.jit(jax.vmap(gradient, (0, 0, None, 0)))(*stacked, x, keys)
+        alone = jax.jit(gradient)
+        for number, (state, key) in enumerate(zip(states, keys, strict=True)):
+            single = alone(*state, x, key)
+            largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(single[1]))
+            for a, b in zip(
+                jax.tree.leaves(jax.tree.map(lambda x, n=number: x[n], together)),
+                jax.tree.leaves(single),
+                strict=True,
+            ):
+                # Scores, logits and the loss are 32 bits wide all the same.
+                scale = max(largest, float(jnp.abs(b).max()))
+                np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_rematerialised_gradients_are_equal(name):
+    graph, params, rest = split(mode(build(name), training=True))
+    loss = loss_of(graph)
+    arguments = (params, rest, images(name), jax.random.key(0))
+    plain = jax.jit(jax.grad(loss, has_aux=True))(*arguments)
+    remat = jax.jit(jax.grad(jax.checkpoint(loss), has_aux=True))(*arguments)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
+        scale = float(jnp.abs(a).max()) + 1e-6
+        np.testing.assert_allclose(a, b, atol=1e-3 * scale)
+
+
+def test_unknown_settings_are_named():
+    with pytest.raises(
+        UserError, match=r"resnet_mini has no setting depht\. It has: block, depths, widths"
+    ):
+        build("resnet_mini", depht=3)
+    with pytest.raises(UserError, match="'official' and 'bocb', not 'timm'"):
+        build("resnet_mini", variant="timm")
+
+
+def test_an_alias_is_the_same_net():
+    assert parameter_count(nnx.eval_shape(lambda: build("deit_s"))) == parameter_count(
+        nnx.eval_shape(lambda: build("vit_s"))
+    )

@@ -1,0 +1,217 @@
+"""Weights to and from PyTorch's names."""
+
+import pathlib
+import pickle
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import bocb_jax
+from bocb_jax import torch_weights
+from bocb_jax.errors import UserError
+
+MINIS = bocb_jax.list_models("*_mini")
+
+
+def abstract(name, num_classes=10):
+    return nnx.eval_shape(
+        lambda: bocb_jax.create_model(
+            name, num_classes=num_classes, image_size=32, rngs=nnx.Rngs(0)
+        )
+    )
+
+
+def draw(model, seed):
+    """A state dict for the model, in PyTorch's names and layouts."""
+    rng = np.random.default_rng(seed)
+    shapes = torch_weights.torch_shapes(model)
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def build(name, *, seed=0, num_classes=10):
+    """A model with weights, without the cost of drawing its initial ones."""
+    model = abstract(name, num_classes)
+    torch_weights.load_torch_weights(model, draw(model, seed))
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build("resnet_mini")
+
+
+@pytest.fixture
+def state_dict(model):
+    return torch_weights.to_torch_state_dict(model)
+
+
+def all_leaves(model):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model))]
+
+
+@pytest.mark.parametrize("name", MINIS)
+def test_round_trip_is_the_identity(name):
+    model = abstract(name)
+    names = [torch_weights.torch_name(model, *found) for found in torch_weights.variables(model)]
+    assert len(set(names)) == len(names)
+    weights = draw(model, 0)
+    assert torch_weights.load_torch_weights(model, weights) == []
+    returned = torch_weights.to_torch_state_dict(model)
+    assert returned.keys() == weights.keys()
+    for n, weight in weights.items():
+        np.testing.assert_array_equal(returned[n], weight, err_msg=n)
+
+
+def test_names_and_layouts_are_pytorchs(model, state_dict):
+    kernel = np.asarray(model.layer1[0].conv2.kernel[...])
+    np.testing.assert_array_equal(state_dict["layer1.0.conv2.weight"], kernel.transpose(3, 2, 0, 1))
+    np.testing.assert_array_equal(state_dict["fc.weight"], np.asarray(model.fc.kernel[...]).T)
+    np.testing.assert_array_equal(state_dict["bn1.weight"], model.bn1.scale[...])
+    np.testing.assert_array_equal(state_dict["bn1.running_var"], model.bn1.var[...])
+
+
+def test_all_faults_are_named_at_once_and_nothing_changes(model, state_dict):
+    del state_dict["bn1.weight"], state_dict["layer2.0.bn1.running_mean"]
+    state_dict["layer9.conv.weight"] = np.zeros((1, 2, 3, 4), np.float32)
+    state_dict["fc.weight"] = np.zeros((1000, 256), np.float32)
+    state_dict["conv1.weight"] = state_dict["conv1.weight"] + 1
+    before = all_leaves(model)
+    with pytest.raises(UserError) as caught:
+        torch_weights.load_torch_weights(model, state_dict)
+    message = str(caught.value)
+    for part in (
+        "missing: bn1.weight, layer2.0.bn1.running_mean",
+        "unexpected: layer9.conv.weight",
+        "of another shape: fc.weight (1000x256 where 10x256 is wanted)",
+        "ResNet",
+    ):
+        assert part in message
+    for a, b in zip(all_leaves(model), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_counters_and_index_tables_are_passed_over(state_dict):
+    model = build("resnet_mini", seed=1)
+    state_dict["bn1.num_batches_tracked"] = np.array(7)
+    state_dict["layer1.0.attn.relative_position_index"] = np.zeros((4, 4), np.int64)
+    state_dict["layer1.0.some_table"] = np.zeros((4, 4), np.int64)
+    state_dict["layer1.0.attn_mask"] = np.zeros((4, 4), np.float32)
+    assert torch_weights.load_torch_weights(model, state_dict) == []
+    np.testing.assert_array_equal(
+        torch_weights.to_torch_state_dict(model)["conv1.weight"], state_dict["conv1.weight"]
+    )
+
+
+def test_half_precision_comes_in_as_float32(state_dict):
+    model = build("resnet_mini", seed=1)
+    halves = {name: array.astype(np.float16) for name, array in state_dict.items()}
+    torch_weights.load_torch_weights(model, halves)
+    returned = torch_weights.to_torch_state_dict(model)["conv1.weight"]
+    assert returned.dtype == np.float32
+    np.testing.assert_array_equal(returned, halves["conv1.weight"].astype(np.float32))
+
+
+def test_the_model_does_not_share_memory_with_what_was_loaded(state_dict):
+    model = build("resnet_mini", seed=1)
+    torch_weights.load_torch_weights(model, state_dict)
+    loaded = np.array(model.bn1.scale[...])
+    state_dict["bn1.weight"] += 1
+    np.testing.assert_array_equal(model.bn1.scale[...], loaded)
+
+
+def test_a_new_head_where_the_classes_differ(state_dict):
+    model = build("resnet_mini", seed=1, num_classes=7)
+    with pytest.raises(UserError, match=r"fc\.bias"):
+        torch_weights.load_torch_weights(model, state_dict)
+    head = np.array(model.fc.kernel[...])
+    kept = torch_weights.load_torch_weights(model, state_dict, new_head=True)
+    assert sorted(kept) == ["fc.bias", "fc.weight"]
+    np.testing.assert_array_equal(model.fc.kernel[...], head)
+    np.testing.assert_array_equal(model.bn1.scale[...], state_dict["bn1.weight"])
+    del state_dict["bn1.bias"]
+    with pytest.raises(UserError, match=r"missing: bn1.bias\."):
+        torch_weights.load_torch_weights(model, state_dict, new_head=True)
+
+
+FILES = pathlib.Path(__file__).parent / "golden" / "torch"
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pth", "checkpoint_before_1_6.pth"])
+def test_files_of_pytorch_are_read_without_pytorch(name):
+    """Both files were written by `torch.save`: a state dict under "state_dict" with a prefix
+    "module.", beside an `argparse.Namespace` and the state of an optimizer."""
+    weights = torch_weights.read_weights(FILES / name)
+    assert weights.keys() == {
+        "conv.weight", "half", "brain", "view", "alias", "bn.num_batches_tracked"
+    }  # fmt: skip
+    conv = np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2)  # saved in channels-last strides
+    np.testing.assert_array_equal(weights["conv.weight"], conv)
+    np.testing.assert_array_equal(weights["half"], np.array([1, 2.5], np.float16))
+    np.testing.assert_array_equal(weights["brain"].astype(np.float32), [1.5, -2])
+    np.testing.assert_array_equal(weights["view"], [2.0, 4.0, 6.0])
+    np.testing.assert_array_equal(weights["alias"], [2.0, 4.0, 6.0])
+    assert weights["bn.num_batches_tracked"] == 7
+
+
+def test_safetensors_come_in(tmp_path, state_dict):
+    numpy = pytest.importorskip("safetensors.numpy")
+    numpy.save_file(state_dict, tmp_path / "weights.safetensors")
+    weights = torch_weights.read_weights(tmp_path / "weights.safetensors")
+    model = build("resnet_mini", seed=1)
+    torch_weights.load_torch_weights(model, weights)
+    for name, array in torch_weights.to_torch_state_dict(model).items():
+        np.testing.assert_array_equal(array, state_dict[name])
+
+
+class Hostile:
+    """Writes a file when unpickled by anything that executes pickles."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (pathlib.Path.touch, (self.path,))
+
+
+class Tampering:
+    """Tries to give a tensor's class another `array`."""
+
+    def __reduce__(self):
+        return (getattr, (torch_weights._Tensor, "array"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_no_pickle_is_executed(tmp_path, zipped):
+    trap, file = tmp_path / "trap", tmp_path / "weights.pth"
+    pickled = pickle.dumps({"weight": Hostile(trap), "other": Tampering()})
+    if zipped:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("archive/data.pkl", pickled)
+    else:
+        header = [pickle.dumps(part) for part in (0x1950A86A20F9469CFC6C, 1001, {})]
+        file.write_bytes(b"".join([*header, pickled, pickle.dumps([])]))
+    with pytest.raises(UserError, match="no state dict"):
+        torch_weights.read_weights(file)
+    assert not trap.exists()
+
+
+def test_unreadable_files_are_one_sentence(tmp_path):
+    def message(name, content=None):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            torch_weights.read_weights(tmp_path / name)
+        assert name in str(caught.value)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "no file" in message("absent.pth")
+    assert "cannot be read" in message("noise.pth", b"not a pickle")
+    assert "older format" in message("other.pth", pickle.dumps({"a": 1}))
+    whole = (FILES / "checkpoint.pth").read_bytes()
+    assert "cannot be read" in message("cut.pth", whole[: len(whole) // 2])
+    old = (FILES / "checkpoint_before_1_6.pth").read_bytes()
+    assert "is damaged" in message("cut_old.pth", old[:-40])

@@ -1,0 +1,250 @@
+"""Sweeps whose runs train together: who is handed to whom, and the same table as one by one."""
+
+import collections
+import json
+import re
+import time
+
+import pandas
+import pytest
+from drills import kill_sweep
+from helpers import made_runs
+from helpers.studies import TINY, Pretended, Unseen, command, study, write
+
+from bocb_jax import results
+from bocb_jax.errors import UserError
+from bocb_jax.storage.remote import Workdir
+from bocb_jax.study import resolve
+from bocb_jax.study.grouping import FILE, Populations, population_size
+from bocb_jax.study.plan import Cell
+from bocb_jax.study.pool import Event
+from bocb_jax.study.scheduler import Scheduler
+from bocb_jax.study.spec import Final, Search, read_study
+from bocb_jax.study.worker import Executor
+
+SPEC = study(search=Search(lr_factors=(0.01, 0.1, 1, 10, 100)), final=Final((1, 2, 3)))
+
+
+class Workers(Pretended):
+    """A pool that notes what it is asked, and ends it as `ends(worker, kind, runs)` says."""
+
+    def __init__(self, size, tmp_path, ends=None):
+        super().__init__(size, None)
+        self.asked, self.workdir = [], tmp_path
+        self.change = ends or (lambda worker, kind, configs: None)
+
+    def start(self, worker, settings, kind="config"):
+        configs = settings.get("configs", [settings])
+        self.asked.append((kind, len(configs), settings.get("members")))
+        found = self.change(worker, kind, configs)
+        self.waiting += self.finish(worker, kind, configs) if found is None else found
+
+    def finish(self, worker, kind, configs):
+        answer = {"compiled": [], "loaded": []}
+        if kind == "compare":
+            answer["choice"] = {"members": len(configs)}
+            return [Event("answer", worker, answer)]
+        for config in configs:
+            made_runs.finish(self.planned(config), self.workdir)
+        statuses = ["finished"] * len(configs)
+        answer |= {"statuses": statuses} if kind == "configs" else {"status": "finished"}
+        return [Event("answer", worker, answer)]
+
+    def planned(self, settings):
+        cell = made_runs.cells(SPEC, self.workdir, 1, 1)[0]
+        from bocb_jax.study.search import Point
+
+        point = Point(settings["lr"], settings["weight_decay"])
+        return cell._run(point, settings["seed"], test=settings["test"])
+
+
+def run(tmp_path, asked, ends=None, **options):
+    pool, outcomes = Workers(1, tmp_path, ends), {}
+    cells = made_runs.cells(SPEC, tmp_path, 1, 1)
+    scheduler = Scheduler(
+        cells,
+        outcomes,
+        pool,
+        Unseen(),
+        workdir=Workdir.at(tmp_path),
+        populations=Populations(asked, Workdir.at(tmp_path)),
+        **options,
+    )
+    deadline = time.monotonic() + 20
+    assert scheduler.run(lambda: time.monotonic() > deadline)
+    assert len(outcomes) == 8
+    assert {outcome.status for outcome in outcomes.values()} == {"finished"}
+    return pool, scheduler
+
+
+def choices(tmp_path):
+    return json.loads((tmp_path / FILE).read_text())
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("off", [("config", 1, None)] * 8),
+        (3, [("configs", 3, 3), ("configs", 2, 3), ("configs", 3, 3)]),
+        # Two of five places would be filled: these are trained one by one.
+        (4, [("configs", 4, 4), ("config", 1, None), ("configs", 3, 4)]),
+        (9, [("configs", 5, 5), ("configs", 3, 5)]),
+        ("auto", [("compare", 5, 5), ("configs", 5, 5), ("configs", 3, 5)]),
+    ],
+)
+def test_runs_of_a_pair_are_handed_out_together(tmp_path, asked, expected):
+    pool, _ = run(tmp_path, asked)
+    assert pool.asked == expected
+    assert (tmp_path / FILE).exists() == (asked != "off")
+
+
+def test_a_choice_is_made_once_and_kept(tmp_path):
+    def slower(worker, kind, configs):
+        choice = {"members": 1, "seconds_per_image_alone": 1.0, "seconds_per_image_together": 6.0}
+        told = {"choice": choice, "compiled": [], "loaded": []}
+        return [Event("answer", worker, told)] if kind == "compare" else None
+
+    pool, _ = run(tmp_path, "auto", slower)
+    assert pool.asked == [("compare", 5, 5)] + [("config", 1, None)] * 8
+    ((name, choice),) = choices(tmp_path).items()
+    assert name == "net0 opt0, 4 epochs"
+    assert choice["asked"] == "auto"
+    assert choice["seconds_per_image_together"] == 6.0
+    cells = made_runs.cells(SPEC, tmp_path, 1, 1)
+    todo = cells[0].planned({})
+    assert Populations("auto", Workdir.at(tmp_path)).places(cells[0], todo) == 1
+    assert Populations(2, Workdir.at(tmp_path)).places(cells[0], todo[:2]) == 2  # asked for anew
+
+
+def test_runs_whose_worker_dies_together_go_on_one_by_one(tmp_path):
+    def dies(worker, kind, configs):
+        if kind == "configs":
+            return [Event("died", worker, "signal 9"), Event("ready", worker, {})]
+        return None
+
+    pool, _ = run(tmp_path, 5, dies, retries=3)
+    assert collections.Counter(kind for kind, *_ in pool.asked) == {"configs": 2, "config": 8}
+
+
+def test_the_minutes_of_a_run_hold_for_each_and_time_lost_together_is_no_failure(tmp_path):
+    def hangs(worker, kind, configs):
+        return [] if kind == "configs" else None
+
+    began = time.monotonic()
+    pool, _ = run(tmp_path, 5, hangs, minutes_per_run=0.004)
+    assert pool.killed == [0, 0]
+    assert time.monotonic() - began > 60 * 0.004 * (5 + 3)
+
+
+def test_where_training_together_fails_the_pair_is_trained_one_by_one_from_then_on(tmp_path):
+    def fails(worker, kind, configs):
+        if kind != "configs":
+            return None
+        (event,) = pool_of[0].finish(worker, kind, configs)
+        return [Event("answer", worker, {**event.content, "error_together": "no memory"})]
+
+    pool_of = [Workers(1, tmp_path)]
+    pool, _ = run(tmp_path, 5, fails)
+    assert pool.asked == [("configs", 5, 5)] + [("config", 1, None)] * 3
+    assert choices(tmp_path)["net0 opt0, 4 epochs"]["error"] == "no memory"
+
+
+def test_runs_that_were_interrupted_are_handed_out_again(tmp_path):
+    stopped = []
+
+    def stops(worker, kind, configs):
+        if stopped:
+            return None
+        stopped.append(kind)
+        pool_of[0].finish(worker, kind, configs[:2])
+        statuses = ["finished", "finished", "interrupted", "interrupted", "interrupted"]
+        return [Event("answer", worker, {"statuses": statuses, "compiled": [], "loaded": []})]
+
+    pool_of = [Workers(1, tmp_path)]
+    pool, scheduler = run(tmp_path, 5, stops)
+    assert pool.asked == [("configs", 5, 5), ("configs", 3, 5), ("configs", 3, 5)]
+    assert scheduler.counts.ended == 8
+
+
+@pytest.mark.parametrize("text", ["1", "0", "-3", "on", "2.5"])
+def test_another_size_is_a_sentence(text):
+    with pytest.raises(UserError, match="must be auto, off, or a number above 1"):
+        population_size(text)
+
+
+def test_what_trained_together_is_estimated_by_its_share(tmp_path):
+    from bocb_jax.study.estimate import _known
+
+    cells = made_runs.cells(SPEC, tmp_path, 1, 1)
+    planned = cells[0].planned({})[0]
+    made_runs.finish(planned, tmp_path, wall_seconds=48.0, population=4)
+    from bocb_jax.study.scheduler import read_outcome
+
+    outcomes = {planned.run: read_outcome(tmp_path / planned.run)}
+    assert _known(cells, outcomes, tmp_path) == {"net0": 48.0 / (4 * cells[0].pair.images)}
+
+
+# --- Real, tiny runs ------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def cold_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def test_without_memory_for_all_they_are_trained_one_by_one(tmp_path, monkeypatch):
+    import bocb_jax.train_population
+
+    def lacking(configs, members):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes.")
+
+    for module in ("program", "train"):  # this process keeps nothing on disk
+        monkeypatch.setattr(f"bocb_jax.{module}.use_compile_cache", lambda folder: None)
+    monkeypatch.setattr(bocb_jax.train_population, "train_together", lacking)
+    spec = read_study(write(tmp_path, TINY))
+    (pair, *_) = resolve.find_pairs(spec)
+    configs = [planned.settings for planned in Cell(pair, spec, tmp_path / "runs").planned({})]
+    answer = Executor().answer("configs", {"configs": configs, "members": 2})
+    assert answer["statuses"] == ["finished", "finished"]
+    assert "RESOURCE_EXHAUSTED" in answer["error_together"]
+    frame = results.read_runs(tmp_path / "runs")
+    assert list(frame["population"]) == [1, 1]
+
+
+@pytest.mark.slow
+def test_a_sweep_together_gives_the_table_of_one_by_one(tmp_path):
+    text = kill_sweep.STUDY.replace("epochs = 4", "epochs = 2")
+    path = write(tmp_path, re.sub(r"lr_factors = .*", "lr_factors = [0.1, 1, 1e30]", text))
+    tables = {}
+    for population in ("off", "3"):
+        runs = tmp_path / population
+        options = "--workdir", runs, "--population", population, "--progress", "none"
+        said = command(path, *options, "--workers", 1)
+        assert said.returncode == 0, said.stderr
+        tables[population] = pandas.read_parquet(runs / "results.parquet")
+    assert "compiled 2 training steps (2 of them of runs together" in said.stderr, said.stderr
+    clocks = kill_sweep.CLOCKS
+    pandas.testing.assert_frame_equal(  # to rounding: see test_population.py
+        *(table.drop(columns=clocks) for table in tables.values()), rtol=1e-4
+    )
+    assert sorted(tables["3"]["population"].unique()) == [2, 3]  # two seeds fill three places
+    assert (tables["off"]["population"] == 1).all()
+    assert set(tables["3"]["status"]) == {"finished", "diverged"}
+
+
+@pytest.mark.slow
+def test_auto_measures_each_pair_once(tmp_path):
+    path, runs = write(tmp_path, TINY), tmp_path / "runs"
+    said = command(path, "--workdir", runs, "--population", "auto", "--workers", 1)
+    assert said.returncode == 0, said.stderr
+    found = choices(runs)
+    assert len(found) == 2
+    for choice in found.values():
+        alone, together = (choice[f"seconds_per_image_{way}"] for way in ("alone", "together"))
+        assert choice["members"] == (2 if together < alone else 1)
+    assert "0 of them now" in command(path, "--workdir", runs, "--population", "auto").stderr
+
+
+@pytest.mark.slow
+def test_kills_of_a_sweep_together_change_no_bit():
+    kill_sweep.main(["--kills", "4", "--seed", "2", "--population", "2"])
