@@ -9,6 +9,7 @@ import ast
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 import tomllib
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bocb_jax.errors import UserError
+
+# Present name of a setting -> its earlier one, which files and flags may still use.
+EARLIER_NAMES = {"step.precise_bn_batches": "step.settling_batches"}
 
 
 def _check(holds: bool, name: str, value: Any, rule: str) -> None:
@@ -109,9 +113,9 @@ class StepConfig:
     clip_norm: float | None = None  # largest global norm of the gradient; 0: no clipping
     accumulate: int = 1  # parts that a batch is split into, one after another
     ema: float | None = None  # decay of the moving average of the weights; 0: no average
-    # Batches that BatchNorm's running statistics see before an evaluation; None: 50 where other
-    # weights are evaluated than were trained, else none.
-    settling_batches: int | None = None
+    # Precise BatchNorm: training batches that update the running statistics before an evaluation.
+    # None: 50 where the weights that are evaluated differ from those that are trained, else 0.
+    precise_bn_batches: int | None = None
     batch_norm_momentum: float | None = None  # weight of the newest batch in these statistics
     batch_norm_groups: int = 1  # parts of a batch with statistics of their own
 
@@ -124,8 +128,8 @@ class StepConfig:
         _check(clip is None or clip >= 0, "step.clip_norm", clip, "at least 0")
         _check(self.accumulate >= 1, "step.accumulate", self.accumulate, "at least 1")
         _check(ema is None or 0 <= ema < 1, "step.ema", ema, "in [0, 1)")
-        count, momentum = self.settling_batches, self.batch_norm_momentum
-        _check(count is None or count >= 0, "step.settling_batches", count, "at least 0")
+        count, momentum = self.precise_bn_batches, self.batch_norm_momentum
+        _check(count is None or count >= 0, "step.precise_bn_batches", count, "at least 0")
         _check(momentum is None or 0 < momentum <= 1, "step.batch_norm_momentum", momentum,
                "in (0, 1]")  # fmt: skip
         groups = self.batch_norm_groups
@@ -258,6 +262,11 @@ class TrainConfig:
             del settings["data"][name]
         # The other settings of `log` only decide what is said; this one decides what is "best".
         settings["log"] = {"evaluate_every_epochs": self.log.evaluate_every_epochs}
+        # Run ids are hashes over these names, so a renamed setting keeps its first one here.
+        for new, old in EARLIER_NAMES.items():
+            table, _, name = new.rpartition(".")
+            inner = settings[table] if table else settings
+            inner[old.rpartition(".")[2]] = inner.pop(name)
         return settings
 
     def folder(self) -> Path:
@@ -284,6 +293,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(kind: type, settings: dict[str, Any], where: str = "") -> Any:
     """The inverse of `to_dict`; an unknown or misshapen setting is named."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
+    settings = _with_present_names(settings, where)
     unknown = sorted(set(settings) - set(fields))
     if unknown:
         names = ", ".join(where + name for name in unknown)
@@ -306,6 +316,32 @@ def from_dict(kind: type, settings: dict[str, Any], where: str = "") -> Any:
         ) from error
 
 
+def _with_present_names(settings: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the settings with earlier names replaced by those of `EARLIER_NAMES`."""
+    settings = dict(settings)
+    for new, old in EARLIER_NAMES.items():
+        table, _, name = old.rpartition(".")
+        if name not in settings or where != (f"{table}." if table else ""):
+            continue
+        value = settings.pop(name)
+        present = new.rpartition(".")[2]
+        if settings.setdefault(present, value) != value:
+            raise UserError(f"{old} is the earlier name of {new}; give only one of them.")
+    return settings
+
+
+def present_flags(arguments: list[str]) -> list[str]:
+    """Return command-line arguments with the flags of earlier names replaced by present ones."""
+    flags = {f"--{old}": f"--{new}" for new, old in EARLIER_NAMES.items()}
+    found = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        found.append(
+            flags.get(flag.replace("-", "_").replace("__", "--", 1), flag) + equals + value
+        )
+    return found
+
+
 def from_toml(path: str) -> TrainConfig:
     """A config from a TOML file, with the same names as the command line."""
     try:
@@ -322,7 +358,7 @@ def dotted(arguments: list[str], name: str) -> dict[str, Any]:
     """The values of `--name.key value` and `--name.key=value` on a command line."""
     words = [word for argument in arguments for word in argument.split("=", 1)]
     found = {}
-    for word, value in zip(words, [*words[1:], ""], strict=True):
+    for word, value in itertools.pairwise([*words, ""]):
         flag, _, key = word.replace("-", "_").partition(".")
         if flag == f"__{name}":
             with contextlib.suppress(ValueError, SyntaxError):

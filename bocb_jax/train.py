@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 
 from bocb_jax.build import compiled_program, program_spec, starting_weights, use_compile_cache
-from bocb_jax.config import TrainConfig, dotted, from_toml
+from bocb_jax.config import TrainConfig, dotted, from_toml, present_flags
 from bocb_jax.console import console, duration, reporter
 from bocb_jax.data.loader import Loader
 from bocb_jax.data.pipeline import steps_per_epoch
@@ -39,7 +39,7 @@ from bocb_jax.resolve import resolve
 from bocb_jax.storage import mirror
 from bocb_jax.storage.remote import is_url
 
-SETTLING_BATCHES = 50  # at most an epoch; as many as the authors of schedule-free advise
+PRECISE_BN_BATCHES = 50  # at most an epoch; as many as the authors of schedule-free advise
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def parse(arguments: list[str]) -> TrainConfig:
     """Command-line arguments to a config; `--config FILE.toml` is what the others start from."""
     before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     before.add_argument("--config")
-    known, arguments = before.parse_known_args(arguments)
+    known, arguments = before.parse_known_args(present_flags(arguments))
     default = from_toml(known.config) if known.config else TrainConfig()
     # Settings of one backbone or optimizer have no field: those named on the command line join
     # the defaults, where tyro finds them with their types.
@@ -372,9 +372,9 @@ class Loop:
         or where it is asked for, these see training batches first, always the same ones.
         """
         settle, model_state = self.program.settle, self.state.model_state
-        count = self.config.step.settling_batches
+        count = self.config.step.precise_bn_batches
         if count is None:
-            count = SETTLING_BATCHES if self.program.evaluates_others else 0
+            count = PRECISE_BN_BATCHES if self.program.evaluates_others else 0
         if settle is None or not count:
             return self.state
         with contextlib.ExitStack() as stack:

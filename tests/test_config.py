@@ -9,6 +9,7 @@ from bocb_jax.config import (
     CheckpointConfig,
     LogConfig,
     ScheduleConfig,
+    StepConfig,
     TrainConfig,
     difference,
     from_dict,
@@ -119,3 +120,26 @@ def test_difference_is_empty_only_between_equals(old, new):
 
 def test_difference_names_nested_settings():
     assert difference({"a": {"b": 1}}, {"a": {"b": 2}}) == ["a.b: 1 there, 2 here"]
+
+
+def test_an_earlier_name_of_a_setting_is_understood_and_keeps_the_run_id(tmp_path):
+    given = TrainConfig(step=StepConfig(precise_bn_batches=3))
+    assert from_dict(TrainConfig, {"step": {"settling_batches": 3}}) == given
+    file = tmp_path / "run.toml"
+    file.write_text("[step]\nsettling_batches = 3\n")
+    assert from_toml(str(file)) == given
+    for words in (
+        ["--step.settling-batches", "3"],
+        ["--step.settling_batches=3"],
+        ["--step.precise-bn-batches", "3"],
+        ["--config", str(file)],
+    ):
+        assert parse(words) == given
+    assert given.identity()["step"]["settling_batches"] == 3
+    assert "precise_bn_batches" not in given.identity()["step"]
+    # As computed by the version that had the earlier name.
+    assert run_id(given) == "digits-vit_s-adamw-s0-a041a870"
+    assert run_id(TrainConfig()) == "digits-vit_s-adamw-s0-d5a7f085"
+    assert from_dict(TrainConfig, given.identity()) == given
+    with pytest.raises(UserError, match="earlier name of .*; give only one"):
+        from_dict(TrainConfig, {"step": {"settling_batches": 3, "precise_bn_batches": 4}})
