@@ -141,5 +141,5 @@ def test_an_earlier_name_of_a_setting_is_understood_and_keeps_the_run_id(tmp_pat
     assert run_id(given) == "digits-vit_s-adamw-s0-a041a870"
     assert run_id(TrainConfig()) == "digits-vit_s-adamw-s0-d5a7f085"
     assert from_dict(TrainConfig, given.identity()) == given
-    with pytest.raises(UserError, match="earlier name of .*; give only one"):
+    with pytest.raises(UserError, match=r"earlier name of .*; give only one"):
         from_dict(TrainConfig, {"step": {"settling_batches": 3, "precise_bn_batches": 4}})
