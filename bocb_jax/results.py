@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bocb_jax.errors import UserError
+from bocb_jax.storage.files import read_json
 
 FILE = "results.parquet"
 
@@ -138,27 +139,6 @@ def save(frame: Any, workdir: str | Path) -> Path:
     finally:
         beside.unlink(missing_ok=True)
     return path
-
-
-def read_json(path: str | Path) -> dict[str, Any] | None:
-    """The object in a file; None if there is none.
-
-    Raises:
-      UserError: the file is there and holds something else.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); was it edited? Move its folder away to train that "
-            "run anew."
-        ) from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no object; was it edited? Move its folder away.")
-    return found
 
 
 def _row(folder: Path, target: float | None) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from pathlib import Path
 from bocb_jax import results
 from bocb_jax.config import difference
 from bocb_jax.console import console, duration
-from bocb_jax.engine.metrics import write_json
 from bocb_jax.errors import UserError
+from bocb_jax.storage.files import read_json, write_json
 from bocb_jax.storage.lease import hold, owner_of
 from bocb_jax.storage.lock import only_writer
 from bocb_jax.storage.remote import Workdir, is_url
@@ -217,7 +217,7 @@ def scan(cells: list[Cell], workdir: Path, *, retry: bool = False) -> dict[str, 
                 folder = workdir / planned.run
                 if planned.run in outcomes or not folder.is_dir():
                     continue
-                record = results.read_json(folder / "config.json")
+                record = read_json(folder / "config.json")
                 if record is not None:
                     differing = difference(record.get("config", {}), planned.identity)
                     if differing:

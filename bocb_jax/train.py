@@ -36,7 +36,7 @@ from bocb_jax.engine.sharding import check_batch
 from bocb_jax.engine.state import TrainState
 from bocb_jax.errors import Diverged, Interrupted, UserError
 from bocb_jax.resolve import resolve
-from bocb_jax.storage import mirror
+from bocb_jax.storage.files import read_json
 from bocb_jax.storage.remote import is_url
 
 PRECISE_BN_BATCHES = 50  # at most an epoch; as many as the authors of schedule-free advise
@@ -84,7 +84,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
       Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
     if is_url(config.workdir):
-        with mirror.working_here(config) as here:
+        with run_folder.working_here(config) as here:
             outcome = train(here)
         console.print(f"Sent to {config.workdir}.", markup=False)
         return outcome
@@ -186,7 +186,7 @@ class Run:
                 "study": config.study,
             }
             stack.enter_context(run_folder.claim(self.folder, record, resume=config.resume))
-        earlier = run_folder.read_json(self.folder / "result.json")
+        earlier = read_json(self.folder / "result.json")
         if earlier and earlier["status"] in ("finished", "diverged"):
             return earlier
         shown = (progress or config.log.progress) if jax.process_index() == 0 else "none"

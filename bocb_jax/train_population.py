@@ -17,8 +17,8 @@ import jax
 from bocb_jax.build import compiled_population, use_compile_cache
 from bocb_jax.config import TrainConfig, difference
 from bocb_jax.engine import signals
+from bocb_jax.engine.run_dir import working_here
 from bocb_jax.errors import UserError
-from bocb_jax.storage import mirror
 from bocb_jax.storage.remote import is_url
 from bocb_jax.train import Loop, Run, closing, train_alone
 
@@ -52,7 +52,7 @@ def train_together(
     check_alike(configs)
     if is_url(configs[0].workdir):
         with contextlib.ExitStack() as stack:
-            here = [stack.enter_context(mirror.working_here(config)) for config in configs]
+            here = [stack.enter_context(working_here(config)) for config in configs]
             return train_together(here, members=members)
     if len(configs) > members:
         raise UserError(f"{len(configs)} runs are more than the {members} that train together.")

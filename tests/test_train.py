@@ -18,8 +18,8 @@ from helpers import tfds_tiny
 from PIL import Image
 
 from bocb_jax.config import TrainConfig, from_dict
-from bocb_jax.engine.metrics import read_jsonl
 from bocb_jax.errors import UserError
+from bocb_jax.storage.files import read_jsonl
 from bocb_jax.train import main, train
 
 SMALL = {

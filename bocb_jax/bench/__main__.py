@@ -30,12 +30,12 @@ from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.console import console
 from bocb_jax.data.synthetic import open_or_stand_in
 from bocb_jax.engine.memory import keep_freed_memory
-from bocb_jax.engine.metrics import write_json
 from bocb_jax.engine.program import weights_of
 from bocb_jax.errors import UserError
 from bocb_jax.models import create_model, list_models
 from bocb_jax.models.parameters import parameter_kinds
 from bocb_jax.optim import list_optimizers
+from bocb_jax.storage.files import write_json
 from bocb_jax.train import Run
 
 

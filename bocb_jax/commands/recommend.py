@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bocb_jax.console import console
 from bocb_jax.errors import UserError
+from bocb_jax.storage.files import finite
 from bocb_jax.storage.remote import brought
 
 
@@ -66,7 +67,11 @@ def _run(options: argparse.Namespace) -> None:
         for title, table in tables
     ]
     if options.json:
-        rows = [{"from": title, **_plain(advice)} for title, advice in found if advice is not None]
+        rows = [
+            {"from": title, **finite(dataclasses.asdict(advice))}
+            for title, advice in found
+            if advice is not None
+        ]
         print(json.dumps(rows, indent=1, allow_nan=False))
         return
     for title, advice in found:
@@ -89,15 +94,6 @@ def _command(model: str, choice) -> str:
     if choice.weight_decay is not None:
         words += ["--weight-decay", f"{choice.weight_decay:g}"]
     return shlex.join(words)
-
-
-def _plain(advice) -> dict:
-    record = dataclasses.asdict(advice)
-    for choice in record["choices"]:
-        for key, value in choice.items():
-            if isinstance(value, float) and value != value:
-                choice[key] = None
-    return record
 
 
 if __name__ == "__main__":

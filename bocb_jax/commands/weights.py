@@ -21,11 +21,11 @@ from bocb_jax.config import dotted
 from bocb_jax.console import console
 from bocb_jax.engine import run_dir
 from bocb_jax.engine.checkpoint import Checkpoints, read_best
-from bocb_jax.engine.metrics import write_json
 from bocb_jax.engine.program import weights_of
 from bocb_jax.errors import UserError
 from bocb_jax.models import create_model
 from bocb_jax.models.factory import MODELS
+from bocb_jax.storage.files import read_json, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,7 @@ def export_weights(options: ExportOptions) -> Path:
       UserError: there are no such weights, the model has no such names, or the file exists.
     """
     run = Path(options.run)
-    record = run_dir.read_json(run / "config.json")
+    record = read_json(run / "config.json")
     if record is None:
         raise UserError(f"{run} is no run's folder: there is no config.json in it.")
     name, resolved = record["config"]["model"], record["resolved"]

@@ -1,13 +1,12 @@
 """The record of a run: `metrics.jsonl` while it goes on, `result.json` once at its end."""
 
-import json
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 from bocb_jax.errors import UserError
+from bocb_jax.storage.files import json_line, read_jsonl, write_atomically
 
 
 class Writer(Protocol):
@@ -29,11 +28,11 @@ class JsonLines:
 
     def __init__(self, path: Path, *, after: int = 0):
         kept = [line for line in read_jsonl(path) if line["step"] <= after]
-        write_atomically(path, "".join(map(_encode, kept)))
+        write_atomically(path, "".join(map(json_line, kept)))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
 
     def write(self, line: dict[str, Any]) -> None:
-        self._file.write(_encode(line))
+        self._file.write(json_line(line))
         self._file.flush()
 
     def close(self) -> None:
@@ -133,48 +132,3 @@ class Window:
         line = {**self.rows[-1], **averaged}
         self.rows = []
         return line
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file; a last line that was cut off by a crash is passed over."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON object in one piece: a reader sees the whole file or none."""
-    write_atomically(path, json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes beside the file, flushes to the disk and renames over it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
-
-
-def _encode(line: dict[str, Any]) -> str:
-    return json.dumps(_plain(line), allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no infinities; they are written as null."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

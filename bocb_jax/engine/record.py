@@ -15,9 +15,10 @@ import jax
 
 from bocb_jax.engine.checkpoint import Checkpoints
 from bocb_jax.engine.memory import peak_memory
-from bocb_jax.engine.metrics import Window, Writers, open_writers, read_jsonl, write_json
+from bocb_jax.engine.metrics import Window, Writers, open_writers
 from bocb_jax.engine.outcome import summary
 from bocb_jax.errors import Diverged
+from bocb_jax.storage.files import read_jsonl, write_json
 
 
 @dataclasses.dataclass

@@ -7,8 +7,8 @@ result.json      written once, at the end
 """
 
 import contextlib
+import dataclasses
 import importlib.metadata
-import json
 import logging
 import platform
 from collections.abc import Iterator
@@ -17,10 +17,11 @@ from typing import Any
 
 import jax
 
-from bocb_jax.config import difference
-from bocb_jax.engine.metrics import write_json
+from bocb_jax.config import TrainConfig, difference, run_id
 from bocb_jax.errors import UserError
+from bocb_jax.storage.files import read_json, write_json
 from bocb_jax.storage.lock import only_writer
+from bocb_jax.storage.mirror import mirrored
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,27 @@ def claim(folder: Path, settings: dict[str, Any], *, resume: bool) -> Iterator[N
         yield
 
 
+@contextlib.contextmanager
+def working_here(config: TrainConfig) -> Iterator[TrainConfig]:
+    """Yield the config with which a run at a URL trains on this machine's disk.
+
+    The run's files are sent to the URL inside the block and at its end.
+
+    Raises:
+      FolderInUse: another process, on this machine or another, is training the run.
+      UserError: the URL cannot be read or written, or the run spans several processes.
+    """
+    parallel = config.parallel
+    if parallel.distributed or parallel.coordinator:
+        raise UserError(
+            f"The workdir is {config.workdir}, but the processes of one run need a folder that all "
+            "of them see; give a path on a shared file system."
+        )
+    name = config.run_id or run_id(config)
+    with mirrored(config.workdir, name, config.scratch) as folder:
+        yield dataclasses.replace(config, workdir=str(folder.parent), run_id=folder.name)
+
+
 def surroundings() -> dict[str, Any]:
     """Package versions and devices."""
     versions = {"python": platform.python_version()}
@@ -63,18 +85,6 @@ def surroundings() -> dict[str, Any]:
         "processes": jax.process_count(),
     }
     return {"versions": versions, "device": device}
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file, or None if there is no such file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); move its folder away to start anew."
-        ) from error
 
 
 def _check_same(folder: Path, earlier: dict[str, Any], settings: dict[str, Any], resume: bool):

@@ -179,7 +179,7 @@ class Store:
             raise UserError(f"{self.url} cannot be {what}: {reason}.") from error
 
 
-def scratch(url: str, folder: str | None = None) -> Path:
+def scratch_dir(url: str, folder: str | None = None) -> Path:
     """The folder of this machine for the runs at a URL; every URL has its own.
 
     Args:
@@ -212,7 +212,9 @@ class Workdir:
         """Of a path or a URL."""
         if not is_url(where):
             return cls(Path(where), Path(where))
-        return cls(str(where), scratch(str(where), scratch_folder) / ".records", Store(str(where)))
+        return cls(
+            str(where), scratch_dir(str(where), scratch_folder) / ".records", Store(str(where))
+        )
 
     def pull(self) -> None:
         """Brings the records of all runs: one listing, and the files together."""

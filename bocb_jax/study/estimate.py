@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 
 from bocb_jax.console import console, duration
-from bocb_jax.results import read_json
+from bocb_jax.storage.files import read_json
 from bocb_jax.storage.remote import Workdir
 from bocb_jax.study.plan import Cell, Outcome
 from bocb_jax.study.pool import LocalPool, share_out

@@ -8,9 +8,8 @@ program is compiled for one number of places; a group that fills half of them is
 
 from typing import Any
 
-from bocb_jax.engine.metrics import write_json
 from bocb_jax.errors import UserError
-from bocb_jax.results import read_json
+from bocb_jax.storage.files import read_json, write_json
 from bocb_jax.storage.remote import Workdir
 from bocb_jax.study.plan import Cell, Planned
 

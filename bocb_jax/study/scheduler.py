@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bocb_jax.errors import UserError
-from bocb_jax.results import read_json
+from bocb_jax.storage.files import read_json
 from bocb_jax.storage.remote import Workdir, saved_steps
 from bocb_jax.study.grouping import Populations
 from bocb_jax.study.plan import Cell, Outcome, Planned

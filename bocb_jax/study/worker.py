@@ -18,6 +18,7 @@ import threading
 import time
 from typing import Any
 
+from bocb_jax.storage.files import write_json
 from bocb_jax.storage.remote import Workdir
 
 MEASURED_PIXELS = 8 * 224**2  # of a batch at the most, where a CPU is measured
@@ -280,7 +281,6 @@ def record_failure(
       record: "status", "error" and the like.
     """
     from bocb_jax.config import TrainConfig, from_dict
-    from bocb_jax.engine.metrics import write_json
 
     folder = workdir.path / run
     folder.mkdir(parents=True, exist_ok=True)
