@@ -85,7 +85,7 @@ def resolve(config: TrainConfig, dataset: Dataset) -> Settings:
     host_crop = None
     if dataset.image_shape is None:
         host_crop = augmentation.pop("resized_crop", None)
-    has_drop_path = "drop_path" in model.settings and "drop_path" not in config.model_args
+    has_drop_path = "drop_path" in model.overrides and "drop_path" not in config.model_args
     learning_rate, weight_decay, source = _rates(config, optimizer)
     return Settings(
         recipe=name,

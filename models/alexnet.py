@@ -8,7 +8,7 @@ from flax import nnx
 
 from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, published, register_family
+from bocb_jax.models.factory import ModelCard, Variant, register_family, sizes_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,15 +112,9 @@ register_family(
     AlexNetConfig,
     ModelCard(
         paper="Krizhevsky, One weird trick for parallelizing CNNs, arXiv:1404.5997",
-        category="primary CNN",
-        stage_design="plain",
-        block_design="plain",
-        operator="convolution",
-        residual="none",
-        recipe="pytorch",
     ),
     {
-        "alexnet": published("torchvision", "torchvision V1", bocb={"init": "he"})(
+        "alexnet": sizes_of("torchvision", "torchvision V1", bocb={"init": "he"})(
             "alexnet", 61_100_840, 56.52
         ),
         "alexnet_mini": Variant(
@@ -131,7 +125,6 @@ register_family(
                 "stem_strides": 1,
                 "grid": 3,
             },
-            card={"input_size": 32},
             bocb={"init": "he"},
         ),
     },

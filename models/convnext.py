@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, published, register_family, same_length
+from bocb_jax.models.factory import ModelCard, Variant, check_lengths, register_family, sizes_of
 
 INIT = layers.trunc_normal(0.02)
 INITS = {"kernel_init": INIT, "bias_init": nnx.initializers.zeros}
@@ -44,7 +44,7 @@ class ConvNeXtConfig:
     norm: str = "layer"
 
     def __post_init__(self):
-        same_length(self, "depths", "widths")
+        check_lengths(self, "depths", "widths")
 
 
 class GlobalResponseNorm(nnx.Module):
@@ -175,17 +175,10 @@ def _stem_convolution(config, image_size, *, dtype, rngs):
     return layers.Conv(3, config.widths[0], 3, **INITS, dtype=dtype, rngs=rngs)
 
 
-_size = published("timm", "ConvNeXt, official README")
-_size_v2 = published("timm", "ConvNeXt V2, official README: fine-tuned after masked pre-training")
+_size = sizes_of("timm", "ConvNeXt, official README")
+_size_v2 = sizes_of("timm", "ConvNeXt V2, official README: fine-tuned after masked pre-training")
 _CARD = ModelCard(
     paper="Liu et al., A ConvNet for the 2020s, CVPR 2022, arXiv:2201.03545",
-    category="modern DNN",
-    stage_design="patchify, hierarchical",
-    block_design="MetaNeXt",
-    operator="depthwise convolution",
-    residual="pre-norm, layer scale",
-    recipe="convnext",
-    input_size=32,
 )
 _DEEP = {"depths": (3, 3, 27, 3)}
 _B, _L = {"widths": (128, 256, 512, 1024)}, {"widths": (192, 384, 768, 1536)}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, published, register_family
+from bocb_jax.models.factory import ModelCard, Variant, register_family, sizes_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,20 +128,13 @@ class DenseNet(nnx.Module):
         return self.classifier(x).astype(jnp.float32)
 
 
-_size = published("timm", "torchvision V1")
+_size = sizes_of("timm", "torchvision V1")
 
 register_family(
     DenseNet,
     DenseNetConfig,
     ModelCard(
         paper="Huang et al., Densely Connected Convolutional Networks, CVPR 2017, arXiv:1608.06993",
-        category="classical CNN",
-        stage_design="hierarchical",
-        block_design="bottleneck",
-        operator="convolution",
-        residual="concatenation",
-        recipe="pytorch",
-        input_size=32,
     ),
     {
         "densenet121": _size("densenet121", 7_978_856, 74.43),

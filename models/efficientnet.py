@@ -10,7 +10,7 @@ from flax import nnx
 
 from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, published, register_family
+from bocb_jax.models.factory import ModelCard, Variant, register_family, sizes_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +200,7 @@ class EfficientNet(nnx.Module):
 # What is published is the rate of every size; BOCB's code builds the layer and leaves it out.
 _BOCB = {"same_padding": True, "epsilon": 1e-3, "dropout": 0.0, "init": "torch"}
 _size = functools.partial(
-    published("timm", "torchvision V1", bocb=_BOCB), drop_path=0.2, cifar_drop_path=0.0
+    sizes_of("timm", "torchvision V1", bocb=_BOCB), drop_path=0.2, cifar_drop_path=0.0
 )
 
 
@@ -210,12 +210,6 @@ register_family(
     ModelCard(
         paper="Tan & Le, EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, "
         "ICML 2019, arXiv:1905.11946",
-        category="classical CNN",
-        stage_design="hierarchical",
-        block_design="inverted bottleneck",
-        operator="depthwise-separable convolution with squeeze-and-excite",
-        residual="addition",
-        recipe="rsb_a2",
     ),
     {
         name: _size(name, parameters, top1, width=width, depth=depth, dropout=dropout)
@@ -241,7 +235,6 @@ register_family(
                 "stem_strides": 1,
                 "head": 192,
             },
-            card={"input_size": 32},
             bocb=_BOCB,
         ),
     },

@@ -1,4 +1,4 @@
-"""From a name to a backbone: the table of models, what is known of each, and how it is built."""
+"""The registry of backbones: names, model cards, and how a name becomes a model."""
 
 import dataclasses
 import inspect
@@ -9,44 +9,57 @@ from typing import Any
 
 from flax import nnx
 
+from bocb_jax import paper
 from bocb_jax.errors import UserError
 from bocb_jax.registry import Registry
 
-MINI_SIZE = 32  # every backbone of the paper has a small twin, NAME_mini, made for 32x32
+MINI_SIZE = 32  # NAME_mini, the small twin of every backbone of the paper, takes 32x32 images
+
+Builder = Callable[..., nnx.Module]  # (*, num_classes, image_size, rngs, dtype, **overrides)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelCard:
-    """What is known of a backbone before it is built; `bocb models NAME` prints it."""
+    """What is known of a backbone before it is built; `bocb models NAME` prints it.
+
+    Families write the first block of fields. `register_family` fills in the second one from the
+    paper's Table A1, which `bocb_jax.paper` owns.
+    """
 
     paper: str = ""  # authors, title, venue, arXiv number
-    reference: str = ""  # the implementation that the numbers equal, such as "timm resnet50"
-    parameters: int | None = None  # the reference's exact count at 1000 classes
-    top1: float | None = None  # published ImageNet-1k top-1 in percent at 224
+    reference: str = ""  # implementation whose outputs this one reproduces, "timm resnet50"
+    num_params: int | None = None  # exact count of the reference at 1000 classes
+    top1: float | None = None  # published ImageNet-1k top-1 accuracy in percent at 224 pixels
     top1_source: str = ""
-    category: str = ""  # primary CNN | classical CNN | modern DNN (BOCB, Table A1)
-    stage_design: str = ""  # plain | hierarchical | isotropic, patchify or not
+    # Stochastic depth rate that this size was published with; None: the recipe's rate. The second
+    # is the rate of BOCB on CIFAR-100 where it differs.
+    drop_path: float | None = None
+    cifar_drop_path: float | None = None
+
+    category: str = ""  # primary CNN | classical CNN | modern DNN
+    stage_design: str = ""
     block_design: str = ""
     operator: str = ""
     residual: str = ""
-    recipe: str = ""  # the recipe that BOCB gives it on CIFAR-100
-    input_size: int = 224  # the input size that BOCB gives it on CIFAR-100
-    # Rate of stochastic depth that this size was published with; None: the recipe's. The second one
-    # is BOCB's on CIFAR-100, where that differs.
-    drop_path: float | None = None
-    cifar_drop_path: float | None = None
+    recipe: str = ""  # on CIFAR-100
+    input_size: int = 224  # in pixels on CIFAR-100
+
+    @property
+    def parameters(self) -> int | None:
+        """The former name of `num_params`."""
+        return self.num_params
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One line of a family's table.
+    """One row of a family's table.
 
     Args:
       config: fields of the family's config that differ from its defaults.
       card: fields of the family's card that differ.
-      aliases: other names of the same net.
+      aliases: other names of the same model.
       bocb: config fields that `variant="bocb"` changes, where the code released by the authors of
-        BOCB differs from the official net.
+        BOCB differs from the official model.
     """
 
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -57,53 +70,63 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class ModelEntry:
-    """One row of the table of models."""
+    """One row of the registry."""
 
     name: str
-    build: Callable[..., nnx.Module]  # (*, num_classes, image_size, rngs, dtype, **overrides)
+    build: Builder
     card: ModelCard = ModelCard()
-    image_size: int = 224  # side in pixels that it was made for
-    settings: tuple[str, ...] = ()  # what `build` takes beside the above
+    image_size: int = 224  # side in pixels that it was designed for
+    overrides: tuple[str, ...] = ()  # keyword arguments of `build` beyond the common ones
 
 
-def _adapt(name: str, found: object) -> ModelEntry:
+def _entry(name: str, found: object) -> ModelEntry:
+    """Return the entry of whatever an entry point, an import path or a decorator delivers."""
     if isinstance(found, ModelEntry):
         return dataclasses.replace(found, name=name)
     if not callable(found):
-        raise UserError(f"The model '{name}' is {found!r}, which is no class or function.")
+        raise UserError(
+            f"The model '{name}' is {found!r}; it must be a class or a function that returns one."
+        )
     card = ModelCard(paper=(inspect.getdoc(found) or "").partition("\n")[0])
-    constructor = found.__init__ if inspect.isclass(found) else found
-    settings = tuple(inspect.signature(constructor).parameters)
-    return ModelEntry(name, _accepting(found), card, settings=settings)
+    return ModelEntry(name, _tolerant(found), card, overrides=tuple(_signature(found)))
 
 
 MODELS: Registry[ModelEntry] = Registry(
-    "model", package="bocb_jax.models", entry_points="bocb_jax.models", adapt=_adapt
+    "model", package="bocb_jax.models", entry_points="bocb_jax.models", adapt=_entry
 )
 
 
-def _accepting(builder: Callable[..., nnx.Module]) -> Callable[..., nnx.Module]:
-    """Leaves out `image_size` and `dtype` for a user's builder that has no use for them."""
-    # The signature of an NNX class is that of its metaclass, which takes anything.
-    constructor = builder.__init__ if inspect.isclass(builder) else builder
-    parameters = inspect.signature(constructor).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+def _signature(builder: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    # The signature of an NNX class is that of its metaclass, which accepts anything.
+    return inspect.signature(
+        builder.__init__ if inspect.isclass(builder) else builder  # type: ignore[misc]  # of a type
+    ).parameters
 
-    def build(**arguments):
+
+def _tolerant(builder: Builder) -> Builder:
+    """Return a builder that drops `image_size` and `dtype` where the user's declares neither."""
+    accepted = _signature(builder)
+    accepts_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+
+    def build(**arguments: Any) -> nnx.Module:
         for optional in ("image_size", "dtype"):
-            if not takes_any and optional not in parameters:
+            if not accepts_any and optional not in accepted:
                 arguments.pop(optional)
         return builder(**arguments)
 
     return build
 
 
-def register_model(builder: Callable[..., nnx.Module] | None = None, *, name: str | None = None):
-    """Registers one's own backbone under its function's or class's name.
+def register_model(builder: Builder | None = None, *, name: str | None = None) -> Callable:
+    """Register your own backbone, by default under the name of its function or class.
 
-    The builder takes `num_classes` and `rngs` as keywords, and `image_size` and `dtype` if it
-    wants them, and returns an `nnx.Module` from (batch, height, width, 3) images to
-    (batch, num_classes) logits.
+    Use it as `@register_model` or `@register_model(name=...)`.
+
+    Args:
+      builder: takes the keywords `num_classes` and `rngs`, and `image_size` and `dtype` if it
+        declares them; returns an `nnx.Module` from images (batch, height, width, 3) to logits
+        (batch, num_classes).
+      name: registered name.
 
     >>> from flax import nnx
     >>> import bocb_jax
@@ -118,7 +141,7 @@ def register_model(builder: Callable[..., nnx.Module] | None = None, *, name: st
     """
     if builder is None:
         return lambda builder: register_model(builder, name=name)
-    entry = _adapt(name or builder.__name__, builder)
+    entry = _entry(name or builder.__name__, builder)
     MODELS.register(entry.name, entry)
     return builder
 
@@ -132,58 +155,77 @@ def register_family(
     torch_names: Sequence[tuple[str, str]] = (),
     torch_sources: Sequence[str] = ("timm",),
 ) -> None:
-    """Registers every published variant of one family.
+    """Register all published variants of a family.
 
     Args:
       module: called as `module(config, num_classes=, image_size=, dtype=, rngs=)`.
-      config: frozen dataclass of architecture settings; its defaults are the paper's.
-      card: what all variants share.
+      config: frozen dataclass of the architecture; its defaults are the paper's.
+      card: fields that all variants share.
       variants: name -> what differs.
-      torch_names: (regular expression, replacement) pairs that turn a dotted path of ours, such as
-        "blocks.0.attn.qkv.weight", into the reference's where the two differ; the module's class
-        keeps them for `bocb_jax.torch_weights`.
-      torch_sources: whose names those are: "timm", "torchvision", or "official" for the authors'
+      torch_names: (regular expression, replacement) pairs, applied in order, that turn a dotted
+        path of ours, such as "blocks.0.attn.qkv.weight", into the reference's where the two
+        differ; `bocb_jax.torch_weights` reads them from the class.
+      torch_sources: origin of those names: "timm", "torchvision", or "official" for the authors'
         own repository.
     """
-    module.torch_names = tuple(torch_names)
-    module.torch_sources = tuple(torch_sources)
+    module.torch_names = tuple(torch_names)  # type: ignore[attr-defined]  # class attributes of ours
+    module.torch_sources = tuple(torch_sources)  # type: ignore[attr-defined]
     for name, variant in variants.items():
-        base = config(**variant.config)
+        image_size = MINI_SIZE if name.endswith("_mini") else 224
         entry = ModelEntry(
             name,
-            _variant_builder(name, module, base, variant.bocb),
-            dataclasses.replace(card, **variant.card),
-            image_size=MINI_SIZE if name.endswith("_mini") else 224,
-            settings=tuple(field.name for field in dataclasses.fields(config)),
+            _variant_builder(name, module, config(**variant.config), variant.bocb),
+            dataclasses.replace(card, **(_taxonomy(name, image_size) | dict(variant.card))),
+            image_size=image_size,
+            overrides=tuple(field.name for field in dataclasses.fields(config)),
         )
         MODELS.register(name, entry, aliases=variant.aliases)
 
 
-def published(reference: str, source: str = "", **shared) -> Callable[..., Variant]:
-    """A function that writes one line of a family's table.
+def _taxonomy(name: str, image_size: int) -> dict[str, Any]:
+    """Return the fields of a card that the paper decides; empty for a family that it lacks."""
+    row = paper.backbone(name)
+    if row is None:
+        return {}
+    fields = dataclasses.asdict(row)
+    del fields["model"]
+    return fields | {"input_size": min(row.input_size, image_size)}
 
-    It takes the reference's name of the size, its exact count of parameters at 1000 classes, and
-    its top-1 or None; then as keywords the fields of the config that differ, and of the card
-    `drop_path` and the like.
+
+_CARD_FIELDS = ("drop_path", "cifar_drop_path")
+
+
+def sizes_of(reference: str, top1_source: str = "", **shared: Any) -> Callable[..., Variant]:
+    """Return a function that writes one row of a family's table.
+
+    The function takes the reference's name of the size, its exact parameter count at 1000 classes
+    and its top-1 accuracy or None; as keywords `aliases`, the config fields that differ, and the
+    card's `drop_path` and `cifar_drop_path`.
 
     Args:
-      reference: what stands before that name in the card, such as "timm".
-      source: where the top-1 is published.
+      reference: library or repository of the reference, such as "timm".
+      top1_source: where the accuracies are published.
       **shared: fields of `Variant` that all sizes share, such as `bocb`.
     """
-    of_card = ("drop_path", "cifar_drop_path", "operator")
 
-    def size(name, parameters, top1=None, *, aliases=(), **config):
-        card = {key: config.pop(key) for key in of_card if key in config}
-        card |= {"reference": f"{reference} {name}", "parameters": parameters, "top1": top1}
-        card["top1_source"] = source if top1 else ""
+    def size(
+        name: str,
+        num_params: int | None,
+        top1: float | None = None,
+        *,
+        aliases: tuple[str, ...] = (),
+        **config: Any,
+    ) -> Variant:
+        card = {key: config.pop(key) for key in _CARD_FIELDS if key in config}
+        card |= {"reference": f"{reference} {name}", "num_params": num_params, "top1": top1}
+        card["top1_source"] = top1_source if top1 else ""
         return Variant(config, card, aliases, **shared)
 
     return size
 
 
-def same_length(config: Any, *names: str) -> None:
-    """Raises UserError unless these fields of a config have one entry a stage each."""
+def check_lengths(config: Any, *names: str) -> None:
+    """Raise UserError unless these fields of a config have one entry per stage."""
     lengths = {name: len(getattr(config, name)) for name in names}
     if len(set(lengths.values())) > 1 or not all(lengths.values()):
         listed = " and ".join(f"{name} has {length}" for name, length in lengths.items())
@@ -197,17 +239,21 @@ _MAY_BE_ZERO = (
 )  # fmt: skip
 
 
-def _checked(name: str, config: type, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as a config class wants them: lists as tuples, and each of its type."""
+def _checked(name: str, config: type, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return overrides in the types that a config class declares, lists as tuples.
+
+    Raises:
+      UserError: no such field, a value of another type, or a number out of range.
+    """
     fields = {field.name: field.type for field in dataclasses.fields(config)}
-    unknown = sorted(set(settings) - set(fields))
+    unknown = sorted(set(overrides) - set(fields))
     if unknown:
         raise UserError(
             f"{name} has no setting {', '.join(unknown)}. It has: {', '.join(fields)}, variant."
         )
-    checked = {key: _tuples(value) for key, value in settings.items()}
+    checked = {key: _tuples(value) for key, value in overrides.items()}
     for key, value in checked.items():
-        if not _is_a(value, fields[key]):
+        if not _matches(value, fields[key]):
             kind = getattr(fields[key], "__name__", None) if type(fields[key]) is type else None
             raise UserError(f"The setting {key} of {name} is {value!r}, not {kind or fields[key]}.")
         if key in _RATES and not 0 <= value <= 1:
@@ -219,39 +265,53 @@ def _checked(name: str, config: type, settings: Mapping[str, Any]) -> dict[str, 
     return checked
 
 
-def _tuples(value):
+def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
-def _numbers(value):
+def _numbers(value: Any) -> list[float]:
     if isinstance(value, tuple):
         return [number for part in value for number in _numbers(part)]
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
 
 
-def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a value fits an annotation of a config's field."""
-    parts = typing.get_args(kind)
-    if isinstance(kind, types.UnionType):
-        return any(_is_a(value, part) for part in parts)
-    if typing.get_origin(kind) is tuple:
+def _matches(value: Any, annotation: Any) -> bool:
+    """Return whether a value has the type that a config field is annotated with."""
+    parts = typing.get_args(annotation)
+    if isinstance(annotation, types.UnionType):
+        return any(_matches(value, part) for part in parts)
+    if typing.get_origin(annotation) is tuple:
         if not isinstance(value, tuple):
             return False
         parts = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
-        return len(parts) == len(value) and all(map(_is_a, value, parts))
-    if isinstance(value, bool):  # which Python counts among the integers
-        return kind is bool
-    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
+        return len(parts) == len(value) and all(map(_matches, value, parts))
+    if isinstance(value, bool):  # a subclass of int
+        return annotation is bool
+    return isinstance(value, int | float if annotation is float else annotation)
 
 
-def _variant_builder(name, module, base, bocb):
-    def build(*, num_classes, image_size, rngs, dtype=None, variant="official", **overrides):
+def _variant_builder(
+    name: str, module: type[nnx.Module], base: Any, bocb: Mapping[str, Any]
+) -> Builder:
+    def build(
+        *,
+        num_classes: int,
+        image_size: int,
+        rngs: nnx.Rngs,
+        dtype: Any = None,
+        variant: str = "official",
+        **overrides: Any,
+    ) -> nnx.Module:
         if variant not in ("official", "bocb"):
             raise UserError(f"{name} has the variants 'official' and 'bocb', not '{variant}'.")
-        overrides = _checked(name, type(base), overrides)
-        config = dataclasses.replace(base, **({**bocb} if variant == "bocb" else {}) | overrides)
+        changes = dict(bocb) if variant == "bocb" else {}
+        config = dataclasses.replace(base, **changes | _checked(name, type(base), overrides))
         return module(
-            config, num_classes=num_classes, image_size=image_size, dtype=dtype, rngs=rngs
+            config,  # type: ignore[call-arg]  # the constructor of a family, not nnx.Module's
+            num_classes=num_classes,
+            image_size=image_size,
+            dtype=dtype,
+            rngs=rngs,
         )
 
     return build
@@ -264,39 +324,39 @@ def create_model(
     image_size: int = 224,
     rngs: nnx.Rngs,
     dtype: Any = None,
-    **overrides,
+    **overrides: Any,
 ) -> nnx.Module:
-    """Builds a backbone by name.
+    """Build a backbone by name.
 
     Args:
       name: a listed name, an alias, or an import path such as "mypkg.nets:MyNet".
       num_classes: width of the logits.
-      image_size: side in pixels of the square images that it will see.
-      rngs: where the initial weights come from.
-      dtype: type of the computation; parameters stay float32.
+      image_size: side in pixels of the square input images.
+      rngs: random streams; `params` draws the initial weights.
+      dtype: type of the computation; parameters are float32.
       **overrides: fields of the family's config, such as `drop_path=0.1`, and `variant="bocb"`.
 
     Returns:
-      A module from images (batch, height, width, 3) to logits (batch, num_classes), with
-      `features(x)` for the list of stage maps.
+      A module from images (batch, height, width, 3) to logits (batch, num_classes); its
+      `features(x)` returns the list of stage maps.
 
     Raises:
       UnknownName: no such model; the message lists near matches.
-      UserError: no such setting, or one that does not fit the others.
+      UserError: no such override, or a value that does not fit.
     """
     for what, value in (("num_classes", num_classes), ("image_size", image_size)):
         if not isinstance(value, int) or value < 1:
-            raise UserError(f"{what} is {value}; it must be a whole number from 1 on.")
+            raise UserError(f"{what} is {value}; it must be a whole number of at least 1.")
     return MODELS.get(name).build(
         num_classes=num_classes, image_size=image_size, rngs=rngs, dtype=dtype, **overrides
     )
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Sorted names of the backbones that match a shell pattern such as "conv*"."""
+    """Return the sorted names of the backbones that match a shell pattern such as "conv*"."""
     return MODELS.names(pattern)
 
 
 def model_card(name: str) -> ModelCard:
-    """What is known of a backbone without building it."""
+    """Return what is known of a backbone, without building it."""
     return MODELS.get(name).card

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from flax import nnx
 
 from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, published, register_family, same_length
+from bocb_jax.models.factory import ModelCard, Variant, check_lengths, register_family, sizes_of
 
 INIT = layers.trunc_normal(0.02)
 NORM_EPSILON = 1e-6
@@ -47,7 +48,7 @@ class MetaFormerConfig:
     drop_path: float = 0.0
 
     def __post_init__(self):
-        same_length(self, "depths", "widths")
+        check_lengths(self, "depths", "widths")
         if len(self.mixers) < len(self.depths):
             raise UserError(f"mixers has {len(self.mixers)} entries for {len(self.depths)} stages.")
         if not all(self.stem[:2]):
@@ -256,29 +257,29 @@ def _head(config, num_classes, **kwargs):
     raise UserError(f"head is 'mlp' or 'linear', not '{config.head}'.")
 
 
-_README = "MetaFormer baselines, official README"
-
-
-def _sizes(operator, mixers, **config):
-    """A function that writes a line of the table, for one kind of token mixer a stage."""
-    bocb = {"block_norm": "channel", "head": "mlp"} if config else {}
-    size = published("sail-sg/metaformer", _README, bocb=bocb)
-    return functools.partial(size, operator=operator, mixers=mixers, **config)
-
-
-def _mini(size):
-    small = {"depths": (1, 1, 3, 1), "widths": (16, 32, 64, 96), "head_channels": 16}
-    variant = size("", None, stem=(3, 2, 1), **small)
-    card = {**variant.card, "reference": "", "input_size": 32}
-    return dataclasses.replace(variant, card=card)
-
+_BOCB = {"block_norm": "channel", "head": "mlp"}
+_size = sizes_of("sail-sg/metaformer", "MetaFormer baselines, official README")
+_size_bocb = sizes_of("sail-sg/metaformer", "MetaFormer baselines, official README", bocb=_BOCB)
 
 _BASIC = {"block_norm": "map", "head": "linear"}
-_identity = _sizes("identity", ("identity",) * 4, **_BASIC)
-_pool = _sizes("pooling", ("pool",) * 4, **_BASIC)
-_conv = _sizes("separable convolution", ("conv",) * 4)
-_attention = _sizes("attention", ("attention",) * 4)
-_both = _sizes("separable convolution, attention", ("conv", "conv", "attention", "attention"))
+_identity = functools.partial(_size_bocb, mixers=("identity",) * 4, **_BASIC)
+_pool = functools.partial(_size_bocb, mixers=("pool",) * 4, **_BASIC)
+_conv = functools.partial(_size, mixers=("conv",) * 4)
+_attention = functools.partial(_size, mixers=("attention",) * 4)
+_conv_attention = functools.partial(_size, mixers=("conv", "conv", "attention", "attention"))
+
+
+def _mini(size: Callable[..., Variant]) -> Variant:
+    variant = size(
+        "",
+        None,
+        depths=(1, 1, 3, 1),
+        widths=(16, 32, 64, 96),
+        head_channels=16,
+        stem=(3, 2, 1),
+    )
+    return dataclasses.replace(variant, card={})
+
 
 _M = (96, 192, 384, 768)
 _S12 = {"drop_path": 0.1}
@@ -296,11 +297,6 @@ register_family(
     MetaFormerConfig,
     ModelCard(
         paper="Yu et al., MetaFormer Baselines for Vision, TPAMI 2024, arXiv:2210.13452",
-        category="modern DNN",
-        stage_design="patchify, hierarchical",
-        block_design="MetaFormer",
-        residual="pre-norm, shortcut scale",
-        recipe="rsb_a2",
     ),
     {
         "identityformer_s12": _identity("identityformer_s12", 11_891_712, 74.6, **_S12),
@@ -320,16 +316,16 @@ register_family(
         "convformer_m36": _conv("convformer_m36", 57_051_640, 84.5, **_CM36),
         "convformer_b36": _conv("convformer_b36", 99_882_616, 84.8, **_CB36),
         "attentionformer_s12": _attention("MetaFormer", 19_201_024, **_S12),
-        "caformer_s12": _both("MetaFormer", 19_238_664, **_S12),
-        "caformer_s18": _both("caformer_s18", 26_341_656, 83.6, **_S18, drop_path=0.15),
-        "caformer_s36": _both("caformer_s36", 39_297_102, 84.5, **_C36),
-        "caformer_m36": _both("caformer_m36", 56_204_878, 85.2, **_CM36),
-        "caformer_b36": _both("caformer_b36", 98_753_614, 85.5, **_CB36),
+        "caformer_s12": _conv_attention("MetaFormer", 19_238_664, **_S12),
+        "caformer_s18": _conv_attention("caformer_s18", 26_341_656, 83.6, **_S18, drop_path=0.15),
+        "caformer_s36": _conv_attention("caformer_s36", 39_297_102, 84.5, **_C36),
+        "caformer_m36": _conv_attention("caformer_m36", 56_204_878, 85.2, **_CM36),
+        "caformer_b36": _conv_attention("caformer_b36", 98_753_614, 85.5, **_CB36),
         "identityformer_mini": _mini(_identity),
         "poolformerv2_mini": _mini(_pool),
         "convformer_mini": _mini(_conv),
         "attentionformer_mini": _mini(_attention),
-        "caformer_mini": _mini(_both),
+        "caformer_mini": _mini(_conv_attention),
     },
     torch_names=[(r"\b(act1?)\.weight$", r"\1.scale"), (r"\b(res_scale[12])\.gamma$", r"\1.scale")],
     torch_sources=["official"],

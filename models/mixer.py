@@ -7,7 +7,7 @@ from flax import nnx
 
 from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, published, register_family
+from bocb_jax.models.factory import ModelCard, Variant, register_family, sizes_of
 
 MLP_BIAS = nnx.initializers.normal(1e-6)
 
@@ -132,7 +132,7 @@ class Mixer(nnx.Module):
 
 
 _BOCB = {"norm_epsilon": 1e-5, "dropout": 0.1}
-_size = published("timm", "MLP-Mixer, section 3.2: ImageNet-1k alone", bocb=_BOCB)
+_size = sizes_of("timm", "MLP-Mixer, section 3.2: ImageNet-1k alone", bocb=_BOCB)
 
 register_family(
     Mixer,
@@ -140,12 +140,6 @@ register_family(
     ModelCard(
         paper="Tolstikhin et al., MLP-Mixer: An all-MLP Architecture for Vision, NeurIPS 2021, "
         "arXiv:2105.01601",
-        category="modern DNN",
-        stage_design="patchify, isotropic",
-        block_design="MetaFormer",
-        operator="MLP",
-        residual="pre-norm",
-        recipe="deit",
     ),
     {
         "mixer_s": _size("mixer_s16_224", 18_528_264, drop_path=0.0),
@@ -156,7 +150,6 @@ register_family(
         "mixer_l32": _size("mixer_l32_224", 206_939_264, patch_size=32, width=1024, depth=24),
         "mixer_mini": Variant(
             {"patch_size": 4, "width": 64, "depth": 4},
-            card={"input_size": 32},
             bocb=_BOCB,
         ),
     },

@@ -9,7 +9,7 @@ from flax import nnx
 
 from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, published, register_family
+from bocb_jax.models.factory import ModelCard, Variant, register_family, sizes_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,7 @@ class MobileNetV2(nnx.Module):
         return self.classifier(x).astype(jnp.float32)
 
 
-_size = published("timm", "torchvision V1")
+_size = sizes_of("timm", "torchvision V1")
 
 register_family(
     MobileNetV2,
@@ -146,12 +146,6 @@ register_family(
     ModelCard(
         paper="Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018, "
         "arXiv:1801.04381",
-        category="classical CNN",
-        stage_design="hierarchical",
-        block_design="inverted bottleneck",
-        operator="depthwise-separable convolution",
-        residual="addition",
-        recipe="pytorch",
     ),
     {
         "mobilenetv2_035": _size("mobilenetv2_035", 1_677_128, width=0.35),
@@ -173,7 +167,6 @@ register_family(
                 "stem_strides": 1,
                 "head": 192,
             },
-            card={"input_size": 32},
         ),
     },
 )

@@ -8,7 +8,7 @@ from flax import nnx
 
 from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, published, register_family, same_length
+from bocb_jax.models.factory import ModelCard, Variant, check_lengths, register_family, sizes_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class MogaNetConfig:
     stem: str = "auto"  # "imagenet": two 3x3/2 | "cifar": two 3x3/1 | "auto": by image size
 
     def __post_init__(self):
-        same_length(self, "depths", "widths", "mlp_ratios")
+        check_lengths(self, "depths", "widths", "mlp_ratios")
         if any(width % 8 for width in self.widths):
             raise UserError(f"widths are {self.widths}; 8 must divide every one.")
 
@@ -188,7 +188,7 @@ class MogaNet(nnx.Module):
 
 
 _BOCB = {"gate_activations": 2}
-_size = published("Westlake-AI/MogaNet", "MogaNet, official README", bocb=_BOCB)
+_size = sizes_of("Westlake-AI/MogaNet", "MogaNet, official README", bocb=_BOCB)
 
 
 register_family(
@@ -197,13 +197,6 @@ register_family(
     ModelCard(
         paper="Li et al., MogaNet: Multi-order Gated Aggregation Network, ICLR 2024, "
         "arXiv:2211.03295",
-        category="modern DNN",
-        stage_design="hierarchical",
-        block_design="MetaFormer",
-        operator="depthwise convolution and gating",
-        residual="pre-norm with layer scale",
-        recipe="convnext",
-        input_size=32,
     ),
     {
         "moganet_xt": _size(

@@ -8,7 +8,7 @@ from flax import nnx
 
 from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, published, register_family, same_length
+from bocb_jax.models.factory import ModelCard, Variant, check_lengths, register_family, sizes_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class RepVGGConfig:
     deploy: bool = False  # one convolution a block, as `fuse()` gives
 
     def __post_init__(self):
-        same_length(self, "depths", "widths")
+        check_lengths(self, "depths", "widths")
         if any(width % self.groups for width in self.widths):
             raise UserError(f"groups {self.groups} do not divide the widths {self.widths}.")
 
@@ -169,7 +169,7 @@ class RepVGG(nnx.Module):
         return self.head(self.features(x)[-1]).astype(jnp.float32)
 
 
-_size = published("timm", "timm results-imagenet.csv")
+_size = sizes_of("timm", "timm results-imagenet.csv")
 
 A = (2, 4, 14, 1)
 B = (4, 6, 16, 1)
@@ -183,12 +183,6 @@ register_family(
     ModelCard(
         paper="Ding et al., RepVGG: Making VGG-style ConvNets Great Again, CVPR 2021, "
         "arXiv:2101.03697",
-        category="classical CNN",
-        stage_design="hierarchical",
-        block_design="plain, three branches in training",
-        operator="convolution",
-        residual="addition",
-        recipe="pytorch",
     ),
     {
         "repvgg_a0": _size(
@@ -210,7 +204,6 @@ register_family(
                 "stem": 16,
                 "stem_strides": 1,
             },
-            card={"input_size": 32},
         ),
     },
 )

@@ -9,7 +9,7 @@ from flax import nnx
 
 from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, published, register_family, same_length
+from bocb_jax.models.factory import ModelCard, Variant, check_lengths, register_family, sizes_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ResNetConfig:
     norm: str = "batch"  # or "layer", "group", "none": see `layers.norm`
 
     def __post_init__(self):
-        same_length(self, "depths", "widths")
+        check_lengths(self, "depths", "widths")
         if self.block not in ("basic", "bottleneck"):
             raise UserError(f"block is 'basic' or 'bottleneck', not '{self.block}'.")
 
@@ -144,7 +144,7 @@ class ResNet(nnx.Module):
         return self.fc(self.dropout(x, rngs=rngs)).astype(jnp.float32)
 
 
-_size = published("timm", "torchvision IMAGENET1K_V1")
+_size = sizes_of("timm", "torchvision IMAGENET1K_V1")
 
 register_family(
     ResNet,
@@ -152,13 +152,6 @@ register_family(
     ModelCard(
         paper="He, Zhang, Ren and Sun, Deep Residual Learning for Image Recognition, CVPR 2016, "
         "arXiv:1512.03385",
-        category="classical CNN",
-        stage_design="hierarchical",
-        block_design="bottleneck",
-        operator="convolution",
-        residual="addition",
-        recipe="pytorch",
-        input_size=32,
     ),
     {
         "resnet18": _size("resnet18", 11_689_512, 69.76, block="basic", depths=(2, 2, 2, 2)),

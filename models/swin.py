@@ -10,7 +10,7 @@ from flax import nnx
 
 from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, published, register_family, same_length
+from bocb_jax.models.factory import ModelCard, Variant, check_lengths, register_family, sizes_of
 
 INIT = layers.trunc_normal(0.02)
 
@@ -44,7 +44,7 @@ class SwinConfig:
     drop_path: float = 0.0
 
     def __post_init__(self):
-        same_length(self, "depths", "heads")
+        check_lengths(self, "depths", "heads")
         for i, heads in enumerate(self.heads):
             if self.width * 2**i % heads:
                 raise UserError(
@@ -239,7 +239,7 @@ def _layer_norm(width, **kwargs):
     return nnx.LayerNorm(width, epsilon=1e-5, **kwargs)
 
 
-_size = published("timm", "Swin Transformer, official README")
+_size = sizes_of("timm", "Swin Transformer, official README")
 _DEEP = {"depths": (2, 2, 18, 2)}
 
 register_family(
@@ -248,12 +248,6 @@ register_family(
     ModelCard(
         paper="Liu et al., Swin Transformer: Hierarchical Vision Transformer using Shifted "
         "Windows, ICCV 2021, arXiv:2103.14030",
-        category="modern DNN",
-        stage_design="patchify, hierarchical",
-        block_design="MetaFormer",
-        operator="local attention",
-        residual="pre-norm",
-        recipe="convnext",
     ),
     {
         "swin_t": _size("swin_tiny_patch4_window7_224", 28_288_354, 81.2, drop_path=0.2),
@@ -268,7 +262,6 @@ register_family(
         ),
         "swin_mini": Variant(
             {"patch_size": 2, "width": 24, "depths": (2, 2, 2), "heads": (2, 4, 8), "window": 4},
-            card={"input_size": 32},
         ),
     },
 )  # fmt: skip

@@ -11,7 +11,7 @@ from flax import nnx
 
 from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, published, register_family, same_length
+from bocb_jax.models.factory import ModelCard, Variant, check_lengths, register_family, sizes_of
 
 TAPS = [(i, j) for i in range(3) for j in range(3)]  # the 3x3 window, in the order of its weights
 init = layers.trunc_normal(0.02)
@@ -33,7 +33,7 @@ class TransNeXtConfig:
     attention_dropout: float = 0.0
 
     def __post_init__(self):
-        same_length(self, "depths", "widths", "heads", "mlp_ratios")
+        check_lengths(self, "depths", "widths", "heads", "mlp_ratios")
         for width, heads in zip(self.widths, self.heads, strict=True):
             if width % heads:
                 raise UserError(f"heads {heads} do not divide the width {width} of their stage.")
@@ -291,7 +291,7 @@ class TransNeXt(nnx.Module):
 
 
 _BOCB = {"epsilon": 1e-5}
-_size = published("DaiShiResearch/TransNeXt", "TransNeXt, official README", bocb=_BOCB)
+_size = sizes_of("DaiShiResearch/TransNeXt", "TransNeXt, official README", bocb=_BOCB)
 
 
 register_family(
@@ -300,12 +300,6 @@ register_family(
     ModelCard(
         paper="Shi, TransNeXt: Robust Foveal Visual Perception for Vision Transformers, CVPR 2024, "
         "arXiv:2311.17132",
-        category="modern DNN",
-        stage_design="hierarchical",
-        block_design="MetaFormer",
-        operator="attention and gating",
-        residual="pre-norm",
-        recipe="deit",
     ),
     {
         "transnext_micro": _size(
@@ -328,7 +322,6 @@ register_family(
                 "mlp_ratios": (4, 4, 3, 3),
                 "patch": 2,
             },
-            card={"input_size": 32},
             bocb=_BOCB,
         ),
     },

@@ -9,7 +9,7 @@ from flax import nnx
 
 from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, published, register_family, same_length
+from bocb_jax.models.factory import ModelCard, Variant, check_lengths, register_family, sizes_of
 
 # (kernel, dilation) of the branches beside a large kernel, by its side
 BRANCHES = {
@@ -37,7 +37,7 @@ class UniRepLKNetConfig:
     deploy: bool = False  # one convolution and no batch norm a block, as `fuse()` gives
 
     def __post_init__(self):
-        same_length(self, "depths", "widths")
+        check_lengths(self, "depths", "widths")
         if len(self.depths) != 4:
             raise UserError(f"depths has {len(self.depths)} entries; UniRepLKNet has four stages.")
         if self.large_kernel not in BRANCHES:
@@ -276,7 +276,7 @@ class UniRepLKNet(nnx.Module):
         return self.head(self.norm(x)).astype(jnp.float32)
 
 
-_size = published("AILab-CVC/UniRepLKNet", "UniRepLKNet, official README")
+_size = sizes_of("AILab-CVC/UniRepLKNet", "UniRepLKNet, official README")
 
 _SMALL = {"depths": (2, 2, 6, 2), "period": 1}
 _LARGE = {"depths": (3, 3, 27, 3), "period": 3}
@@ -287,12 +287,6 @@ register_family(
     ModelCard(
         paper="Ding et al., UniRepLKNet: A Universal Perception Large-Kernel ConvNet, CVPR 2024, "
         "arXiv:2311.15599",
-        category="modern DNN",
-        stage_design="hierarchical",
-        block_design="MetaFormer",
-        operator="large depthwise convolution with squeeze-and-excite",
-        residual="pre-norm with layer scale",
-        recipe="convnext",
     ),
     {
         "unireplknet_a": _size(
@@ -328,7 +322,6 @@ register_family(
                 "stem_strides": (2, 1),
                 "layer_scale": 1e-2,
             },
-            card={"input_size": 32},
         ),
     },
     torch_names=[

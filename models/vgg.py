@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, published, register_family, same_length
+from bocb_jax.models.factory import ModelCard, Variant, check_lengths, register_family, sizes_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class VGGConfig:
     dropout: float = 0.5  # within the head and before the classifier
 
     def __post_init__(self):
-        same_length(self, "depths", "widths")
+        check_lengths(self, "depths", "widths")
 
 
 class ConvHead(nnx.Module):
@@ -123,7 +123,7 @@ _PUBLISHED = {  # parameters at 1000 classes, torchvision's top-1
     "vgg19_bn": (143_678_248, 74.22),
 }
 
-_size = published("timm", "torchvision IMAGENET1K_V1")
+_size = sizes_of("timm", "torchvision IMAGENET1K_V1")
 
 register_family(
     VGG,
@@ -131,13 +131,6 @@ register_family(
     ModelCard(
         paper="Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image "
         "Recognition, ICLR 2015, arXiv:1409.1556",
-        category="primary CNN",
-        stage_design="plain",
-        block_design="plain",
-        operator="convolution",
-        residual="none",
-        recipe="pytorch",
-        input_size=224,
     ),
     {
         name: _size(

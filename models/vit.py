@@ -9,7 +9,7 @@ from flax import nnx
 
 from bocb_jax.errors import UserError
 from bocb_jax.models import layers
-from bocb_jax.models.factory import ModelCard, Variant, published, register_family
+from bocb_jax.models.factory import ModelCard, Variant, register_family, sizes_of
 
 LAYER_NORM_EPSILON = 1e-6
 
@@ -171,7 +171,7 @@ def _layer_scale(config):
     return layers.LayerScale(config.width, config.layer_scale)
 
 
-_size = published("timm", "DeiT, official README")
+_size = sizes_of("timm", "DeiT, official README")
 
 register_family(
     ViT,
@@ -179,12 +179,6 @@ register_family(
     ModelCard(
         paper="Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, arXiv:2010.11929; "
         "Touvron et al., Training Data-efficient Image Transformers, ICML 2021, arXiv:2012.12877",
-        category="modern DNN",
-        stage_design="patchify, isotropic",
-        block_design="MetaFormer",
-        operator="attention",
-        residual="pre-norm",
-        recipe="deit",
     ),
     {
         "vit_ti": _size(
@@ -203,7 +197,7 @@ register_family(
             "vit_huge_patch14_224", 632_045_800, patch_size=14, width=1280, depth=32, heads=16
         ),
         "vit_mini": Variant(
-            {"patch_size": 4, "width": 64, "depth": 4, "heads": 4}, card={"input_size": 32}
+            {"patch_size": 4, "width": 64, "depth": 4, "heads": 4}
         ),
     },
 )  # fmt: skip

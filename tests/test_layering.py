@@ -28,7 +28,7 @@ RULES = {
     "bocb_jax/results.py": {"pandas", "ours:errors", "ours:storage"},
     "bocb_jax/paper": {"pandas", "ours:errors"},
     "bocb_jax/storage": {"fsspec", "ours:errors"},
-    "models": {"jax", "flax", "numpy", "einops", "ours:errors", "ours:registry"},
+    "models": {"jax", "flax", "numpy", "einops", "ours:errors", "ours:registry", "ours:paper"},
     "bocb_jax/optim": {"jax", "optax", "numpy", "ours:errors", "ours:registry", "ours:paper"},
     "bocb_jax/augment": {"jax", "numpy", "ours:errors"},
     "bocb_jax/data": {

@@ -57,7 +57,7 @@ def _models(pattern: str) -> Table:
         card = model_card(name)
         table.add_row(
             name,
-            f"{card.parameters:,}" if card.parameters else "",
+            f"{card.num_params:,}" if card.num_params else "",
             f"{card.top1:.1f}" if card.top1 else "",
             card.category,
             f"{card.recipe} {card.input_size}" if card.recipe else "",

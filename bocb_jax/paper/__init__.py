@@ -63,6 +63,55 @@ def table(name: str) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
+class Backbone:
+    """A row of the paper's Table A1, in the paper's words where no other is named."""
+
+    model: str  # in this project's names
+    category: str  # primary CNN | classical CNN | modern DNN
+    stage_design: str
+    block_design: str
+    operator: str
+    residual: str
+    recipe: str  # on CIFAR-100, in this project's names
+    input_size: int  # pixels on CIFAR-100
+
+
+# The training settings of Table A1 in this project's names.
+_RECIPES = {"PyTorch": "pytorch", "RSB A2": "rsb_a2", "DeiT": "deit", "ConvNeXt": "convnext"}
+
+
+@functools.cache
+def backbone(model: str) -> Backbone | None:
+    """Return what the paper says of a backbone, or of its family's for a twin or another size.
+
+    Args:
+      model: name of a backbone of this project.
+
+    Returns:
+      None where the paper has no backbone of the family.
+    """
+    family = _family(model)
+    found = [row for row in rows("backbones") if _family(row["model"]) == family]
+    row = next((row for row in found if row["model"] == model), found[0] if found else None)
+    if row is None:
+        return None
+    return Backbone(
+        model=row["model"],
+        category=row["category"],
+        stage_design=_written(row["stage_wise_design"], "Plain"),
+        block_design=_written(row["block_wise_design"]),
+        operator=_written(row["operator"]),
+        residual=_written(row["residual_branch"]),
+        recipe=_RECIPES[row["training_setting"]],
+        input_size=int(row["input_size"]),
+    )
+
+
+def _written(cell: str, dash: str = "none") -> str:
+    return dash if cell == "-" else cell.replace("Patchfy", "Patchify")
+
+
+@dataclasses.dataclass(frozen=True)
 class Tuned:
     """The paper's tuned values for a pair."""
 
@@ -101,4 +150,4 @@ def tuned(model: str, opt: str) -> Tuned | None:
 
 
 def _family(model: str) -> str:
-    return re.match(r"[a-z]+(v2)?", model.partition("_")[0]).group()
+    return re.match(r"[a-z]*(v2)?", model.partition("_")[0]).group() or model

@@ -81,8 +81,8 @@ def test_the_paper_is_complete():
 def test_count_and_shapes_of_every_variant(name):
     entry = MODELS.get(name)
     model = nnx.eval_shape(lambda: build(name, num_classes=1000))
-    if entry.card.parameters is not None:
-        assert parameter_count(model) == entry.card.parameters
+    if entry.card.num_params is not None:
+        assert parameter_count(model) == entry.card.num_params
     if name in MINIS:
         assert parameter_count(nnx.eval_shape(lambda: build(name))) <= 500_000
     kinds = jax.tree.leaves(parameter_kinds(model))

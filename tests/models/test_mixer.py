@@ -30,7 +30,7 @@ COUNTS = {
 )
 def test_counts_are_the_reference_s(name, at_100, at_1000):
     assert filled.counts(name) == (at_100, at_1000)
-    assert bocb_jax.model_card(name).parameters == at_1000
+    assert bocb_jax.model_card(name).num_params == at_1000
 
 
 def test_initial_weights():

@@ -40,6 +40,31 @@ def test_taxonomies_name_what_there_is():
     assert optimizers <= set(list_optimizers())
 
 
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("vit_s", "vit_s"),
+        ("vit_mini", "vit_s"),
+        ("resnet18", "resnet50"),
+        ("convnextv2_atto", "convnextv2_t"),
+        ("convnext_mini", "convnext_t"),
+        ("mynet", None),
+        ("MyNet", None),
+    ],
+)
+def test_a_backbone_has_the_row_of_its_family(name, model):
+    found = paper.backbone(name)
+    assert (found and found.model) == model
+
+
+def test_every_model_card_has_the_papers_taxonomy():
+    for name in list_models():
+        card, row = bocb_jax.model_card(name), paper.backbone(name)
+        assert row is not None, name
+        assert (card.category, card.recipe) == (row.category, row.recipe)
+        assert card.input_size == (32 if name.endswith("_mini") else row.input_size)
+
+
 def test_modes_are_those_of_the_tuned_values():
     # Counted in another way than the table was: by NumPy.
     values = bocb_jax.published("hyperparameters")
