@@ -9,8 +9,8 @@ from typing import Any
 
 from flax import nnx
 
-from bocb_jax import paper
 from bocb_jax.errors import UserError
+from bocb_jax.paper import taxonomy
 from bocb_jax.registry import Registry
 
 MINI_SIZE = 32  # NAME_mini, the small twin of every backbone of the paper, takes 32x32 images
@@ -184,12 +184,18 @@ def register_family(
 
 def _taxonomy(name: str, image_size: int) -> dict[str, Any]:
     """Return the fields of a card that the paper decides; empty for a family that it lacks."""
-    row = paper.backbone(name)
-    if row is None:
+    known = taxonomy.find(name)
+    if known is None:
         return {}
-    fields = dataclasses.asdict(row)
-    del fields["model"]
-    return fields | {"input_size": min(row.input_size, image_size)}
+    return {
+        "category": known.category,
+        "stage_design": known.stage_design,
+        "block_design": known.block_design,
+        "operator": known.operator,
+        "residual": known.residual_branch,
+        "recipe": known.recipe,
+        "input_size": min(known.input_size, image_size),
+    }
 
 
 _CARD_FIELDS = ("drop_path", "cifar_drop_path")

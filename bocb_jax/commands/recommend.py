@@ -86,9 +86,9 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _command(model: str, choice) -> str:
-    from bocb_jax.coupling.recommend import optimizer_name
+    from bocb_jax.paper.categories import to_opt
 
-    words = ["bocb", "train", "--model", model, "--opt", optimizer_name(choice.optimizer)]
+    words = ["bocb", "train", "--model", model, "--opt", to_opt(choice.optimizer)]
     if choice.learning_rate is not None:
         words += ["--lr", f"{choice.learning_rate:g}"]
     if choice.weight_decay is not None:

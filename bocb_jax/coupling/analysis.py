@@ -27,8 +27,8 @@ from bocb_jax.coupling import (
 )
 from bocb_jax.coupling.contrasts import Families
 from bocb_jax.coupling.decomposition import Decomposition, Tukey
+from bocb_jax.coupling.features import features_of
 from bocb_jax.coupling.features import predict as predict_preference
-from bocb_jax.coupling.features import taxonomy as known_features
 from bocb_jax.coupling.outliers import Marks, column_statistics, mark
 from bocb_jax.coupling.ranking import Profiles
 from bocb_jax.coupling.scores import ScoreTable
@@ -210,7 +210,7 @@ def analyze(
     coupling = decomposition.median_polish(goodness)
     draws = {"confidence": confidence, "resamples": resamples, "seed": seed}
 
-    taxonomy = known_features(table.backbones, features)
+    taxonomy = features_of(table.backbones, features)
     families = taxonomy["family"]
     grouped = families if families.duplicated().any() else None
     kinds = contrasts.category_of(table.optimizers, categories)

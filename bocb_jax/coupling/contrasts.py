@@ -9,10 +9,9 @@ import numpy as np
 import pandas
 from scipy import stats
 
-from bocb_jax import paper
 from bocb_jax.coupling.scores import ScoreTable
 from bocb_jax.coupling.significance import holm
-from bocb_jax.paper.categories import category
+from bocb_jax.paper.categories import category, to_opt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +39,9 @@ def category_of(
     optimizers: list[str], categories: Mapping[str, str] | None = None
 ) -> pandas.Series:
     """Category of every optimizer by the paper's definition, or as given; None if neither knows."""
-    # Published tables write the names otherwise: "SGD-M".
-    known = {row["optimizer"]: row["category"] for row in paper.rows("optimizers")}
-    known |= dict(categories or {})
-    return pandas.Series(
-        {name: known.get(name) or category(name)[0] for name in optimizers}, dtype=object
-    )
+    own = categories or {}
+    found = {name: own.get(name) or category(to_opt(name))[0] for name in optimizers}
+    return pandas.Series(found, dtype=object)
 
 
 def contrast(

@@ -4,62 +4,14 @@ Comparisons between different nets show what goes with what, never why: nets tha
 an age, a recipe and an author as well. The recipe is among the features for that reason.
 """
 
-import re
-
 import numpy as np
 import pandas
 
-from bocb_jax import paper
 from bocb_jax.coupling.significance import holm
-
-# model -> family (nets that share their design and are not independent), norm of the blocks.
-_FAMILIES = {
-    "alexnet": ("plain", "none"),
-    "vgg13_bn": ("plain", "batch"),
-    "resnet50": ("resnet", "batch"),
-    "resnet101": ("resnet", "batch"),
-    "densenet121": ("densenet", "batch"),
-    "mobilenetv2": ("mobile", "batch"),
-    "efficientnet_b0": ("mobile", "batch"),
-    "repvgg_a1": ("repvgg", "batch"),
-    "vit_s": ("isotropic", "layer"),
-    "mixer_s": ("isotropic", "layer"),
-    "swin_t": ("swin", "layer"),
-    "convnext_t": ("convnext", "layer"),
-    "convnextv2_t": ("convnext", "layer"),
-    "moganet_s": ("moganet", "batch"),
-    "unireplknet_t": ("unireplknet", "batch"),
-    "transnext_t": ("transnext", "layer"),
-    "identityformer_s12": ("metaformer", "layer"),
-    "poolformerv2_s12": ("metaformer", "layer"),
-    "convformer_s12": ("metaformer", "layer"),
-    "attentionformer_s12": ("metaformer", "layer"),
-    "caformer_s12": ("metaformer", "layer"),
-}
-_STAGES = {
-    "-": "plain",
-    "Hierarchical": "hierarchical",
-    "Patchfy & Isotropic": "isotropic",
-    "Patchfy & Hierarchical": "hierarchical",
-}
-_MIXERS = {
-    "Conv": "convolution",
-    "SepConv": "depthwise convolution",
-    "Conv & SE": "depthwise convolution",
-    "DWConv": "depthwise convolution",
-    "DWConv & Gating": "depthwise convolution",
-    "DWConv & SE": "depthwise convolution",
-    "Attention": "attention",
-    "Local Attention": "attention",
-    "Attention & Gating": "attention",
-    "SepConv & Attention": "attention",
-    "MLP": "token MLP",
-    "Identity": "none or pooling",
-    "Pooling": "none or pooling",
-}
+from bocb_jax.paper import taxonomy
 
 
-def taxonomy(backbones: list[str], extra: pandas.DataFrame | None = None) -> pandas.DataFrame:
+def features_of(backbones: list[str], extra: pandas.DataFrame | None = None) -> pandas.DataFrame:
     """What is known of backbones, by the paper's names or this project's.
 
     A twin or another size has the features of its family's published backbone. A backbone that is
@@ -72,29 +24,7 @@ def taxonomy(backbones: list[str], extra: pandas.DataFrame | None = None) -> pan
     Returns:
       A row a backbone: family, norm, stages, stem, mixer, residual, recipe, and those of `extra`.
     """
-    rows = {row["model"]: row for row in paper.rows("backbones")}
-    rows["resnet101"] = rows["resnet50"]
-    models = {row["backbone"]: row["model"] for row in paper.rows("backbones")}
-    models["R-101"] = "resnet101"
-    bases = {_base(model): model for model in reversed(list(rows))}
-    found = {}
-    for name in backbones:
-        model = models.get(name, name if name in rows else bases.get(_base(name)))
-        if model is None:
-            found[name] = {"family": name}
-            continue
-        row = rows[model]
-        design, residual = row["stage_wise_design"], row["residual_branch"]
-        found[name] = {
-            "family": _FAMILIES[model][0],
-            # vgg11 to vgg19 without "_bn" have none.
-            "norm": "none" if re.fullmatch(r"vgg\d+", name) else _FAMILIES[model][1],
-            "stages": _STAGES[design],
-            "stem": "patches" if design.startswith("Patchfy") else "convolution",
-            "mixer": _MIXERS[row["operator"]],
-            "residual": "none" if residual == "-" else residual.lower(),
-            "recipe": row["training_setting"],
-        }
+    found = {name: _features(name) for name in backbones}
     columns = ["family", "norm", "stages", "stem", "mixer", "residual", "recipe"]
     frame = pandas.DataFrame.from_dict(found, orient="index").reindex(columns=columns)
     frame = frame.reindex(backbones).rename_axis("backbone")
@@ -108,8 +38,19 @@ def taxonomy(backbones: list[str], extra: pandas.DataFrame | None = None) -> pan
     return frame
 
 
-def _base(model: str) -> str:
-    return re.match(r"[a-z]*(v2)?", model.partition("_")[0]).group() or model
+def _features(name: str) -> dict[str, str]:
+    known = taxonomy.find(name)
+    if known is None:
+        return {"family": name}
+    return {
+        "family": known.family,
+        "norm": known.norm,
+        "stages": known.stages,
+        "stem": known.stem,
+        "mixer": known.mixer,
+        "residual": known.residual,
+        "recipe": known.training_setting,
+    }
 
 
 def predict(
@@ -127,7 +68,7 @@ def predict(
 
     Args:
       target: preference of each backbone, e.g. the contrast of two categories of optimizers.
-      features: as `taxonomy` gives them, with a column "family".
+      features: as `features_of` gives them, with a column "family".
       resamples: permutations.
       seed: of the permutations.
 

@@ -4,6 +4,7 @@ import numpy as np
 import pandas
 
 from bocb_jax import paper
+from bocb_jax.paper.categories import published_category, to_paper
 
 
 def place(regret: pandas.Series) -> pandas.DataFrame:
@@ -20,12 +21,11 @@ def place(regret: pandas.Series) -> pandas.DataFrame:
       Index: the paper's backbones. Columns: distance (root mean square of the differences, points),
       and the regret with each optimizer; empty with fewer than two optimizers in common.
     """
-    names = {row["opt"]: row["optimizer"] for row in paper.rows("optimizers")}
     regret = regret.dropna()
-    common = [opt for opt in regret.index if opt in names]
+    common = [opt for opt in regret.index if published_category(opt) and "@" not in opt]
     if len(common) < 2:
         return pandas.DataFrame(columns=["distance"])
-    scores = paper.table("cifar100").loc[[names[opt] for opt in common]]
+    scores = paper.table("cifar100").loc[[to_paper(opt) for opt in common]]
     known = (scores.max() - scores).T.set_axis(common, axis=1)
     own = regret[common] - regret[common].min()
     distance = np.sqrt(((known - own) ** 2).mean(axis=1))

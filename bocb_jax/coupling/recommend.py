@@ -2,13 +2,14 @@
 
 import dataclasses
 import difflib
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from bocb_jax import paper
 from bocb_jax.coupling.scores import ScoreTable
+from bocb_jax.paper.categories import to_opt
+from bocb_jax.paper.taxonomy import series_of, to_model
 
 # Differences that seeds could turn around, in points: among optimizers this close to the best, the
 # one that costs least over all backbones comes first. The paper's figures have no spread; seeds of
@@ -18,8 +19,6 @@ RULE = (
     "Optimizers within {tie:g} {unit} of the best count as equal, because seeds could turn that "
     "around; among them the one with the lowest mean regret over all backbones comes first."
 )
-# First part of a name -> that of the paper's family.
-_FAMILY_ALIASES = {"deit": "vit", "mlp": "mixer", "efficientnetv": "efficientnet"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,21 +112,19 @@ def _key(column, overall, name, tie) -> float:
 
 def _stand_in(table: ScoreTable, model: str) -> tuple[str | None, bool, str]:
     """The table's backbone for a model, whether it is the model itself, and a sentence."""
-    known = set(table.backbones)
-    published = {row["model"]: row["backbone"] for row in paper.rows("backbones")}
-    for name in (model, published.get(model)):
+    known = {to_model(name): name for name in reversed(table.backbones)}
+    known |= {name: name for name in table.backbones}  # as it is written there, before all
+    base = to_model(model)
+    for name in (model, base):
         if name in known:
-            return name, True, f"The scores of {_both(model, name)} itself."
-    base = next((ours for ours in published if model == published[ours]), model)
-    if base in known:
-        return base, True, f"The scores of {_both(model, base)} itself."
-    family = _family(base)
+            return known[name], True, f"The scores of {_both(model, known[name])} itself."
+    series = series_of(base.lower())
     relatives = [
-        name for name in table.backbones if family and _family(_ours(name, published)) == family
+        name for name in table.backbones if series and series_of(to_model(name).lower()) == series
     ]
     if relatives:
         # Among several the most similar name: convnextv2_s is nearer to convnextv2_t.
-        name = max(relatives, key=lambda name: _similarity(base, _ours(name, published)))
+        name = max(relatives, key=lambda name: _similarity(base, to_model(name)))
         return name, False, f"{model} is not in the table; {name} of the same family stands in."
     return None, False, (
         f"{model} is not in the table, and nor is any of its family, as far as names tell: this is "
@@ -141,19 +138,6 @@ def _similarity(first: str, second: str) -> float:
 
 def _both(model: str, name: str) -> str:
     return model if model == name else f"{model} ({name})"
-
-
-def _ours(name: str, published: dict[str, str]) -> str:
-    return next((ours for ours, theirs in published.items() if theirs == name), name)
-
-
-def _family(model: str) -> str | None:
-    """The first word of a name without its version: convnextv2_t and convnext_s are one family."""
-    found = re.match(r"[a-z]+", model.lower().rpartition(":")[2].partition("_")[0])
-    if not found:
-        return None
-    family = found.group().removesuffix("v") if found.group() != "v" else "v"
-    return _FAMILY_ALIASES.get(family, family)
 
 
 def _choice(table: ScoreTable, regret, backbone: str | None, name: str) -> Choice:
@@ -184,11 +168,9 @@ def _rates(table, cell, backbone, optimizer) -> tuple[float | None, float | None
         best = best[best["learning_rate"].notna()].iloc[0]
         decay = float(best["weight_decay"]) if np.isfinite(best["weight_decay"]) else None
         return float(best["learning_rate"]), decay, f"tuned on {backbone}"
-    models = {row["backbone"]: row["model"] for row in paper.rows("backbones")}
-    opts = {row["optimizer"]: row["opt"] for row in paper.rows("optimizers")}
-    stands = paper.NEIGHBORS.get(models.get(backbone, backbone))
+    stands = paper.STAND_INS.get(to_model(backbone)) if backbone is not None else None
     if stands is not None:
-        tuned = paper.tuned(stands, opts.get(optimizer, optimizer))
+        tuned = paper.tuned(stands, to_opt(optimizer))
         if tuned is not None:
             return tuned.learning_rate, tuned.weight_decay, f"the paper's for {tuned.backbone}"
     runs = table.runs[(table.runs["optimizer"] == optimizer) & table.runs["learning_rate"].notna()]
@@ -215,11 +197,6 @@ def _avoid(table: ScoreTable, regret, backbone: str | None) -> tuple[str, ...]:
         elif table.unit == "points" and behind > 5:
             said.append(f"{name}: {behind:.1f} {table.unit} below")
     return tuple(said)
-
-
-def optimizer_name(name: str) -> str:
-    """An optimizer as this project names it, from the paper's or its own name."""
-    return {row["optimizer"]: row["opt"] for row in paper.rows("optimizers")}.get(name, name)
 
 
 def sentences(advice: Advice) -> Sequence[str]:

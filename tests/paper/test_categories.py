@@ -3,10 +3,17 @@
 import subprocess
 import sys
 
+from bocb_jax import paper
 from bocb_jax.coupling.contrasts import category_of
 from bocb_jax.optim import list_optimizers, optimizer_info
 from bocb_jax.optim.describe import describe
-from bocb_jax.paper.categories import category
+from bocb_jax.paper.categories import (
+    category,
+    descriptions,
+    published_category,
+    to_opt,
+    to_paper,
+)
 
 # The paper's definition in our words: step 3 decides a, c or (b, d), step 2 b or d.
 BY_STEPS = {
@@ -45,6 +52,17 @@ def test_wrappers_are_what_they_wrap():
 def test_the_analysis_takes_both_names_and_your_own():
     found = category_of(["SGD-M", "sgd", "muon", "mine", "yours"], {"mine": "d"})
     assert found.to_list() == ["a", "a", "a", "d", None]
+
+
+def test_names_of_the_paper_and_of_this_project():
+    for row in paper.rows("optimizers"):
+        assert to_opt(row["optimizer"]) == row["opt"]
+        assert to_paper(row["opt"]) == row["optimizer"]
+        assert row["opt"] in list_optimizers()
+        assert published_category(row["opt"]) == row["category"] in descriptions()
+    assert to_opt("muon") == to_paper("muon") == "muon"
+    assert published_category("muon") is None
+    assert published_category("lars@openmixup") == "c"
 
 
 def test_without_jax():

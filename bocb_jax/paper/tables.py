@@ -1,0 +1,66 @@
+"""The paper's tables, read from the CSV files in `published/`.
+
+Each file begins with its source and the known errors of its copies. Standard library only, except
+for `table`, which returns a pandas DataFrame.
+"""
+
+import csv
+import functools
+import importlib.resources
+from importlib.resources.abc import Traversable
+from typing import TYPE_CHECKING
+
+from bocb_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas
+
+_FOLDER = importlib.resources.files("bocb_jax.paper")
+_PUBLISHED = _FOLDER.joinpath("published")
+
+
+def names() -> list[str]:
+    """Return the names of the published tables."""
+    return sorted(file.name[:-4] for file in _PUBLISHED.iterdir() if file.name.endswith(".csv"))
+
+
+@functools.cache
+def rows(name: str) -> tuple[dict[str, str], ...]:
+    """Return the rows of a published table as text.
+
+    Raises:
+      UserError: there is no such table; the message lists those that exist.
+    """
+    if name not in names():
+        raise UserError(f"There is no published table '{name}'. There are: {', '.join(names())}.")
+    return _read(_PUBLISHED.joinpath(f"{name}.csv"))
+
+
+def own_rows(name: str) -> tuple[dict[str, str], ...]:
+    """Return the rows of a table that this project adds to the paper's, as text."""
+    return _read(_FOLDER.joinpath(f"{name}.csv"))
+
+
+def _read(file: Traversable) -> tuple[dict[str, str], ...]:
+    lines = file.read_text("utf-8").splitlines()
+    return tuple(csv.DictReader(line for line in lines if not line.startswith("#")))
+
+
+def table(name: str) -> "pandas.DataFrame":
+    """Return a published table as a DataFrame, with numeric columns as numbers.
+
+    The first column becomes the index if its values are unique, so tables of scores are indexed by
+    optimizer.
+
+    Raises:
+      UserError: there is no such table; the message lists those that exist.
+    """
+    import pandas
+
+    frame = pandas.DataFrame([dict(row) for row in rows(name)])
+    for column in frame.columns:
+        numbers = pandas.to_numeric(frame[column], errors="coerce")
+        if numbers.notna().all():
+            frame[column] = numbers
+    key = frame.columns[0]
+    return frame.set_index(key) if frame[key].is_unique else frame
