@@ -1,4 +1,4 @@
-"""The backbones: one file a family, `layers` for what two or more families share."""
+"""The backbones: one file a family, and `layers` for what several families share."""
 
 import importlib
 import pkgutil
@@ -7,6 +7,6 @@ from bocb_jax.models.factory import create_model, list_models, model_card, regis
 
 __all__ = ["create_model", "list_models", "model_card", "register_model"]
 
-# Every family registers its variants when it is imported; a new file needs no line here.
+# A family registers its variants on import. All files here are imported, so a new one is found.
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

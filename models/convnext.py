@@ -79,7 +79,7 @@ class Block(nnx.Module):
     """Depthwise convolution, norm and MLP on one residual branch."""
 
     def __init__(self, config: ConvNeXtConfig, width: int, drop_path: float, *, dtype, rngs):
-        self.conv_dw = layers.depthwise(
+        self.conv_dw = layers.depthwise_conv(
             width, config.kernel_size, kernel_init=INIT, dtype=dtype, rngs=rngs
         )
         self.norm = layers.norm(config.norm, width, dtype=dtype, rngs=rngs)
@@ -109,7 +109,7 @@ class Stage(nnx.Module):
             before = config.widths[index - 1]
             self.downsample.append(layers.norm(config.norm, before, dtype=dtype, rngs=rngs))
             self.downsample.append(
-                layers.patches(before, width, 2, **INITS, dtype=dtype, rngs=rngs)
+                layers.patch_conv(before, width, 2, **INITS, dtype=dtype, rngs=rngs)
             )
         self.blocks = nnx.List(
             [Block(config, width, rate, dtype=dtype, rngs=rngs) for rate in rates]
@@ -171,7 +171,7 @@ class ConvNeXt(nnx.Module):
 
 def _stem_convolution(config, image_size, *, dtype, rngs):
     if layers.resolve_stem(config.stem, image_size) == "imagenet":
-        return layers.patches(3, config.widths[0], 4, **INITS, dtype=dtype, rngs=rngs)
+        return layers.patch_conv(3, config.widths[0], 4, **INITS, dtype=dtype, rngs=rngs)
     return layers.Conv(3, config.widths[0], 3, **INITS, dtype=dtype, rngs=rngs)
 
 

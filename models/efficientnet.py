@@ -150,7 +150,7 @@ class EfficientNet(nnx.Module):
     def __init__(self, config: EfficientNetConfig, *, num_classes, image_size, dtype=None, rngs):
         del image_size
         kwargs = {"dtype": dtype, "rngs": rngs}
-        width = layers.round_width(config.stem * config.width)
+        width = layers.make_divisible(config.stem * config.width)
         self.conv_stem = conv(config, 3, width, 3, strides=config.stem_strides, **kwargs)
         self.bn1 = layers.BatchNorm(width, epsilon=config.epsilon, **kwargs)
         self.taps = config.taps
@@ -161,7 +161,7 @@ class EfficientNet(nnx.Module):
         for (kernel_size, channels, strides, expansion, _), stage_rates in zip(
             config.stages, rates, strict=True
         ):
-            out = layers.round_width(channels * config.width)
+            out = layers.make_divisible(channels * config.width)
             stage = nnx.List()
             for i, rate in enumerate(stage_rates):
                 shape = (width, out, kernel_size, strides if i == 0 else 1)
@@ -172,7 +172,7 @@ class EfficientNet(nnx.Module):
                 )
                 width = out
             self.blocks.append(stage)
-        head = layers.round_width(config.head * config.width)
+        head = layers.make_divisible(config.head * config.width)
         self.conv_head = conv(config, width, head, **kwargs)
         self.bn2 = layers.BatchNorm(head, epsilon=config.epsilon, **kwargs)
         self.dropout = nnx.Dropout(config.dropout)

@@ -98,9 +98,7 @@ MODELS: Registry[ModelEntry] = Registry(
 
 def _signature(builder: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     # The signature of an NNX class is that of its metaclass, which accepts anything.
-    return inspect.signature(
-        builder.__init__ if inspect.isclass(builder) else builder  # type: ignore[misc]  # of a type
-    ).parameters
+    return inspect.signature(builder.__init__ if inspect.isclass(builder) else builder).parameters
 
 
 def _tolerant(builder: Builder) -> Builder:

@@ -1,9 +1,10 @@
-"""Layers that two or more families share.
+"""Layers that several families share.
 
-Images are NHWC. Kernels are HWIO, dense ones (in, out): the output axis is always the last.
-Parameters are float32; `dtype` is the type of the computation. Layers draw no randomness of their
-own: dropout and stochastic depth take `rngs` at call time, and `nnx.view(model,
-deterministic=..., use_running_average=...)` switches between training and evaluation.
+Images and maps are (B, H, W, C). Kernels are HWIO, those of dense layers (in, out): the output axis
+is the last. Parameters are float32; `dtype` is the type of the computation, by default the
+input's. Layers hold no random state: dropout and stochastic depth take `rngs` in the call, and
+`nnx.view(model, deterministic=..., use_running_average=...)` switches between training and
+evaluation.
 """
 
 import functools
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bocb_jax.errors import UserError
+from bocb_jax.models import platform
 from bocb_jax.models.convolution import conv
 from bocb_jax.models.resampling import adaptive_avg_pool as adaptive_avg_pool
 from bocb_jax.models.resampling import avg_pool as avg_pool
@@ -27,25 +29,31 @@ from bocb_jax.models.resampling import resize_position_embedding as resize_posit
 
 Dtype = Any
 Initializer = Callable[..., jax.Array]
+Layer = Callable[..., jax.Array]  # a module, or a function where there is nothing to learn
 
 he_normal_fan_out = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 he_normal_fan_in = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
-# What PyTorch gives a layer that nobody initializes: uniform within 1 / sqrt(fan_in).
+# PyTorch's default: uniform within 1 / sqrt(fan_in).
 torch_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 xavier_uniform = nnx.initializers.xavier_uniform()
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, x times the normal distribution function of x, as PyTorch computes it."""
-    if jnp.finfo(x.dtype).bits < 32:  # too coarse for 1 + erf, whose tail would be lost
+    """Return the exact GELU, x times the normal distribution function of x."""
+    if jnp.finfo(x.dtype).bits < 32:  # 1 + erf would round the left tail to zero
         return jax.nn.gelu(x, approximate=False)
-    return x * (0.5 * (1 + jax.lax.erf(x * 2**-0.5)))  # on CPUs quicker than JAX's, by erfc
+    return x * (0.5 * (1 + jax.lax.erf(x * 2**-0.5)))  # faster on CPUs than JAX's erfc
 
 
 def trunc_normal(stddev: float = 0.02) -> Initializer:
-    """Normal, cut at two units (not two standard deviations), as timm's `trunc_normal_`."""
+    """Return timm's `trunc_normal_`: normal, truncated at +-2 (not at two standard deviations)."""
 
-    def init(key, shape, dtype=jnp.float32, out_sharding=None):
+    def init(
+        key: jax.Array,
+        shape: Sequence[int],
+        dtype: Dtype = jnp.float32,
+        out_sharding: Any = None,
+    ) -> jax.Array:
         del out_sharding
         bound = 2.0 / stddev
         return stddev * jax.random.truncated_normal(key, -bound, bound, shape, dtype)
@@ -54,9 +62,14 @@ def trunc_normal(stddev: float = 0.02) -> Initializer:
 
 
 def symmetric_uniform(bound: float) -> Initializer:
-    """Uniform between -bound and bound."""
+    """Return an initializer that is uniform between -bound and bound."""
 
-    def init(key, shape, dtype=jnp.float32, out_sharding=None):
+    def init(
+        key: jax.Array,
+        shape: Sequence[int],
+        dtype: Dtype = jnp.float32,
+        out_sharding: Any = None,
+    ) -> jax.Array:
         del out_sharding
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -64,17 +77,17 @@ def symmetric_uniform(bound: float) -> Initializer:
 
 
 class Conv(nnx.Module):
-    """2-D convolution with symmetric zero padding, dense, grouped or depthwise.
+    """2-D convolution with symmetric zero padding: dense, grouped or depthwise.
 
     Args:
-      in_features: channels in.
-      out_features: channels out.
+      in_features: input channels.
+      out_features: output channels.
       kernel_size: side, or (height, width).
       strides: step, or (vertical, horizontal).
       padding: zeros on every side; None keeps the size at stride 1 (`dilation * (k - 1) // 2`);
-        "SAME" pads as TensorFlow does.
+        "SAME" pads as TensorFlow does, at stride 2 more to the right and below.
       dilation: spacing of the kernel's taps.
-      groups: feature groups; `groups == in_features` is a depthwise convolution.
+      groups: channel groups; `groups == in_features` is a depthwise convolution.
 
     The kernel has shape (height, width, in_features // groups, out_features).
     """
@@ -105,9 +118,7 @@ class Conv(nnx.Module):
             padding = [
                 d * (k - 1) // 2 for k, d in zip(self.kernel_size, self.dilation, strict=True)
             ]
-        if not isinstance(padding, str):
-            padding = tuple((p, p) for p in pair(padding))
-        self.padding = padding
+        self.padding = padding if isinstance(padding, str) else tuple((p, p) for p in pair(padding))
         shape = (*self.kernel_size, in_features // groups, out_features)
         self.kernel = nnx.Param(
             kernel_init(rngs.params(), shape, jnp.float32), **(kernel_metadata or {})
@@ -129,56 +140,61 @@ class Conv(nnx.Module):
         return y if self.bias is None else y + per_channel(self.bias[...].astype(dtype), y)
 
 
-def depthwise(features: int, kernel_size: int, **kwargs) -> Conv:
-    """A convolution of each channel by itself.
+def depthwise_conv(features: int, kernel_size: int, **kwargs: Any) -> Conv:
+    """Return a convolution of each channel by itself.
 
-    Its initial variance is He's by fan_out over groups, which is the fan_in of such a kernel.
+    The default initialization is He's by fan_out / groups, which is the fan_in of such a kernel.
     """
     kwargs.setdefault("kernel_init", he_normal_fan_in)
     return Conv(features, features, kernel_size, groups=features, **kwargs)
 
 
-def patches(in_features: int, out_features: int, side: int, **kwargs) -> Conv:
-    """A convolution whose windows neither overlap nor leave gaps, initialized as PyTorch's."""
+def patch_conv(in_features: int, out_features: int, side: int, **kwargs: Any) -> Conv:
+    """Return a convolution of non-overlapping patches, initialized as PyTorch does by default."""
     kwargs.setdefault("kernel_init", torch_uniform)
     kwargs.setdefault("bias_init", symmetric_uniform((in_features * side**2) ** -0.5))
     return Conv(in_features, out_features, side, strides=side, padding=0, **kwargs)
 
 
 class Linear(nnx.Linear):
-    """A dense layer over the last axis: (..., in) with a kernel (in, out) -> (..., out)."""
+    """A dense layer over the last axis: (..., in) with a kernel (in, out) to (..., out)."""
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        if jax.default_backend() != "cpu":
-            return super().__call__(x)
-        # Between two matrices: with more axes, XLA transposes an operand of the kernel's gradient,
-        # and computes anew whatever it comes from as it does.
-        y = super().__call__(x.reshape(-1, x.shape[-1]))
-        return y.reshape(*x.shape[:-1], y.shape[-1])
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        if platform.target() != "cpu" or out_sharding is not None:
+            return super().__call__(inputs, out_sharding)
+        # As a product of two matrices: with more axes, XLA's kernel gradient transposes an operand
+        # and recomputes whatever produced it.
+        y = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
+        return y.reshape(*inputs.shape[:-1], y.shape[-1])
 
 
-def classifier(in_features: int, num_classes: int, **kwargs) -> Linear:
-    """The last dense layer, which a new number of classes replaces."""
+def classifier(in_features: int, num_classes: int, **kwargs: Any) -> Linear:
+    """Return the last dense layer, marked as the one that another number of classes replaces."""
     return Linear(in_features, num_classes, kernel_metadata={"kind": "head"}, **kwargs)
 
 
 class DropPath(nnx.Dropout):
-    """Stochastic depth: drops a whole residual branch per sample (Huang et al., 2016).
+    """Stochastic depth: drops the residual branch of a sample (Huang et al., 2016, 1603.09382).
 
     Args:
-      rate: chance that a sample's branch is dropped; the kept ones are divided by `1 - rate`.
+      rate: probability that a sample's branch is dropped; kept ones are divided by `1 - rate`.
+
+    Raises:
+      UserError: called in training mode without `rngs`.
     """
 
     def __init__(self, rate: float):
         super().__init__(rate)
 
-    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+    def __call__(  # type: ignore[override]  # `deterministic` comes from nnx.view alone
+        self, x: jax.Array, *, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
         if self.deterministic or self.rate == 0:
             return x
         if rngs is None:
             raise UserError(
                 f"Stochastic depth of rate {self.rate} draws random numbers: call the model with "
-                "rngs=nnx.Rngs(dropout=...), or switch it to evaluation with model.eval()."
+                "rngs=nnx.Rngs(dropout=...), or switch it to evaluation by model.eval()."
             )
         keep = 1 - self.rate
         shape = (x.shape[0],) + (1,) * (x.ndim - 1)
@@ -186,14 +202,18 @@ class DropPath(nnx.Dropout):
         return x * (kept / keep).astype(x.dtype) if keep else jnp.zeros_like(x)
 
 
-def round_width(channels: float) -> int:
-    """The multiple of 8 next to `channels`, at most a tenth below them."""
+def make_divisible(channels: float) -> int:
+    """Return the multiple of 8 nearest to `channels`, at most a tenth below (MobileNet's rule)."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 def resolve_stem(stem: str, image_size: int) -> str:
-    """ "imagenet" or "cifar"; "auto" is the latter for images of up to 32 pixels a side."""
+    """Return "imagenet" or "cifar"; "auto" is "cifar" for images of at most 32 pixels a side.
+
+    Raises:
+      UserError: another stem.
+    """
     if stem == "auto":
         return "cifar" if image_size <= 32 else "imagenet"
     if stem not in ("imagenet", "cifar"):
@@ -202,7 +222,7 @@ def resolve_stem(stem: str, image_size: int) -> str:
 
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
-    """The linear ramp 0 .. rate over all blocks, as one list a stage."""
+    """Return rates that rise linearly from 0 to `rate` over all blocks, one list per stage."""
     total = sum(depths)
     ramp = [rate * i / max(total - 1, 1) for i in range(total)]
     starts = [sum(depths[:i]) for i in range(len(depths))]
@@ -210,12 +230,12 @@ def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
 
 
 def stage_maps(x: jax.Array, stages: Iterable[Sequence], rngs: nnx.Rngs | None) -> list[jax.Array]:
-    """What each stage gives.
+    """Return the output of each stage.
 
     Args:
       x: input of the first stage.
-      stages: (layer, blocks) or (layer, blocks, layer) each; only blocks take `rngs`.
-      rngs: of the call.
+      stages: each is (layer, blocks) or (layer, blocks, layer); only blocks take `rngs`.
+      rngs: random streams of dropout and stochastic depth.
     """
     maps = []
     for before, blocks, *after in stages:
@@ -229,27 +249,29 @@ def stage_maps(x: jax.Array, stages: Iterable[Sequence], rngs: nnx.Rngs | None) 
 
 
 def per_channel(value: jax.Array, like: jax.Array) -> jax.Array:
-    """A vector of channels, with leading axes of one so that it broadcasts against `like`."""
+    """Return a vector (C,) with leading axes of one, to broadcast against `like` (..., C)."""
     return value.reshape((1,) * (like.ndim - 1) + (-1,))
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalization with the statistics of PyTorch (Ioffe & Szegedy, 2015).
+    """Batch normalization with PyTorch's statistics (Ioffe and Szegedy, 2015, arXiv:1502.03167).
 
-    In training the batch's mean and biased variance normalize; the running variance takes the
-    unbiased one, as in PyTorch and unlike `nnx.BatchNorm`. On a sharded batch the statistics are
-    those of the whole batch. Statistics are float32 whatever the type of the computation.
+    Training normalizes by the batch's mean and biased variance; the running variance averages the
+    unbiased one, unlike `nnx.BatchNorm`. The statistics of a sharded batch are those of the whole
+    batch. Statistics are float32 whatever `dtype` is.
 
     Attributes:
-      groups: equal parts of the batch, in order, that have statistics of their own; the running
-        ones take the mean over the parts. As many as there are devices is BatchNorm that is not
-        synchronized; more is ghost BatchNorm (Hoffer et al., 2017, arXiv 1705.08741).
+      groups: number of equal consecutive parts of the batch with separate statistics; the running
+        statistics average over the parts. One part per device is unsynchronized BatchNorm, more
+        are ghost BatchNorm (Hoffer et al., 2017, arXiv:1705.08741).
 
     Args:
       num_features: channels, the last axis.
-      momentum: weight of the newest batch in the running statistics, as PyTorch counts it.
+      momentum: weight of the newest batch in the running statistics, as in PyTorch.
       epsilon: added to the variance.
       scale_init: initializer of the scale (gamma).
+      dtype: type of the output.
+      rngs: random streams; `params` draws the scale.
     """
 
     def __init__(
@@ -272,8 +294,8 @@ class BatchNorm(nnx.Module):
         self.mean = nnx.BatchStat(jnp.zeros((num_features,), jnp.float32))
         self.var = nnx.BatchStat(jnp.ones((num_features,), jnp.float32))
 
-    def set_view(self, use_running_average: bool | None = None):
-        """Takes part in `nnx.view(model, use_running_average=...)`."""
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Implement `nnx.view(model, use_running_average=...)`."""
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
@@ -284,11 +306,11 @@ class BatchNorm(nnx.Module):
             mean, var = self.mean[...], self.var[...]
         elif self.groups == 1:
             mean, var = self._moments(x32)
-            self._remember(mean, var, x.size // x.shape[-1])
+            self._update_running(mean, var, x.size // x.shape[-1])
         else:
-            parts = x32.reshape(self.groups, -1, *x.shape[1:])
+            parts = x32.reshape(self.groups, -1, *x.shape[1:])  # (groups, B / groups, ..., C)
             means, variances = jax.vmap(self._moments)(parts)
-            self._remember(
+            self._update_running(
                 means.mean(0), variances.mean(0), x[0].size * parts.shape[1] // x.shape[-1]
             )
             return jax.vmap(self._normalize)(parts, means, variances).reshape(x.shape).astype(dtype)
@@ -305,21 +327,22 @@ class BatchNorm(nnx.Module):
         return x * per_channel(gain, x) + per_channel(shift, x)
 
     def affine(self) -> tuple[jax.Array, jax.Array]:
-        """The gain and the shift per channel of evaluation, for folding into a convolution."""
+        """Return the gain and shift (C,) of evaluation mode, to fold into a convolution."""
         gain = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
         return gain, self.bias[...] - self.mean[...] * gain
 
-    def _remember(self, mean, var, count):
+    def _update_running(self, mean: jax.Array, var: jax.Array, count: int) -> None:
+        """Average in a batch's mean and biased variance (C,) over `count` values per channel."""
         keep = 1 - self.momentum
         mean, unbiased_var = jax.lax.stop_gradient((mean, var * (count / max(count - 1, 1))))
-        # Not by `self.mean[...] = `, which asks a tracer for its sharding: a search of the whole
-        # trace so far, which took most of the tracing of a net of a hundred layers.
+        # `self.mean[...] = value` would ask the tracer for its sharding, which searches the trace
+        # so far: most of the tracing time of a model of a hundred layers.
         self.mean.set_value(keep * self.mean[...] + self.momentum * mean)
         self.var.set_value(keep * self.var[...] + self.momentum * unbiased_var)
 
 
 class Affine(nnx.Module):
-    """A learned scale and bias per channel: what is left of a norm that does not normalize."""
+    """A learned scale and bias per channel: a norm without the normalization."""
 
     def __init__(self, num_features: int, *, scale_init: Initializer = nnx.initializers.ones):
         self.scale = nnx.Param(scale_init(None, (num_features,), jnp.float32), kind="norm")
@@ -333,16 +356,28 @@ class Affine(nnx.Module):
 NORMS = ("batch", "layer", "group", "none")
 
 
-def norm(kind: str, num_features: int, *, scale_init=nnx.initializers.ones, dtype=None, rngs):
-    """A norm by name, for the question what a backbone owes to its own.
+def norm(
+    kind: str,
+    num_features: int,
+    *,
+    scale_init: Initializer = nnx.initializers.ones,
+    dtype: Dtype = None,
+    rngs: nnx.Rngs,
+) -> Layer:
+    """Return a norm by name, to compare a backbone with itself under other norms.
 
-    Each has a learned scale and bias per channel, so that nothing but the statistics differs.
+    All of them have a learned scale and bias per channel; only the statistics differ.
 
     Args:
-      kind: "batch"; "layer", over the channels of a pixel; "group", over the map and as many
-        groups as have four channels, at most 32 (Wu and He, 2018, arXiv:1803.08494); "none".
+      kind: "batch"; "layer", over the channels of each pixel; "group", over a map in groups of
+        four or more channels, at most 32 groups (Wu and He, 2018, arXiv:1803.08494); or "none".
       num_features: channels, the last axis.
       scale_init: initializer of the scale.
+      dtype: type of the computation.
+      rngs: random streams; `params` draws the scale.
+
+    Raises:
+      UserError: another kind.
     """
     if kind == "batch":
         return BatchNorm(num_features, scale_init=scale_init, dtype=dtype, rngs=rngs)
@@ -369,15 +404,17 @@ class LayerScale(nnx.Module):
 
 
 def response_norm(x: jax.Array, gain: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """Stresses the channels that are strong on the whole map (Woo et al., 2023, arXiv:2301.00808).
+    """Scale each channel by its energy on the map relative to the mean over channels.
+
+    Global response normalization of ConvNeXt V2 (Woo et al., 2023, arXiv:2301.00808).
 
     Args:
-      x: maps (batch, h, w, c).
-      gain: learned (c,); 0 is the identity.
-      bias: learned (c,).
+      x: maps (B, H, W, C).
+      gain: learned, (C,); zeros give the identity.
+      bias: learned, (C,).
     """
     energy = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=(1, 2), keepdims=True)
-    # The floor keeps the gradient of a channel that is zero everywhere from being 0 / 0.
+    # The floor avoids a gradient of 0 / 0 for a channel that is zero everywhere.
     norm = jnp.sqrt(jnp.maximum(energy, 1e-30))
     relative = norm / (norm.mean(axis=-1, keepdims=True) + 1e-6)
     y = x * (1 + per_channel(gain, x) * relative).astype(x.dtype)
@@ -385,13 +422,13 @@ def response_norm(x: jax.Array, gain: jax.Array, bias: jax.Array | None = None) 
 
 
 class Mlp(nnx.Module):
-    """Two dense layers over the last axis, with an activation and dropout between.
+    """Two dense layers over the last axis with an activation between them.
 
     Args:
-      in_features: width in and, unless `out_features` says otherwise, out.
+      in_features: input width.
       hidden_features: width between the layers.
-      out_features: width out.
-      activation: function, or module without randomness, between the layers.
+      out_features: output width; by default the input width.
+      activation: function, or module without randomness.
       dropout: rate after each of the two layers.
       kernel_init: initializer of both kernels.
       bias_init: initializer of both biases.
@@ -437,24 +474,24 @@ def attention(
     bias: jax.Array | None = None,
     dropout: Callable[[jax.Array], jax.Array] = jax.nn.identity,
 ) -> jax.Array:
-    """Softmax attention; the weights are float32 whatever the type of the computation.
+    """Return softmax attention, with float32 scores whatever the input's type.
 
     Args:
       q: queries (..., tokens, heads, channels), scaled here by `channels ** -0.5`.
       k: keys, of the same shape.
       v: values, of the same shape.
       bias: added to the scores (..., heads, tokens, tokens).
-      dropout: applied to the weights.
+      dropout: applied to the unnormalized weights.
 
     Returns:
       (..., tokens, heads * channels).
     """
-    q, k, v = (jnp.swapaxes(x, -3, -2) for x in (q, k, v))
+    q, k, v = (jnp.swapaxes(x, -3, -2) for x in (q, k, v))  # (..., heads, tokens, channels)
     scores = (q * q.shape[-1] ** -0.5) @ jnp.swapaxes(k, -2, -1)
     scores = scores.astype(jnp.float32)
     if bias is not None:
         scores = scores + bias
-    # The softmax divides after the product, where there are fewer entries than scores.
+    # Dividing the product instead of the weights touches fewer entries.
     largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - largest)
     total = jnp.sum(weights, axis=-1, keepdims=True)

@@ -1,6 +1,8 @@
-"""How much a backbone multiplies: counted from the traced program, without running it."""
+"""The cost of a backbone's forward pass, counted from its jaxpr without running it."""
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +11,12 @@ from jax.extend import core
 
 
 def count_macs(model: nnx.Module, image_size: int) -> int:
-    """Multiply-accumulates of convolutions and products for one image in evaluation mode.
+    """Return the multiply-accumulates of convolutions and products for one image.
+
+    The model is traced in evaluation mode.
 
     Args:
-      model: backbone; a shape-only one from `nnx.eval_shape` will do.
+      model: backbone; one of shapes only, from `nnx.eval_shape`, will do.
       image_size: side in pixels.
     """
     view = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
@@ -25,34 +29,41 @@ def count_macs(model: nnx.Module, image_size: int) -> int:
 def _macs(jaxpr: core.Jaxpr) -> int:
     total = 0
     for equation in jaxpr.eqns:
-        inside = [p for value in equation.params.values() for p in _jaxprs(value)]
+        inner = list(_inner_jaxprs(equation))
         if equation.primitive.name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
+            kernel = _shape(equation.invars[1])
             layout = equation.params["dimension_numbers"].rhs_spec
             per_output = math.prod(kernel) // kernel[layout[0]]
-            total += equation.outvars[0].aval.size * per_output
+            total += _size(equation.outvars[0]) * per_output
         elif equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+            shape = _shape(equation.invars[0])
+            total += _size(equation.outvars[0]) * math.prod(shape[axis] for axis in contracted)
         elif equation.primitive.name.startswith("custom_vjp"):
-            # A depthwise convolution on a CPU: a product for each tap of the kernel.
-            total += sum(_products(each) for each in inside) or sum(map(_macs, inside))
+            # A depthwise convolution on a CPU has no product, but a multiplication per tap.
+            total += sum(map(_multiplications, inner)) or sum(map(_macs, inner))
         else:
-            total += sum(map(_macs, inside))
+            total += sum(map(_macs, inner))
     return total
 
 
-def _products(jaxpr: core.Jaxpr) -> int:
-    return sum(
-        equation.outvars[0].aval.size
-        if equation.primitive.name == "mul"
-        else sum(_products(each) for value in equation.params.values() for each in _jaxprs(value))
-        for equation in jaxpr.eqns
-    )
+def _multiplications(jaxpr: core.Jaxpr) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "mul":
+            total += _size(equation.outvars[0])
+        else:
+            total += sum(map(_multiplications, _inner_jaxprs(equation)))
+    return total
 
 
-def _jaxprs(value):
+def _inner_jaxprs(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
+    """Yield the jaxprs among the parameters of an equation, such as the body of a loop."""
+    for value in equation.params.values():
+        yield from _jaxprs(value)
+
+
+def _jaxprs(value: Any) -> Iterator[core.Jaxpr]:
     if isinstance(value, core.ClosedJaxpr):
         yield value.jaxpr
     elif isinstance(value, core.Jaxpr):
@@ -60,3 +71,11 @@ def _jaxprs(value):
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from _jaxprs(item)
+
+
+def _shape(var: Any) -> tuple[int, ...]:
+    return var.aval.shape
+
+
+def _size(var: Any) -> int:
+    return var.aval.size

@@ -83,7 +83,9 @@ class SepConv(nnx.Module):
         dense = functools.partial(_dense, **kwargs)
         self.pwconv1 = dense(width, 2 * width)
         self.act1 = StarReLU()
-        self.dwconv = layers.depthwise(2 * width, 7, use_bias=False, kernel_init=INIT, **kwargs)
+        self.dwconv = layers.depthwise_conv(
+            2 * width, 7, use_bias=False, kernel_init=INIT, **kwargs
+        )
         self.pwconv2 = dense(2 * width, width)
 
     def __call__(self, x):

@@ -89,7 +89,7 @@ class Mixer(nnx.Module):
             )
         self.image_size = image_size
         self.stem = nnx.Dict(
-            proj=layers.patches(
+            proj=layers.patch_conv(
                 3,
                 config.width,
                 config.patch_size,

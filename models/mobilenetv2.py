@@ -45,7 +45,9 @@ class DepthwiseSeparable(nnx.Module):
 
     def __init__(self, in_features, out_features, *, strides, dtype, rngs):
         kwargs = {"dtype": dtype, "rngs": rngs}
-        self.conv_dw = layers.depthwise(in_features, 3, strides=strides, use_bias=False, **kwargs)
+        self.conv_dw = layers.depthwise_conv(
+            in_features, 3, strides=strides, use_bias=False, **kwargs
+        )
         self.bn1 = layers.BatchNorm(in_features, **kwargs)
         self.conv_pw = layers.Conv(in_features, out_features, 1, use_bias=False, **kwargs)
         self.bn2 = layers.BatchNorm(out_features, **kwargs)
@@ -65,7 +67,7 @@ class InvertedResidual(nnx.Module):
         kwargs = {"dtype": dtype, "rngs": rngs}
         self.conv_pw = layers.Conv(in_features, hidden, 1, use_bias=False, **kwargs)
         self.bn1 = layers.BatchNorm(hidden, **kwargs)
-        self.conv_dw = layers.depthwise(hidden, 3, strides=strides, use_bias=False, **kwargs)
+        self.conv_dw = layers.depthwise_conv(hidden, 3, strides=strides, use_bias=False, **kwargs)
         self.bn2 = layers.BatchNorm(hidden, **kwargs)
         self.conv_pwl = layers.Conv(hidden, out_features, 1, use_bias=False, **kwargs)
         self.bn3 = layers.BatchNorm(out_features, **kwargs)
@@ -93,7 +95,7 @@ class MobileNetV2(nnx.Module):
         del image_size
         kwargs = {"dtype": dtype, "rngs": rngs}
         ends = config.width if config.scale_ends else 1.0
-        width = layers.round_width(config.stem * ends)
+        width = layers.make_divisible(config.stem * ends)
         self.conv_stem = layers.Conv(
             3, width, 3, strides=config.stem_strides, use_bias=False, **kwargs
         )
@@ -104,7 +106,7 @@ class MobileNetV2(nnx.Module):
             if 0 < i < len(config.stages) - 1:
                 depth = math.ceil(depth * config.depth)
             stage = nnx.List()
-            out = layers.round_width(channels * config.width)
+            out = layers.make_divisible(channels * config.width)
             for j in range(depth):
                 step = strides if j == 0 else 1
                 stage.append(
@@ -114,7 +116,7 @@ class MobileNetV2(nnx.Module):
                 )
                 width = out
             self.blocks.append(stage)
-        head = max(config.head, layers.round_width(config.head * ends))
+        head = max(config.head, layers.make_divisible(config.head * ends))
         self.conv_head = layers.Conv(width, head, 1, use_bias=False, **kwargs)
         self.bn2 = layers.BatchNorm(head, **kwargs)
         self.dropout = nnx.Dropout(config.dropout)

@@ -46,9 +46,9 @@ class MultiOrderConv(nnx.Module):
         self.splits = (features - features // 2 - features * 3 // 8, features // 2)
         _, wide = self.splits
         middle = features * 3 // 8
-        self.DW_conv0 = layers.depthwise(features, 5, dtype=dtype, rngs=rngs)
-        self.DW_conv1 = layers.depthwise(middle, 5, dilation=2, dtype=dtype, rngs=rngs)
-        self.DW_conv2 = layers.depthwise(wide, 7, dilation=3, dtype=dtype, rngs=rngs)
+        self.DW_conv0 = layers.depthwise_conv(features, 5, dtype=dtype, rngs=rngs)
+        self.DW_conv1 = layers.depthwise_conv(middle, 5, dilation=2, dtype=dtype, rngs=rngs)
+        self.DW_conv2 = layers.depthwise_conv(wide, 7, dilation=3, dtype=dtype, rngs=rngs)
         self.PW_conv = layers.Conv(features, features, 1, dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
@@ -89,7 +89,7 @@ class ChannelAggregation(nnx.Module):
     def __init__(self, features, hidden, config: MogaNetConfig, *, dtype, rngs):
         kwargs = {"dtype": dtype, "rngs": rngs}
         self.fc1 = layers.Conv(features, hidden, 1, **kwargs)
-        self.dwconv = layers.depthwise(hidden, 3, **kwargs)
+        self.dwconv = layers.depthwise_conv(hidden, 3, **kwargs)
         self.decompose = layers.Conv(hidden, 1, 1, **kwargs)
         self.sigma = _scale(hidden, config.layer_scale)
         self.fc2 = layers.Conv(hidden, features, 1, **kwargs)

@@ -1,6 +1,7 @@
-"""The parameters of a model: what each of them is, and how many there are."""
+"""The parameters of a model: the kind of each, and their number."""
 
 import math
+from typing import Any
 
 import jax
 from flax import nnx
@@ -17,12 +18,13 @@ _NORMS = (
 )
 
 
-def parameter_kinds(model: nnx.Module) -> dict:
-    """What each parameter is, for optimizers that treat kinds apart.
+def parameter_kinds(model: nnx.Module) -> dict[str, Any]:
+    """Return the kind of each parameter, for optimizers that treat kinds differently.
 
-    A parameter may say so itself (`nnx.Param(value, kind="token")`); else its layer tells: "conv",
-    "depthwise", "matrix" for kernels, "bias", and "norm" for both vectors of a norm. What neither
-    tells, as in a user's own layer, is a "matrix" from two axes on and a "vector" below.
+    A parameter's own metadata comes first (`nnx.Param(value, kind="token")`), then its layer:
+    kernels are "conv", "depthwise" or "matrix", biases "bias", and both vectors of a norm "norm".
+    Otherwise, as in a user's own layer, it is a "matrix" if it has two axes or more, else a
+    "vector".
 
     Returns:
       Nested dicts like `nnx.to_pure_dict(nnx.state(model, nnx.Param))`, with a string per leaf.
@@ -36,7 +38,7 @@ def parameter_kinds(model: nnx.Module) -> dict:
     )
 
 
-def _kind(owner, path, param):
+def _kind(owner: nnx.Module, path: tuple[Any, ...], param: nnx.Param) -> str:
     declared = param.get_metadata().get("kind")
     if declared:
         return declared
@@ -50,6 +52,9 @@ def _kind(owner, path, param):
     return "matrix" if param.ndim >= 2 else "vector"
 
 
-def parameter_count(model: nnx.Module) -> int:
-    """Number of learned values, as PyTorch's `sum(p.numel() for p in model.parameters())`."""
+def count_params(model: nnx.Module) -> int:
+    """Return the number of learned values, `sum(p.numel() for p in model.parameters())` in PyTorch.
+
+    Works on a model of shapes from `nnx.eval_shape` as well.
+    """
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

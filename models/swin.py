@@ -201,7 +201,7 @@ class Swin(nnx.Module):
         kwargs = {"dtype": dtype, "rngs": rngs}
         patch = config.patch_size
         self.patch_embed = nnx.Dict(
-            proj=layers.patches(3, config.width, patch, **kwargs),
+            proj=layers.patch_conv(3, config.width, patch, **kwargs),
             norm=_layer_norm(config.width, **kwargs),
         )
         self.patch_size = patch

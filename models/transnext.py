@@ -196,7 +196,7 @@ class ConvGLU(nnx.Module):
     def __init__(self, features, hidden, dropout, **kwargs):
         hidden = 2 * hidden // 3
         self.fc1 = layers.Linear(features, 2 * hidden, kernel_init=init, **kwargs)
-        self.dwconv = layers.depthwise(hidden, 3, **kwargs)
+        self.dwconv = layers.depthwise_conv(hidden, 3, **kwargs)
         self.fc2 = layers.Linear(hidden, features, kernel_init=init, **kwargs)
         self.drop = nnx.Dropout(dropout)
 

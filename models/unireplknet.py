@@ -53,7 +53,7 @@ class UniRepLKNetConfig:
         ]
 
 
-depthwise = functools.partial(layers.depthwise, kernel_init=init)
+depthwise = functools.partial(layers.depthwise_conv, kernel_init=init)
 
 
 class DilatedReparam(nnx.Module):

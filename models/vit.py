@@ -114,7 +114,7 @@ class ViT(nnx.Module):
         self.patch_size = patch
         self.grid = image_size // patch
         init = layers.trunc_normal(0.02)
-        self.patch_embed = nnx.Dict(proj=layers.patches(3, width, patch, dtype=dtype, rngs=rngs))
+        self.patch_embed = nnx.Dict(proj=layers.patch_conv(3, width, patch, dtype=dtype, rngs=rngs))
         self.cls_token = nnx.Param(init(rngs.params(), (1, 1, width)), kind="token")
         self.pos_embed = nnx.Param(
             init(rngs.params(), (1, 1 + self.grid**2, width)), kind="embedding"

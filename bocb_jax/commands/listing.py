@@ -101,7 +101,7 @@ def _model_card(name: str) -> list[tuple[str, str]]:
 
     from bocb_jax.models import create_model, model_card
     from bocb_jax.models.macs import count_macs
-    from bocb_jax.models.parameters import parameter_count
+    from bocb_jax.models.parameters import count_params
 
     card = dataclasses.asdict(model_card(name))
     rows = [(field.replace("_", " "), value) for field, value in card.items()]
@@ -114,7 +114,7 @@ def _model_card(name: str) -> list[tuple[str, str]]:
             rows.append((f"at {size} px", str(reason)))
             continue
         macs = count_macs(model, size) / 1e6
-        rows.append((f"at {size} px", f"{parameter_count(model):,} parameters, {macs:,.1f} M MACs"))
+        rows.append((f"at {size} px", f"{count_params(model):,} parameters, {macs:,.1f} M MACs"))
     return [(label, str(value)) for label, value in rows if value not in ("", None)]
 
 

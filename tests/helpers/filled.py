@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import bocb_jax
-from bocb_jax.models.parameters import parameter_count
+from bocb_jax.models.parameters import count_params
 
 # The 21 backbones of the benchmark.
 PAPER = [
@@ -84,7 +84,7 @@ def run(model, x, *, dropout=None, method="__call__"):
 def counts(name, image_size=224, **overrides):
     """Numbers of learned values at 100 and at 1000 classes, counted without making them."""
     return tuple(
-        parameter_count(abstract(name, classes, image_size, **overrides)) for classes in (100, 1000)
+        count_params(abstract(name, classes, image_size, **overrides)) for classes in (100, 1000)
     )
 
 

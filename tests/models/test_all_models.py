@@ -14,7 +14,7 @@ from helpers.filled import PAPER
 import bocb_jax
 from bocb_jax.errors import UserError
 from bocb_jax.models.factory import MODELS
-from bocb_jax.models.parameters import parameter_count, parameter_kinds
+from bocb_jax.models.parameters import count_params, parameter_kinds
 
 CLASSES, BATCH = 10, 4
 NAMES = bocb_jax.list_models()
@@ -82,9 +82,9 @@ def test_count_and_shapes_of_every_variant(name):
     entry = MODELS.get(name)
     model = nnx.eval_shape(lambda: build(name, num_classes=1000))
     if entry.card.num_params is not None:
-        assert parameter_count(model) == entry.card.num_params
+        assert count_params(model) == entry.card.num_params
     if name in MINIS:
-        assert parameter_count(nnx.eval_shape(lambda: build(name))) <= 500_000
+        assert count_params(nnx.eval_shape(lambda: build(name))) <= 500_000
     kinds = jax.tree.leaves(parameter_kinds(model))
     assert kinds.count("head") == 1
     assert len(kinds) == len(jax.tree.leaves(nnx.state(model, nnx.Param)))
@@ -213,6 +213,6 @@ def test_unknown_settings_are_named():
 
 
 def test_an_alias_is_the_same_net():
-    assert parameter_count(nnx.eval_shape(lambda: build("deit_s"))) == parameter_count(
+    assert count_params(nnx.eval_shape(lambda: build("deit_s"))) == count_params(
         nnx.eval_shape(lambda: build("vit_s"))
     )

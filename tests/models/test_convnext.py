@@ -13,7 +13,7 @@ from helpers.filled import images, run
 import bocb_jax
 from bocb_jax.errors import UserError
 from bocb_jax.models.convnext import GlobalResponseNorm
-from bocb_jax.models.parameters import parameter_count, parameter_kinds
+from bocb_jax.models.parameters import count_params, parameter_kinds
 
 build = functools.partial(filled.build, "convnext_mini")
 build_v2 = functools.partial(filled.build, "convnextv2_mini")
@@ -46,8 +46,8 @@ def test_counts_are_the_reference_s(name, at_100, at_1000):
 
 
 def test_the_cifar_stem_is_smaller():
-    assert parameter_count(filled.abstract("convnext_t", 100, 32)) == 27_895_012
-    assert parameter_count(filled.abstract("convnextv2_t", 100, 32)) == 27_941_380
+    assert count_params(filled.abstract("convnext_t", 100, 32)) == 27_895_012
+    assert count_params(filled.abstract("convnextv2_t", 100, 32)) == 27_941_380
 
 
 def test_initial_weights_have_the_spread_of_the_paper():

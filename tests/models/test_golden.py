@@ -15,7 +15,7 @@ from helpers.golden_weights import fill, normal
 
 import bocb_jax
 from bocb_jax import torch_weights
-from bocb_jax.models.parameters import parameter_count
+from bocb_jax.models.parameters import count_params
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 FILES = sorted(GOLDEN.glob("backbones_*/*.npz"))
@@ -89,7 +89,7 @@ def test_equals_the_reference(path):
     for name, weight in weights.items():
         np.testing.assert_array_equal(returned[name], weight, err_msg=name)
     learned = [name for name in shapes if ".running_" not in name]
-    assert parameter_count(model) == sum(weights[name].size for name in learned)
+    assert count_params(model) == sum(weights[name].size for name in learned)
 
     images = normal("input", (4, 3, size, size), seed).transpose(0, 2, 3, 1)
     logits, _ = run(model, images, training=False)

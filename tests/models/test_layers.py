@@ -10,8 +10,8 @@ import scipy.stats
 from flax import nnx
 
 from bocb_jax.errors import UserError
-from bocb_jax.models import convolution, layers, resampling
-from bocb_jax.models.parameters import parameter_count, parameter_kinds
+from bocb_jax.models import convolution, layers, platform, resampling
+from bocb_jax.models.parameters import count_params, parameter_kinds
 
 
 def draw(seed, *shape):
@@ -100,34 +100,36 @@ def value_and_gradients(function, case):
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
-def test_every_form_of_convolution_equals_the_plain_one(case):
+def test_every_form_of_convolution_equals_xlas(case):
     a = case.arguments
 
-    def plain(x, kernel):
-        return convolution.plain(x, kernel, a["strides"], a["padding"], a["dilation"], case.groups)
+    def xla(x, kernel):
+        return convolution.xla_conv(
+            x, kernel, a["strides"], a["padding"], a["dilation"], case.groups
+        )
 
     def ours(x, kernel):
         return convolution.conv(x, kernel, **a)
 
-    assert_close(value_and_gradients(ours, case), value_and_gradients(plain, case))
+    assert_close(value_and_gradients(ours, case), value_and_gradients(xla, case))
 
 
-def test_the_form_is_chosen_by_platform_and_shape(monkeypatch):
-    def primitives(case):
+def test_the_form_is_chosen_by_platform_and_shape():
+    def takes_xlas(case):
         form = jax.make_jaxpr(lambda x, kernel: convolution.conv(x, kernel, **case.arguments))
         return "conv_general_dilated" in str(form(*case.arrays()))
 
-    plain_on_cpu = {name for name, case in CONVOLUTIONS.items() if primitives(case)}
-    assert plain_on_cpu == {n for n in CONVOLUTIONS if n.startswith("large map")} | {"grouped"}
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert all(primitives(case) for case in CONVOLUTIONS.values())
+    xlas_on_cpu = {name for name, case in CONVOLUTIONS.items() if takes_xlas(case)}
+    assert xlas_on_cpu == {n for n in CONVOLUTIONS if n.startswith("large map")} | {"grouped"}
+    with platform.tracing_for("gpu"):
+        assert all(takes_xlas(case) for case in CONVOLUTIONS.values())
 
 
 @pytest.mark.parametrize("band_bytes", [1, 2500], ids=["row by row", "some rows at a time"])
 @pytest.mark.parametrize("name", [n for n in CONVOLUTIONS if n.startswith("large map")])
 def test_the_kernels_gradient_by_bands_is_the_same(name, band_bytes, monkeypatch):
     monkeypatch.setattr(convolution, "_BAND_BYTES", band_bytes)
-    test_every_form_of_convolution_equals_the_plain_one(CONVOLUTIONS[name])
+    test_every_form_of_convolution_equals_xlas(CONVOLUTIONS[name])
 
 
 @pytest.mark.parametrize(
@@ -333,7 +335,7 @@ def test_the_gradient_of_max_pool_is_xlas(size, window, strides, padding, levels
 
     def theirs(x):
         arguments = map(resampling.pair, (window, strides or window, padding))
-        return resampling._max_pool(x, *arguments)
+        return resampling._xla_max_pool(x, *arguments)
 
     def gradient_and_curvature(pool):
         cotangent = draw(1, *jax.eval_shape(pool, x).shape)
@@ -456,4 +458,4 @@ def test_parameter_kinds_follow_the_layers_and_what_parameters_say():
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     assert jax.tree.structure(params) == jax.tree.structure(kinds)
     leaves = (4 * 4 * 9 + 4) + 4 * 9 + 2 * 4 + 2 * 4 + 4 + (4 * 8 + 8 + 8 * 4 + 4)
-    assert parameter_count(model) == leaves + 4 + 2 * 3 + 3 + (4 * 2 + 2)
+    assert count_params(model) == leaves + 4 + 2 * 3 + 3 + (4 * 2 + 2)

@@ -10,7 +10,7 @@ from helpers.filled import build, images, run
 import bocb_jax
 from bocb_jax.errors import UserError
 from bocb_jax.models.metaformer import Pooling, StarReLU
-from bocb_jax.models.parameters import parameter_count, parameter_kinds
+from bocb_jax.models.parameters import count_params, parameter_kinds
 
 # Learned values at 100 and at 1000 classes: of the official code, counted in timm where it has the
 # net; IdentityFormer has as many as PoolFormerV2, as neither mixer learns anything.
@@ -143,7 +143,7 @@ def test_only_the_last_stages_scale_their_shortcuts():
 @pytest.mark.parametrize("name", ["identityformer_mini", "poolformerv2_mini"])
 def test_the_bocb_variant_has_channel_norms_and_an_mlp_head(name):
     official, bocb = build(name, **TINY), build(name, variant="bocb", **TINY)
-    more = parameter_count(bocb) - parameter_count(official)
+    more = count_params(bocb) - count_params(official)
     hidden = 4 * 32
     assert more == (32 * hidden + hidden + 2 * hidden + hidden * 10 + 10) - (32 * 10 + 10)
     assert official.stages[0][0].norm1.reduction_axes == (-3, -2, -1)

@@ -12,7 +12,7 @@ from helpers.filled import images, run
 
 import bocb_jax
 from bocb_jax.errors import UserError
-from bocb_jax.models.parameters import parameter_count, parameter_kinds
+from bocb_jax.models.parameters import count_params, parameter_kinds
 
 build = functools.partial(filled.build, "vit_mini")
 
@@ -102,7 +102,7 @@ def test_dropout_acts_in_training_only(rates):
 def test_layer_scale_is_a_gain_per_branch():
     model = build(layer_scale=0.1)
     plain = build()
-    assert parameter_count(model) == parameter_count(plain) + 4 * 2 * 64
+    assert count_params(model) == count_params(plain) + 4 * 2 * 64
     assert parameter_kinds(model)["blocks"][0]["ls1"]["gamma"] == "scale"
     for block in model.blocks:
         block.ls1.gamma[...] = block.ls2.gamma[...] = jnp.zeros(64)
