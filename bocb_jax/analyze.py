@@ -1,12 +1,13 @@
-"""From scores to a verdict: `bocb analyze RUNS`, `bocb analyze scores.csv`, `--published cifar100`.
+"""Scores to verdict: `bocb analyze RUNS`, `bocb analyze scores.csv`, `--published cifar100`.
 
-Prints the verdict in words and writes a report; never imports JAX.
+Prints the verdict in words and writes a report. Never imports JAX.
 """
 
 import argparse
 import functools
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.progress import track
 
@@ -14,11 +15,16 @@ from bocb_jax.console import console
 from bocb_jax.errors import UserError
 from bocb_jax.storage.remote import brought
 
+if TYPE_CHECKING:
+    from bocb_jax.coupling.analysis import Analysis
+    from bocb_jax.coupling.scores import ScoreTable
+    from bocb_jax.patterns.cells import WeightPatterns
+
 SCORES = {"accuracy": "test accuracy", "loss": "train loss", "log-odds": "log-odds"}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Run the command and return its exit code."""
     options = _parser().parse_args(arguments)
     try:
         with brought(options.source) as source:
@@ -40,47 +46,55 @@ def _parser() -> argparse.ArgumentParser:
         "source",
         nargs="?",
         metavar="RUNS",
-        help="a folder of runs, its results.parquet, or a CSV of scores; a path or a URL",
+        help="a folder of runs, its results.parquet, or a CSV file of scores; a path or a URL",
     )
     source.add_argument(
         "--published", metavar="NAME", help="a table of the paper: cifar100, imagenet or coco"
     )
     parser.add_argument(
         "--output", type=Path, default=Path("report"), metavar="DIR",
-        help="folder of the report; one of an earlier analysis is replaced, anything else is "
-        "refused. Default: report",
+        help="folder for the report; an earlier report in it is replaced, a folder with anything "
+        "else is refused. Default: report",
     )  # fmt: skip
     parser.add_argument("--no-report", action="store_true", help="only print the verdict")
     parser.add_argument(
         "--patterns", choices=("auto", "yes", "no"), default="auto",
-        help="whether the report shows what the weights of the runs look like; auto, the default: "
-        "where the checkpoints are there and few or small enough to take seconds",
+        help="whether the report shows what the weights of the runs look like. Default: auto, if "
+        "there are checkpoints, few and small enough to take seconds",
     )  # fmt: skip
     parser.add_argument(
         "--rule", default="paper_marks",
-        help="what marks an outlier: paper_marks, paper_eq1 or regret, or with a parameter, "
-        "'regret(2)'. Default: paper_marks",
+        help="rule that marks outliers: paper_marks, paper_eq1 or regret, optionally with a "
+        "parameter as in 'regret(2)'. Default: paper_marks",
     )  # fmt: skip
     parser.add_argument(
         "--score", choices=list(SCORES), default="accuracy",
-        help="accuracy (test split), loss (training, last epoch) or log-odds of the accuracy",
+        help="accuracy (test split), loss (training, last epoch) or log-odds of the accuracy. "
+        "Default: accuracy",
     )  # fmt: skip
-    parser.add_argument("--dataset", help="which one, where the runs are on several")
-    parser.add_argument("--chance", type=float, help="score of a guess, for diverged runs of a CSV")
-    parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals")
-    parser.add_argument("--resamples", type=int, default=2000, help="of bootstrap and permutation")
-    parser.add_argument("--seed", type=int, default=0, help="of the resamples")
+    parser.add_argument("--dataset", help="which data set, if the runs are on several")
+    parser.add_argument(
+        "--chance", type=float, help="score of a guess, for diverged runs of a CSV file"
+    )
+    parser.add_argument(
+        "--confidence", type=float, default=0.95, help="level of the intervals. Default: 0.95"
+    )
+    parser.add_argument(
+        "--resamples", type=int, default=2000,
+        help="draws of every bootstrap and permutation test. Default: 2000",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples. Default: 0")
     return parser
 
 
 def _run(options: argparse.Namespace) -> None:
-    # Imported here: --help answers at once.
+    # Imported here, so that --help is fast.
     from bocb_jax.coupling import curves
     from bocb_jax.coupling.analysis import analyze
-    from bocb_jax.report import summary, write
+    from bocb_jax.report import write
 
     if not options.no_report:
-        write.check_folder(options.output)  # before the work, not after it
+        write.check_folder(options.output)  # before minutes of work, not after
     table, workdir = read_table(options)
     analysis = analyze(
         table,
@@ -89,60 +103,81 @@ def _run(options: argparse.Namespace) -> None:
         resamples=options.resamples,
         seed=options.seed,
     )
-    for line in summary.verdict(analysis):
-        print(line)
-    print()
-    for name in table.backbones:
-        print(f"- {summary.backbone_sentence(analysis, name)}")
-    warnings = list(dict.fromkeys([*analysis.warnings, *table.notes]))
-    if warnings:
-        print("\nWhat these data cannot say:")
-    for line in warnings:
-        print(f"- {line}")
+    _print_verdict(analysis)
     if options.no_report:
         return
     found = curves.read(table, workdir) if workdir is not None else None
-    weights = _weights(analysis, workdir, options.patterns)
-    if weights is not None:
+    patterns = _weight_patterns(analysis, workdir, options.patterns)
+    if patterns is not None:
         print("\nWhat the weights look like:")
-        for line in weights.sentences:
+        for line in patterns.sentences:
             print(f"- {line}")
     progress = functools.partial(track, description="pictures", console=console, transient=True)
-    written = write.write(analysis, options.output, curves=found, weights=weights, track=progress)
+    written = write.write(analysis, options.output, curves=found, patterns=patterns, track=progress)
     replaced = "An earlier report was replaced: " if written.replaced else "The report: "
     print(f"\n{replaced}{written.folder / 'index.html'} ({written.page_bytes / 1e6:.1f} MB)")
 
 
-def _weights(analysis, workdir: Path | None, asked: str):
-    """Figures of the runs' weights, or None where there are none or they are not wanted."""
-    if workdir is None or asked == "no":
+def _print_verdict(analysis: "Analysis") -> None:
+    from bocb_jax.report import summary
+
+    for line in summary.verdict(analysis):
+        print(line)
+    print()
+    for name in analysis.table.backbones:
+        print(f"- {summary.backbone_sentence(analysis, name)}")
+    warnings = summary.warnings(analysis)
+    if warnings:
+        print("\nWhat these data cannot say:")
+    for line in warnings:
+        print(f"- {line}")
+
+
+def _weight_patterns(
+    analysis: "Analysis", workdir: Path | None, wanted: str
+) -> "WeightPatterns | None":
+    """Return the patterns of the runs' weights, or None if there are none or they are not wanted.
+
+    Args:
+      analysis: of the runs.
+      workdir: folder of the runs, if there is one.
+      wanted: "yes", "no", or "auto" for only if it takes seconds.
+
+    Raises:
+      UserError: the weights were asked for with "yes" and there are none, or cannot be read.
+    """
+    if workdir is None or wanted == "no":
         return None
     from bocb_jax.patterns import cells
 
-    folders = cells.find(analysis.table, workdir)
-    if not folders:
-        if asked == "yes":
+    runs = cells.find_runs(analysis.table, workdir)
+    if not runs:
+        if wanted == "yes":
             raise UserError(f"No run of this table has checkpoints/best in {workdir}.")
         return None
-    if asked == "auto":
-        size = cells.size(folders)
-        if size > cells.CHEAP_BYTES or len(folders) > cells.CHEAP_CELLS:
+    if wanted == "auto":
+        size = cells.checkpoint_bytes(runs)
+        if size > cells.AUTO_BYTES or len(runs) > cells.AUTO_CELLS:
             print(
-                f"\nThe weights of {len(folders)} runs ({size / 1e9:.1f} GB) were not looked at; "
-                "--patterns yes does."
+                f"\nThe weights of {len(runs)} runs ({size / 1e9:.1f} GB) were not analyzed; "
+                "--patterns yes analyzes them."
             )
             return None
     try:
-        return cells.read(analysis, folders, progress=True)
+        return cells.analyze_runs(analysis, runs, progress=True)
     except UserError as error:
-        if asked == "yes":
+        if wanted == "yes":
             raise
-        print(f"\nThe report shows nothing of the weights: {error}")
+        print(f"\nThe report leaves the weights out: {error}")
         return None
 
 
-def read_table(options: argparse.Namespace):
-    """The table of scores, and the folder of its runs if there is one."""
+def read_table(options: argparse.Namespace) -> "tuple[ScoreTable, Path | None]":
+    """Return the table of scores, and the folder of its runs if there is one.
+
+    Raises:
+      UserError: the scores cannot be read, or are not of the kind that was asked for.
+    """
     from bocb_jax import results
     from bocb_jax.coupling.scores import from_csv, from_published, from_results
 
@@ -150,7 +185,7 @@ def read_table(options: argparse.Namespace):
     if options.published is not None:
         table = from_published(options.published)
         if score == "train loss":
-            raise UserError("The paper gives no training losses; analyse accuracy or log-odds.")
+            raise UserError("The paper gives no training losses; use --score accuracy or log-odds.")
         return (table.log_odds() if score == "log-odds" else table), None
     source = options.source
     if source.is_dir() or source.suffix == ".parquet":

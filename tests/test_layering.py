@@ -59,8 +59,8 @@ RULES = {
         "ours:errors", "ours:coupling", "ours:engine", "ours:build", "ours:torch_weights",
     },
     "bocb_jax/report": {
-        "numpy", "pandas", "matplotlib", "ours:errors", "ours:paper", "ours:coupling",
-        "ours:patterns",
+        "numpy", "pandas", "matplotlib", "ours:errors", "ours:paper", "ours:storage",
+        "ours:coupling", "ours:patterns",
     },
     # Its worker is a process of its own that trains as `bocb train` does.
     "bocb_jax/study": {

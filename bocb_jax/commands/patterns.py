@@ -1,53 +1,65 @@
-"""Patterns in trained weights: `python -m bocb_jax.patterns PATH... [--output FILE] [--plot FILE]`.
+"""Patterns in trained weights: `bocb patterns PATH... [--output FILE] [--plot FILE]`.
 
-PATH is a run, a folder of runs, or a .safetensors, .pth, .pt or .bin file of any framework; or the
-URL of one.
+PATH is a run directory, a folder of them, or a .safetensors, .pth, .pt or .bin file of any
+framework; or the URL of one of these.
 """
 
 import argparse
 import contextlib
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
+import pandas
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from bocb_jax.errors import UserError
 from bocb_jax.patterns.checkpoints import analyze_checkpoints
-from bocb_jax.patterns.spectra import THRESHOLDS
+from bocb_jax.patterns.spectra import ALPHA_THRESHOLDS, MAIN_METRICS
 from bocb_jax.storage.remote import brought
 
-_SHOWN = ("alpha", "entropy", "l2_norm", "pca_ratio", "stable_rank")
-_NARROW, _SHOWN_IN_NARROW = 110, ("alpha", "entropy", "stable_rank")  # room for the names
+# On terminals narrower than this, fewer metrics are shown, to leave room for the names.
+_NARROW, _NARROW_METRICS = 110, ("alpha", "entropy", "stable_rank")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="bocb patterns", description=__doc__.splitlines()[0])
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="runs, folders of runs, or files")
-    parser.add_argument("--output", metavar="FILE", help="a row a layer: .csv or .parquet")
-    parser.add_argument("--plot", metavar="FILE", help="ridges over the layers: .svg or .png")
-    parser.add_argument("--jobs", type=int, help="processes; default: one a core")
+    """Run the command and return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="bocb patterns",
+        description="What trained weights look like, layer by layer, beside their initialization.",
+    )
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH",
+        help="run directories, folders of them, or files of weights; paths or URLs",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", metavar="FILE", help="write a table with a row per layer: .csv or .parquet"
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw alpha over the layers of one backbone: .svg or .png"
+    )
+    parser.add_argument("--jobs", type=int, help="number of processes. Default: one per core")
     options = parser.parse_args(arguments)
     try:
         _check(options.output, (".csv", ".parquet"))
         _check(options.plot, (".svg", ".png"))
         with contextlib.ExitStack() as stack:
-            places = {
+            local = {
                 str(stack.enter_context(brought(path, weights=True))): path
                 for path in options.paths
             }
-            frame = analyze_checkpoints(places, jobs=options.jobs)
-            for here, path in places.items():
-                frame["source"] = frame["source"].str.replace(here, path, regex=False)
+            frame = analyze_checkpoints(local, jobs=options.jobs)
+            for copy, path in local.items():
+                frame["source"] = frame["source"].str.replace(copy, path, regex=False)
         if options.output:
             _write(frame, Path(options.output))
         if options.plot:
-            from bocb_jax.report.ridges import plot
+            from bocb_jax.report.plots import ridges
 
-            plot(frame, options.plot)
+            ridges.write(frame, options.plot)
         console = Console(highlight=False)
         console.print(_table(frame, console.width))
     except UserError as error:
@@ -56,50 +68,52 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _check(path, suffixes):
+def _check(path: str | None, suffixes: Collection[str]) -> None:
+    """Raise a UserError unless a file with one of the suffixes can be written to a path."""
     if path and (Path(path).suffix not in suffixes or not Path(path).absolute().parent.is_dir()):
         raise UserError(
-            f"{path} cannot be written: its folder must exist and its name end in "
+            f"{path} cannot be written: its folder must exist, and its name must end in "
             f"{' or '.join(suffixes)}."
         )
 
 
-def _write(frame, path):
+def _write(frame: pandas.DataFrame, path: Path) -> None:
     if path.suffix == ".csv":
         frame.to_csv(path, index=False)
     else:
         frame.assign(shape=frame["shape"].map(list)).to_parquet(path, index=False)
 
 
-def _table(frame, width: int) -> Table:
+def _table(frame: pandas.DataFrame, width: int) -> Table:
+    """Return a row per layer for one set of weights, or a row of medians for each of several."""
     sources = frame["source"].unique()
     several = len(sources) > 1
-    common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in sources])
     table = Table(
         title="Patterns of weights", title_justify="left", caption_justify="left", box=SIMPLE_HEAD
     )
     table.add_column("source" if several else "layer", overflow="fold")
-    shown = _SHOWN_IN_NARROW if width < _NARROW else _SHOWN
+    shown = _NARROW_METRICS if width < _NARROW else MAIN_METRICS
     for name in ("layers" if several else "shape", *shown):
         table.add_column(name, justify="right", no_wrap=True)
-    if several:  # medians over the layers
+    if several:
+        common = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in sources])
         for source, part in frame.groupby("source", sort=False):
-            figures = (_pair(part[n].median(), part[f"{n}_init"].median()) for n in shown)
-            table.add_row(os.path.relpath(source, common), str(len(part)), *figures)
+            texts = (_pair(part[n].median(), part[f"{n}_init"].median()) for n in shown)
+            table.add_row(os.path.relpath(str(source), common), str(len(part)), *texts)
     else:
         for _, row in frame.iterrows():
-            figures = (_pair(row[n], row[f"{n}_init"]) for n in shown)
-            table.add_row(row["layer"], "x".join(map(str, row["shape"])), *figures)
-    low, high = THRESHOLDS
+            texts = (_pair(row[n], row[f"{n}_init"]) for n in shown)
+            table.add_row(row["layer"], "x".join(map(str, row["shape"])), *texts)
+    low, high = ALPHA_THRESHOLDS
     table.caption = (
-        f"in brackets: random initialization; alpha under {low:g}: over-trained, over {high:g}: "
-        f"under-trained, by WeightWatcher{'; medians over the layers' if several else ''}"
+        f"in brackets: at initialization; WeightWatcher calls alpha under {low:g} over-trained and "
+        f"over {high:g} under-trained{'; medians over the layers' if several else ''}"
     )
     return table
 
 
-def _pair(value, reference):
-    return "-" if value != value else f"{value:.3g} ({reference:.3g})"
+def _pair(value: float, initial: float) -> str:
+    return "-" if value != value else f"{value:.3g} ({initial:.3g})"
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
-"""The content of a report: sections of sentences, tables and pictures, in no format yet.
+"""The content of a report: sections of text, tables and pictures, independent of the format.
 
-`sections` fills it, `page` turns it into HTML and `markdown` into Markdown: both say the same.
+`sections` fills it; `html` and `markdown` render it, so both formats say the same.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pandas
 
 from bocb_jax.report.style import label
 
-LONGEST = 400  # rows of one table; what is longer is cut, which its caption says
+MAX_ROWS = 400  # of one table; the caption of a longer one says that it was cut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,36 +21,36 @@ class Column:
 
     key: str
     title: str
-    # "text", "int", "number", "percent" (of a share in [0, 1]), "p", "rate", or "interval": the
-    # value with `key`_low and `key`_high in brackets
+    # "text", "int", "number", "percent" (of a share in [0, 1]), "p" (a p-value), "rate", or
+    # "interval" (the value, with `key`_low and `key`_high in brackets)
     kind: str = "number"
     help: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of values, not yet formatted; NaN and None are empty cells."""
+    """Rows of values that are not yet formatted; NaN and None are empty cells."""
 
     title: str
     columns: tuple[Column, ...]
     rows: tuple[dict[str, Any], ...]
     caption: str = ""
-    folded: bool = False  # closed at first in HTML
+    folded: bool = False  # collapsed at first in HTML
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture by its name in `plots.draw_all`."""
+    """A picture, by its name in `plots.drawers`."""
 
     name: str
     title: str
-    text: str  # what one sees, for those who do not see it
-    folded: bool = False  # closed at first in HTML
+    text: str  # describes it for readers who cannot see it
+    folded: bool = False  # collapsed at first in HTML
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """Sentences: a paragraph each, or a list."""
+    """Paragraphs, or the items of a list."""
 
     lines: tuple[str, ...]
     listed: bool = False
@@ -58,32 +58,43 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class HeatMap:
-    """The place of the heat map."""
+    """The position of the heat map of scores; its data are a `heat_map.HeatMapData`."""
+
+
+Block = Text | Table | Picture | HeatMap
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A heading and what is under it."""
+    """A heading and the blocks under it."""
 
     name: str
     title: str
-    blocks: tuple[Text | Table | Picture | HeatMap, ...]
+    blocks: tuple[Block, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A report."""
+    """A whole report."""
 
     title: str
     source: str
     verdict: tuple[str, ...]
-    tiles: tuple[tuple[str, str], ...]  # a figure and what it is
+    tiles: tuple[tuple[str, str], ...]  # pairs of a number and its meaning
     warnings: tuple[str, ...]
     sections: tuple[Section, ...]
 
 
-def text(value: Any, kind: str = "number", row: dict | None = None, key: str = "") -> str:
-    """A value as a report writes it; empty where it is not known."""
+def format_value(
+    value: Any, kind: str = "number", row: Mapping[str, Any] | None = None, key: str = ""
+) -> str:
+    """Return a value as reports print it; "" if it is unknown.
+
+    Args:
+      value: a number or text.
+      kind: of the column, see `Column`.
+      row, key: where to look up the ends of an interval, `key`_low and `key`_high.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)) or value is pandas.NA:
         return ""
     if kind == "text" or isinstance(value, str):
@@ -95,46 +106,58 @@ def text(value: Any, kind: str = "number", row: dict | None = None, key: str = "
         return "∞" if value > 0 else "-∞"
     if kind == "int":
         return f"{value:g}"
-    if kind == "percent":
-        shown = f"{100 * value:.0f} %"
-        if row is not None and key:
-            low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
-            if _finite(low) and _finite(high):
-                shown += f" [{100 * low:.0f}, {100 * high:.0f}]"
-        return shown
     if kind == "p":
         return "< 0.0001" if value < 1e-4 else f"{value:.3f}" if value >= 0.001 else f"{value:.4f}"
     if kind == "rate":
         return f"{value:.3g}"
-    shown = f"{value:.2f}" if abs(value) < 1000 else f"{value:,.0f}"
-    if kind == "interval" and row is not None:
-        low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
-        if _finite(low) and _finite(high):
-            shown += f" [{low:.2f}, {high:.2f}]"
-    return shown
+    ends = _interval(row, key)
+    if kind == "percent":
+        between = f" [{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]" if ends else ""
+        return f"{100 * value:.0f} %{between}"
+    between = f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends and kind == "interval" else ""
+    return (f"{value:.2f}" if abs(value) < 1000 else f"{value:,.0f}") + between
 
 
-def _finite(value: Any) -> bool:
-    return text(value) != "" and math.isfinite(value)
+def _interval(row: Mapping[str, Any] | None, key: str) -> tuple[Any, Any] | None:
+    if row is None or not key:
+        return None
+    low, high = (row.get(f"{key}_{end}") for end in ("low", "high"))
+    return (low, high) if _is_finite(low) and _is_finite(high) else None
 
 
-def filled(block) -> bool:
-    """Whether there is something in a block."""
+def _is_finite(value: Any) -> bool:
+    return format_value(value) != "" and math.isfinite(value)
+
+
+def is_empty(block: Block) -> bool:
+    """Return whether a block has nothing to show."""
     if isinstance(block, Table):
-        return bool(block.rows)
-    return bool(block.lines) if isinstance(block, Text) else True
+        return not block.rows
+    return isinstance(block, Text) and not block.lines
 
 
-def table_of(
+def only_drawn(drawn: Collection[str], *pictures: Picture) -> tuple[Picture, ...]:
+    """Return those pictures whose names are among the drawn ones."""
+    return tuple(picture for picture in pictures if picture.name in drawn)
+
+
+def table_from(
     frame: pandas.DataFrame | None,
     title: str,
-    columns: Sequence[tuple],
+    columns: Sequence[tuple[str, ...]],
     caption: str = "",
     *,
     index: str | None = None,
     folded: bool = False,
 ) -> Table:
-    """A table of a frame: columns that are missing or empty are left out."""
+    """Return a frame as a table, without columns that are missing or hold no value.
+
+    Args:
+      frame: the values; None or no rows give an empty table.
+      title, caption, folded: of the table.
+      columns: arguments of `Column` for each.
+      index: key under which the frame's index becomes a column.
+    """
     if frame is None or not len(frame):
         return Table(title, (), ())
     if index is not None:
@@ -142,10 +165,12 @@ def table_of(
     kept = tuple(
         Column(*column)
         for column in columns
-        if column[0] in frame and not (frame[column[0]].isna().all() and len(frame))
+        if column[0] in frame and not frame[column[0]].isna().all()
     )
-    if len(frame) > LONGEST:
-        caption = f"{caption} The first {LONGEST} of {len(frame)} rows.".strip()
-        frame = frame.head(LONGEST)
-    rows = tuple(frame.astype(object).to_dict("records"))
+    if len(frame) > MAX_ROWS:
+        caption = f"{caption} The first {MAX_ROWS} of {len(frame)} rows.".strip()
+        frame = frame.head(MAX_ROWS)
+    rows = tuple(
+        {str(k): v for k, v in row.items()} for row in frame.astype(object).to_dict("records")
+    )
     return Table(title, kept, rows, caption, folded)

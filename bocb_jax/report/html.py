@@ -1,33 +1,33 @@
-"""A report as one HTML file: nothing is fetched, and no name in the data becomes markup."""
+"""A report as one HTML file, which fetches nothing and in which no name becomes markup."""
 
 import base64
 import hashlib
 import importlib.resources
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 from xml.etree import ElementTree
 
-from bocb_jax.report.document import Document, HeatMap, Picture, Table, Text, text
-from bocb_jax.report.heat import LEGENDS, HeatData, palette
-from bocb_jax.report.style import INK, PAPER
+from bocb_jax.report.document import Block, Document, Picture, Table, Text, format_value
+from bocb_jax.report.heat_map import HeatMapData, Measure, palette
+from bocb_jax.report.style import INK, MARK_LEGEND, PAPER
 
 _FILES = importlib.resources.files(__package__)
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
 
 
-def render(document: Document, heat: HeatData, pictures: Mapping[str, str]) -> str:
-    """The whole page.
+def render(document: Document, heat_map: HeatMapData, pictures: Mapping[str, str]) -> str:
+    """Return the whole page.
 
-    A content policy in it forbids every fetch, and every script but the page's own.
+    Its content security policy forbids every fetch, and every script but the page's own.
 
     Args:
-      document: from `sections.build`.
-      heat: of the same analysis.
-      pictures: name -> SVG.
+      document: from `sections.build_document`.
+      heat_map: of the same analysis.
+      pictures: SVG source of each picture, by name.
     """
     script = _FILES.joinpath("report.js").read_text("utf-8")
     style = _FILES.joinpath("report.css").read_text("utf-8") + palette()
@@ -43,7 +43,7 @@ def render(document: Document, heat: HeatData, pictures: Mapping[str, str]) -> s
     parts += ["</section>", _warnings(document.warnings)]
     for section in document.sections:
         parts.append(f'<section id="{section.name}"><h2>{escape(section.title)}</h2>')
-        parts += [_block(block, heat, pictures) for block in section.blocks]
+        parts += [_block(block, heat_map, pictures) for block in section.blocks]
         parts.append("</section>")
     links = "".join(
         f'<a href="#{section.name}">{escape(section.title)}</a>' for section in document.sections
@@ -68,10 +68,10 @@ def render(document: Document, heat: HeatData, pictures: Mapping[str, str]) -> s
 <main>
 {"".join(parts)}
 </main>
-<footer><p>Made by bocb_jax. The same as data: report.json; as text: report.md.</p></footer>
+<footer><p>Made by bocb_jax. The same content as data: report.json; as text: report.md.</p></footer>
 <div id="card" hidden></div>
 <div id="said" class="skip" role="status"></div>
-<script type="application/json" id="data">{_json(heat.to_dict())}</script>
+<script type="application/json" id="data">{_json(heat_map.to_dict())}</script>
 <script>{script}</script>
 </body>
 </html>
@@ -79,25 +79,25 @@ def render(document: Document, heat: HeatData, pictures: Mapping[str, str]) -> s
 
 
 def _json(value: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
-    found = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return found.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    """Return JSON that cannot close the script element around it."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _paragraph(line: str) -> str:
     return f"<p>{escape(line)}</p>"
 
 
-def _tiles(tiles) -> str:
+def _tiles(tiles: Sequence[tuple[str, str]]) -> str:
     items = []
-    for figure, words in tiles:
-        look = ' class="long"' if len(figure) > 12 else ""
-        shown = f"<strong{look}>{escape(figure)}</strong>"
-        items.append(f"<li>{shown}<span>{escape(words)}</span></li>")
+    for number, meaning in tiles:
+        look = ' class="long"' if len(number) > 12 else ""
+        shown = f"<strong{look}>{escape(number)}</strong>"
+        items.append(f"<li>{shown}<span>{escape(meaning)}</span></li>")
     return f'<ul class="tiles">{"".join(items)}</ul>'
 
 
-def _warnings(warnings) -> str:
+def _warnings(warnings: Sequence[str]) -> str:
     if not warnings:
         return ""
     items = "".join(f"<li>{escape(line)}</li>" for line in warnings)
@@ -105,7 +105,7 @@ def _warnings(warnings) -> str:
     return f'<section class="warnings" aria-label="Warnings">{title}<ul>{items}</ul></section>'
 
 
-def _block(block, heat: HeatData, pictures: Mapping[str, str]) -> str:
+def _block(block: Block, heat_map: HeatMapData, pictures: Mapping[str, str]) -> str:
     if isinstance(block, Text):
         if block.listed:
             return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in block.lines)}</ul>"
@@ -114,8 +114,7 @@ def _block(block, heat: HeatData, pictures: Mapping[str, str]) -> str:
         return _table(block) if block.rows else ""
     if isinstance(block, Picture):
         return _picture(block, pictures[block.name]) if block.name in pictures else ""
-    assert isinstance(block, HeatMap)
-    return _heat_map(heat)
+    return _heat_map(heat_map)
 
 
 # --- Tables -------------------------------------------------------------------------------------
@@ -127,26 +126,12 @@ def _table(table: Table) -> str:
         f'{_title(column.help)}><button type="button">{escape(column.title)}</button></th>'
         for column in table.columns
     )
-    rows = []
-    for row in table.rows:
-        cells = []
-        for place, column in enumerate(table.columns):
-            value = row[column.key]
-            shown = escape(text(value, column.kind, row, column.key))
-            if place == 0:
-                sort = "" if column.kind == "text" else _sort_value(value)
-                cells.append(f'<th scope="row"{_title(shown, raw=True)}{sort}>{shown}</th>')
-            elif column.kind == "text":
-                long = " long" if len(shown) > 40 else ""
-                cells.append(f'<td class="text{long}">{shown}</td>')
-            else:
-                cells.append(f"<td{_sort_value(value)}>{shown}</td>")
-        rows.append(f"<tr>{''.join(cells)}</tr>")
+    rows = "".join(f"<tr>{_row(table, row)}</tr>" for row in table.rows)
     caption = f'<p class="caption">{escape(table.caption)}</p>' if table.caption else ""
     name = escape(table.title)
     body = (
         f'{caption}<div class="scroll" tabindex="0" role="region" aria-label="{name}">'
-        f'<table class="data"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody>'
+        f'<table class="data"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody>'
         "</table></div>"
     )
     if table.folded:
@@ -154,11 +139,31 @@ def _table(table: Table) -> str:
     return f"<h3>{name}</h3>{body}"
 
 
-def _title(words: str, *, raw: bool = False) -> str:
-    return f' title="{words if raw else escape(words)}"' if words else ""
+def _row(table: Table, row: Mapping[str, Any]) -> str:
+    """Return the cells of a row; the first one is its heading."""
+    cells = []
+    for number, column in enumerate(table.columns):
+        value = row[column.key]
+        shown = escape(format_value(value, column.kind, row, column.key))
+        is_text = column.kind == "text"
+        if number == 0:
+            sort = "" if is_text else _sort_value(value)
+            cells.append(f'<th scope="row"{_title(shown, raw=True)}{sort}>{shown}</th>')
+        elif is_text:
+            long = " long" if len(shown) > 40 else ""
+            cells.append(f'<td class="text{long}">{shown}</td>')
+        else:
+            cells.append(f"<td{_sort_value(value)}>{shown}</td>")
+    return "".join(cells)
+
+
+def _title(text: str, *, raw: bool = False) -> str:
+    """Return a title attribute, which browsers show as a tooltip; `raw`: already escaped."""
+    return f' title="{text if raw else escape(text)}"' if text else ""
 
 
 def _sort_value(value: Any) -> str:
+    """Return the attribute by which report.js sorts a cell; empty values come last."""
     known = value is not None and not isinstance(value, str) and math.isfinite(float(value))
     return f' data-v="{float(value):.10g}"' if known else ' data-v=""'
 
@@ -166,48 +171,49 @@ def _sort_value(value: Any) -> str:
 # --- The heat map -------------------------------------------------------------------------------
 
 
-def _heat_map(heat: HeatData) -> str:
-    measure = heat.measures[0]
+def _heat_map(heat_map: HeatMapData) -> str:
+    score = heat_map.measures[0]
     heads = "".join(
         f'<th scope="col" aria-sort="none" data-b="{b}"{_title(name)}>'
         f'<button type="button">{escape(name)}</button></th>'
-        for b, name in enumerate(heat.backbones)
+        for b, name in enumerate(heat_map.backbones)
     )
     rows = []
-    for o, name in enumerate(heat.optimizers):
+    for o, name in enumerate(heat_map.optimizers):
         cells = []
-        for b in range(len(heat.backbones)):
-            look = measure["colours"][o][b] + (" strong" if measure["strong"][o][b] else "")
-            shown = escape(measure["texts"][o][b])
+        for b in range(len(heat_map.backbones)):
+            look = score.colours[o][b] + (" strong" if score.strong[o][b] else "")
+            shown = escape(score.texts[o][b])
             cells.append(f'<td class="{look}" tabindex="-1" data-o="{o}" data-b="{b}">{shown}</td>')
         rows.append(
             f'<tr data-o="{o}"><th scope="row" aria-sort="none"{_title(name)}>'
             f'<button type="button">{escape(name)}</button></th>{"".join(cells)}</tr>'
         )
     options = "".join(
-        f'<option value="{m["key"]}">{escape(m["title"])}</option>' for m in heat.measures
+        f'<option value="{m.key}">{escape(m.title)}</option>' for m in heat_map.measures
     )
-    legends = "".join(_legend(m, first=m is measure) for m in heat.measures)
+    legends = "".join(
+        _legend(measure, hidden=measure is not score) for measure in heat_map.measures
+    )
     return (
         '<div class="controls" hidden><label>Show <select id="measure">'
-        f'{options}</select></label><button type="button" id="unsort">first order</button>'
-        "<span>Choose a name to sort by it; hover, touch or use the arrow keys for what is behind "
-        "a cell.</span></div>"
+        f'{options}</select></label><button type="button" id="unsort">original order</button>'
+        "<span>Click a name to sort by it. Hover over, touch or move with the arrow keys to a cell "
+        "to see its details.</span></div>"
         '<div class="scroll heat" role="region" aria-label="Heat map of scores">'
-        f'<table id="heat"><thead><tr><td></td>{heads}</tr></thead>'.replace(
-            "<td></td>", "<th></th>"
-        )
-        + f"<tbody>{''.join(rows)}</tbody></table></div>{legends}"
+        f'<table id="heat"><thead><tr><th></th>{heads}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>{legends}"
     )
 
 
-def _legend(measure: dict, *, first: bool) -> str:
+def _legend(measure: Measure, *, hidden: bool) -> str:
     items = "".join(
-        f'<li><i class="{look}"></i>{escape(words)}</li>' for look, words in measure["legend"]
+        f'<li><i class="{look}"></i>{escape(meaning)}</li>' for look, meaning in measure.legend
     )
-    items += "".join(f"<li>{escape(words)}</li>" for words in LEGENDS if measure["key"] == "score")
-    hidden = "" if first else " hidden"
-    return f'<ul class="legend" data-measure="{measure["key"]}"{hidden}>{items}</ul>'
+    if measure.key == "score":
+        items += "".join(f"<li>{escape(text)}</li>" for text in MARK_LEGEND)
+    attribute = " hidden" if hidden else ""
+    return f'<ul class="legend" data-measure="{measure.key}"{attribute}>{items}</ul>'
 
 
 # --- Pictures -----------------------------------------------------------------------------------
@@ -227,7 +233,12 @@ def _picture(block: Picture, svg: str) -> str:
 
 
 def inline(svg: str, block: Picture) -> str:
-    """An SVG as a part of a page: its ids made unique, its ink and paper the page's."""
+    """Return an SVG to embed in the page: with unique ids, and in the colours of the page.
+
+    Args:
+      svg: source of the picture.
+      block: its name, which becomes the prefix of its ids, and its description.
+    """
     svg = svg.replace(INK, "currentColor").replace(PAPER, "none")
     root = ElementTree.fromstring(svg)
     for parent in list(root.iter()):

@@ -1,44 +1,47 @@
-"""A report as Markdown: the same sentences and tables as the page, pictures as links."""
+"""A report as Markdown: the same text and tables as the HTML page, pictures as links."""
 
 import re
 
-from bocb_jax.report.document import Document, Picture, Table, Text, text
-from bocb_jax.report.heat import HeatData
+from bocb_jax.report.document import Block, Document, Picture, Table, Text, format_value
+from bocb_jax.report.heat_map import HeatMapData
+from bocb_jax.report.style import MARK_LEGEND
 
 
-def render(document: Document, heat: HeatData) -> str:
-    """The whole report; names from the data are escaped, so that none becomes markup."""
-    lines = [f"# {_said(document.title)}", "", _said(document.source), ""]
+def render(document: Document, heat_map: HeatMapData) -> str:
+    """Return the whole report; names from the data are escaped, so that none becomes markup."""
+    lines = [f"# {_escape(document.title)}", "", _escape(document.source), ""]
     for line in document.verdict:
-        lines += [_said(line), ""]
+        lines += [_escape(line), ""]
     if document.warnings:
         lines += ["## What these data cannot say", ""]
-        lines += [f"- {_said(line)}" for line in document.warnings] + [""]
+        lines += [f"- {_escape(line)}" for line in document.warnings] + [""]
     for section in document.sections:
-        lines += [f"## {_said(section.title)}", ""]
+        lines += [f"## {_escape(section.title)}", ""]
         for block in section.blocks:
-            if isinstance(block, Text):
-                lines += [f"- {_said(x)}" if block.listed else f"{_said(x)}\n" for x in block.lines]
-                lines.append("")
-            elif isinstance(block, Table):
-                lines += _table(block)
-            elif isinstance(block, Picture):
-                lines += [
-                    f"![{_said(block.title)}. {_said(block.text)}](pictures/{block.name}.svg)",
-                    "",
-                ]
-            else:
-                lines += _heat_map(heat)
+            lines += _block(block, heat_map)
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _said(words: str) -> str:
-    """Text that Markdown, and the HTML that it may hold, take for text."""
-    words = " ".join(str(words).split())
-    return re.sub(r"([\\`*_\[\]<>|&#!~])", r"\\\1", words).replace("\\<", "&lt;")
+def _block(block: Block, heat_map: HeatMapData) -> list[str]:
+    if isinstance(block, Text):
+        form = "- {}" if block.listed else "{}\n"
+        return [*(form.format(_escape(line)) for line in block.lines), ""]
+    if isinstance(block, Table):
+        return _table(block)
+    if isinstance(block, Picture):
+        text = f"{_escape(block.title)}. {_escape(block.text)}"
+        return [f"![{text}](pictures/{block.name}.svg)", ""]
+    return _heat_map(heat_map)
+
+
+def _escape(text: str) -> str:
+    """Return text on one line, without meaning in Markdown or in the HTML that it may hold."""
+    text = " ".join(str(text).split())
+    return re.sub(r"([\\`*_\[\]<>|&#!~])", r"\\\1", text).replace("\\<", "&lt;")
 
 
 def _rows(heads: list[str], rows: list[list[str]], right: list[bool]) -> list[str]:
+    """Return the lines of a table; `right` says which columns are aligned to the right."""
     rules = ["---:" if side else ":---" for side in right]
     return ["| " + " | ".join(line) + " |" for line in (heads, rules, *rows)]
 
@@ -46,19 +49,25 @@ def _rows(heads: list[str], rows: list[list[str]], right: list[bool]) -> list[st
 def _table(table: Table) -> list[str]:
     if not table.rows:
         return []
-    heads = [_said(column.title) for column in table.columns]
+    heads = [_escape(column.title) for column in table.columns]
     rows = [
-        [_said(text(row[column.key], column.kind, row, column.key)) for column in table.columns]
+        [
+            _escape(format_value(row[column.key], column.kind, row, column.key))
+            for column in table.columns
+        ]
         for row in table.rows
     ]
     right = [column.kind != "text" for column in table.columns]
-    caption = [_said(table.caption), ""] if table.caption else []
-    return [f"### {_said(table.title)}", "", *caption, *_rows(heads, rows, right), ""]
+    caption = [_escape(table.caption), ""] if table.caption else []
+    return [f"### {_escape(table.title)}", "", *caption, *_rows(heads, rows, right), ""]
 
 
-def _heat_map(heat: HeatData) -> list[str]:
-    measure = heat.measures[0]
-    heads = ["optimizer", *map(_said, heat.backbones)]
-    rows = [[_said(name), *measure["texts"][o]] for o, name in enumerate(heat.optimizers)]
-    note = f"{measure['title'].partition(',')[0]}; ★ best, ▲ top 4, ▼ outlier, ° one seed"
-    return [_said(note), "", *_rows(heads, rows, [False] + [True] * len(heat.backbones)), ""]
+def _heat_map(heat_map: HeatMapData) -> list[str]:
+    score = heat_map.measures[0]
+    heads = ["optimizer", *map(_escape, heat_map.backbones)]
+    rows = [
+        [_escape(name), *line] for name, line in zip(heat_map.optimizers, score.texts, strict=True)
+    ]
+    note = f"{score.title.partition(',')[0]}; {', '.join(MARK_LEGEND)}"
+    right = [False] + [True] * len(heat_map.backbones)
+    return [_escape(note), "", *_rows(heads, rows, right), ""]

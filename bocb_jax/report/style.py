@@ -1,7 +1,7 @@
-"""How the pictures look: colours for every eye and for grey print, and saving as SVG and PNG.
+"""How pictures look: colours that survive colour blindness and grey print; saving as SVG and PNG.
 
-Colours are those of cividis and viridis, whose lightness grows with the value, so a picture keeps
-its order in grey; whatever a colour says is said once more by a marker, a dash or a number.
+Colours come from cividis and viridis, whose lightness grows with the value, so their order is kept
+in grey. Whatever a colour says is repeated by a marker, a dash or a number.
 """
 
 import contextlib
@@ -9,19 +9,21 @@ import unicodedata
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-# Ink and paper are single colours of their own, so that a page can exchange them for its own.
+# Used for nothing else, so that the HTML page can replace them with the colours of its theme.
 INK = "#1c1c22"
 PAPER = "#fefefe"
 FAINT = "#8b8b95"  # legible on white and on near-black
 FAILED = "#9a9aa0"
 
-# category of an optimizer -> colour and marker; b, the most common, is the middle of the scale
+# category of an optimizer -> colour, marker, description; b, the most common one, has the middle of
+# the scale
 CATEGORIES = {
     "a": ("#00224e", "s", "fixed rate + momentum"),
     "b": ("#2a7f86", "o", "adaptive rate + momentum"),
@@ -29,8 +31,12 @@ CATEGORIES = {
     "d": ("#e9bd1e", "D", "adaptive rate, no momentum"),
     "": ("#7a4fa3", "X", "other"),
 }
+# Marks of cells in a table of scores; `MARK_LEGEND` explains them.
+MARK_SIGNS = {"best": "★", "top4": "▲", "outlier": "▼", "inlier": "", "missing": ""}
+ONE_SEED_SIGN = "°"
+MARK_LEGEND = ("★ best", "▲ top 4", "▼ outlier", "° one seed")
 # Lines that must be told apart: colour (Okabe and Ito's, by lightness), dash and marker.
-LINES = (
+LINES: tuple[tuple[str, Any, str], ...] = (
     ("#0072b2", "-", "o"),
     ("#d55e00", "--", "s"),
     ("#009e73", "-.", "^"),
@@ -39,7 +45,7 @@ LINES = (
     ("#b58900", (0, (3, 1)), "P"),
 )
 
-_SETTINGS = {
+_SETTINGS: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
@@ -62,7 +68,7 @@ _SETTINGS = {
     "figure.facecolor": PAPER,
     "figure.constrained_layout.use": True,
     "savefig.facecolor": PAPER,
-    "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
+    "svg.fonttype": "none",  # keep text as text: searchable, and in the page's font
     "svg.hashsalt": "bocb_jax",  # the same data give the same file
     "hatch.color": "#5c5c66",
     "hatch.linewidth": 0.6,
@@ -71,28 +77,28 @@ _SETTINGS = {
 
 @contextlib.contextmanager
 def house_style() -> Iterator[None]:
-    """The settings of matplotlib for our pictures; the user's own are back afterwards."""
+    """Apply our matplotlib settings inside a `with` block, and restore the user's afterwards."""
     with matplotlib.rc_context(_SETTINGS):
         yield
 
 
 def figure(width: float, height: float) -> Figure:
-    """An empty picture; sizes in inches. Made without pyplot: no window, no global state."""
+    """Return an empty figure of a size in inches, without pyplot's windows and global state."""
     with house_style():
         return Figure(figsize=(width, height), layout="constrained")
 
 
 def label(name: object, longest: int = 28) -> str:
-    """A name as a picture or a table may show it: printable, and not longer than fits."""
+    """Return a name fit to be shown: printable, and cut to `longest` characters."""
     text = "".join(
-        sign if unicodedata.category(sign) not in ("Cc", "Cs") else "\N{REPLACEMENT CHARACTER}"
-        for sign in str(name)
+        char if unicodedata.category(char) not in ("Cc", "Cs") else "\N{REPLACEMENT CHARACTER}"
+        for char in str(name)
     )
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def ink_on(red: float, green: float, blue: float) -> str:
-    """Black or white, whichever has the higher contrast (WCAG) on a colour of parts in [0, 1]."""
+    """Return black or white, whichever has more contrast (WCAG) on an RGB colour in [0, 1]."""
     linear = [
         c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)
     ]
@@ -101,20 +107,18 @@ def ink_on(red: float, green: float, blue: float) -> str:
 
 
 def colour_steps(name: str, number: int, low: float = 0.0, high: float = 1.0) -> list[str]:
-    """Evenly spaced colours of a colour map, as "#rrggbb"."""
+    """Return evenly spaced colours of a colour map between two positions, as "#rrggbb"."""
     colours = colormaps[name](np.linspace(low, high, number))
     return [matplotlib.colors.to_hex(colour) for colour in colours]
 
 
 def save(picture: Figure, path: Path) -> None:
-    """Writes a picture as the kind that the path's ending says (.svg, .png, .pdf)."""
+    """Write a picture in the format that the path's suffix names (.svg, .png, .pdf)."""
     kind = path.suffix.removeprefix(".")
     # Without a date, the same data give the same bytes.
-    metadata = {"Date": None} if kind in ("svg", "pdf") else None
-    if kind == "pdf":
-        metadata = {"CreationDate": None}
+    dates: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with house_style(), warnings.catch_warnings():
-        # A name in a script that the font lacks is no reason to have no picture.
+        # The font may lack the script of a name; the picture is still worth having.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        picture.savefig(path, format=kind, dpi=150, metadata=metadata)
-    picture.set_layout_engine("none")  # laid out once: the next kind need not do it again
+        picture.savefig(path, format=kind, dpi=150, metadata=dates.get(kind))
+    picture.set_layout_engine("none")  # already laid out; saves time for the next format

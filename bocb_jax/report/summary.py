@@ -1,33 +1,48 @@
-"""The verdict of an analysis in plain sentences, each with its figures and its n.
+"""The verdict of an analysis in plain sentences, each with its numbers and its n.
 
-Sentences say what goes with what in this table. They never say why: a comparison between different
-nets shows no cause.
+Sentences say what goes with what in this table, and never why: comparing different networks shows
+no cause.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
-from bocb_jax.coupling.analysis import Analysis
+import pandas
+
+from bocb_jax.coupling.analysis import Analysis, Decomposition
 from bocb_jax.report.style import label
 
 HOW = {"weak": "loosely coupled", "moderate": "moderately coupled", "strong": "tightly coupled"}
 
 
 def verdict(analysis: Analysis) -> list[str]:
-    """The whole table in a few sentences, the most important first.
+    """Return what the whole table shows in a few sentences, the most important first.
 
-    Sections that the analysis could not fill are left out here; its warnings name them.
+    Sections that the analysis could not fill are left out; `warnings` names them.
     """
-    sentences = [_strengths(analysis), _shares(analysis), _coupling_or_noise(analysis)]
-    sentences += [_safest(analysis), _failing(analysis), _families(analysis), _ranks(analysis)]
-    if analysis.budget is not None:
-        sentences.append(sentence(analysis.budget.verdict))
-    sentences.append(_data(analysis))
-    sentences.append(strength_sentence(analysis))
+    sentences = [
+        _strengths(analysis),
+        _shares(analysis),
+        _coupling_or_noise(analysis),
+        _safest(analysis),
+        _outliers(analysis),
+        _categories(analysis),
+        _ranks(analysis),
+        "" if analysis.budget is None else sentence(analysis.budget.verdict),
+        _data(analysis),
+        strength_sentence(analysis),
+    ]
     return [text for text in sentences if text]
 
 
+def warnings(analysis: Analysis) -> list[str]:
+    """Return what the data cannot say, a sentence each."""
+    return list(dict.fromkeys([*analysis.warnings, *analysis.table.notes]))
+
+
 def backbone_sentence(analysis: Analysis, name: str) -> str:
-    """How strongly one backbone is bound, e.g. "resnet50 is loosely coupled: 14 of 20 ..." """
+    """Return how strongly one backbone is coupled, "resnet50 is loosely coupled: 14 of 20 ..."."""
     row = analysis.backbones.loc[name]
     count = int(row["n"])
     how = HOW.get(str(row["strength"]))
@@ -51,7 +66,7 @@ def backbone_sentence(analysis: Analysis, name: str) -> str:
         text += f"medians{f', without {_listed(dropped, 4)}' if dropped else ''})"
     seeds = row["seeds"]
     if _known(seeds):
-        text += f"; {seeds:g} {_plural(seeds, 'seed')} a cell"
+        text += f"; {seeds:g} {_plural(seeds, 'seed')} per cell"
     single = int(row["one_seed_cells"])
     if single and seeds != 1:
         text += f", {single} {_plural(single, 'cell')} with one"
@@ -59,18 +74,18 @@ def backbone_sentence(analysis: Analysis, name: str) -> str:
 
 
 def strength_sentence(analysis: Analysis) -> str:
-    """What loosely, moderately and tightly coupled mean in this table."""
+    """Return what loosely, moderately and tightly coupled mean in this table."""
     return f"Loosely, moderately, tightly: {sentence(analysis.strength_rule)}"
 
 
 def near(analysis: Analysis, which: int = 0) -> str:
-    """What counts as close to the best (0) or fairly close (1): "1 point", "0.05 nats"."""
+    """Return the distance that counts as close to the best (0) or fairly close (1): "1 point"."""
     size, unit = analysis.near[which], analysis.table.unit
     return f"{size:g} {unit.removesuffix('s') if size == 1 else unit}"
 
 
 def optimizer_sentence(analysis: Analysis, name: str) -> str:
-    """What one optimizer costs over the backbones."""
+    """Return what one optimizer costs over the backbones."""
     row = analysis.optimizers.loc[name]
     count = int(row["n"])
     if count == 0:
@@ -85,7 +100,7 @@ def optimizer_sentence(analysis: Analysis, name: str) -> str:
 
 
 def _strengths(analysis: Analysis) -> str:
-    groups = {}
+    groups: dict[str | None, list[str]] = {}
     for name, strength in analysis.backbones["strength"].items():
         groups.setdefault(HOW.get(str(strength)), []).append(label(name))
     parts = []
@@ -113,11 +128,11 @@ def _shares(analysis: Analysis) -> str:
     if full is None:
         return ""
 
-    def said(fit):
+    def shares(fit: Decomposition) -> dict[str, str]:
         terms = fit.terms["share"]
         return {name: f"{100 * terms[name]:.0f} %" for name in terms.index if _known(terms[name])}
 
-    share = said(full)
+    share = shares(full)
     low, high = (full.terms.loc["interaction", f"share_{end}"] for end in ("low", "high"))
     interval = f" ({100 * low:.0f} to {100 * high:.0f} %)" if _known(low) and _known(high) else ""
     text = (
@@ -126,7 +141,7 @@ def _shares(analysis: Analysis) -> str:
         f"{interval} with their pairing: that is the coupling."
     )
     if without is not None and without.dropped:
-        share = said(without)
+        share = shares(without)
         names = _listed([label(name) for name in without.dropped], 5)
         text += (
             f" Without {names}, which fail{'s' * (len(without.dropped) == 1)} somewhere: "
@@ -141,18 +156,16 @@ def _coupling_or_noise(analysis: Analysis) -> str:
     if fit is None:
         return ""
     if fit.permutation_p is None:
-        text = "There is one figure a cell, so coupling cannot be told from noise between seeds"
+        text = "There is one score per cell, so coupling cannot be told from noise between seeds"
         if fit.tukey is not None and _known(fit.tukey.p_value):
             text += (
-                "; Tukey's test sees only coupling that is a product of backbone and optimizer "
+                "; Tukey's test detects only coupling that is a product of backbone and optimizer "
                 f"effects, and gives {_p(fit.tukey.p_value)}"
             )
         return text + "."
-    noise = (
-        f", against a noise of {_size(analysis, fit.noise_std)} between seeds"
-        if _known(fit.noise_std)
-        else ""
-    )
+    noise = ""
+    if fit.noise_std is not None and _known(fit.noise_std):
+        noise = f", against a noise of {_size(analysis, fit.noise_std)} between seeds"
     outcome = (
         "is more than noise" if fit.permutation_p < 1 - analysis.confidence else "may be noise"
     )
@@ -174,7 +187,7 @@ def _safest(analysis: Analysis) -> str:
     return f"The safest single choice here: {optimizer_sentence(analysis, regret.idxmin())}"
 
 
-def _failing(analysis: Analysis) -> str:
+def _outliers(analysis: Analysis) -> str:
     marks = analysis.marks
     if not marks.cells:
         return ""
@@ -190,18 +203,18 @@ def _failing(analysis: Analysis) -> str:
     return text + "."
 
 
-def _families(analysis: Analysis) -> str:
+def _categories(analysis: Analysis) -> str:
     section = analysis.families
     if section is None:
         return ""
     gains, unit = section.contrasts["contrast"].dropna(), analysis.table.unit
-    significant = section.contrasts["p_holm"] < 1 - analysis.confidence
+    significant = int((section.contrasts["p_holm"] < 1 - analysis.confidence).sum())
     text = (
         f"Category {section.first} (median of {len(section.first_optimizers)}) against category "
         f"{section.second} (median of {len(section.second_optimizers)}): {section.overall:+.2f} "
         f"{unit} over {len(gains)} backbones ({section.overall_low:+.2f} to "
         f"{section.overall_high:+.2f}), ahead on {int((gains > 0).sum())}; "
-        f"{int(significant.sum())} of the differences hold{'s' * (int(significant.sum()) == 1)} "
+        f"{significant} of the differences hold{'s' * (significant == 1)} "
         "after Holm's correction"
     )
     if section.differs_p is not None:
@@ -237,24 +250,24 @@ def _data(analysis: Analysis) -> str:
     filled = int((counts > 0).to_numpy().sum())
     single = int((counts == 1).to_numpy().sum())
     text = (
-        f"From {len(table.runs)} {_plural(len(table.runs), 'figure')} of {table.score} "
+        f"From {len(table.runs)} {_plural(len(table.runs), 'value')} of {table.score} "
         f"({table.source}): {len(table.backbones)} {_plural(len(table.backbones), 'backbone')} x "
         f"{len(table.optimizers)} {_plural(len(table.optimizers), 'optimizer')}, {filled} of "
-        f"{counts.size} cells filled, {single} with one figure"
+        f"{counts.size} cells filled, {single} with one value"
     )
     if table.trials is not None:
         text += f"; {len(table.trials)} trials of learning rate and weight decay"
     return text + "."
 
 
-# --- Words and figures ---------------------------------------------------------------------------
+# --- Words and numbers ---------------------------------------------------------------------------
 
 
-def _known(value) -> bool:
+def _known(value: Any) -> bool:
     return value is not None and not isinstance(value, str) and math.isfinite(float(value))
 
 
-def _number(value) -> str:
+def _number(value: Any) -> str:
     return f"{int(value)}" if _known(value) else "an unknown number"
 
 
@@ -266,14 +279,10 @@ def _size(analysis: Analysis, value: float) -> str:
     return f"{value:.2f} {analysis.table.unit}"
 
 
-def _interval(row, name: str) -> str:
+def _bracket(row: pandas.Series, name: str) -> str:
+    """The interval of a column in brackets, after a space; "" if it is not known."""
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    return f", {low:.2f} to {high:.2f}" if _known(low) and _known(high) else ""
-
-
-def _bracket(row, name: str) -> str:
-    text = _interval(row, name).removeprefix(", ")
-    return f" ({text})" if text else ""
+    return f" ({low:.2f} to {high:.2f})" if _known(low) and _known(high) else ""
 
 
 def _p(value: float) -> str:
@@ -284,13 +293,14 @@ def _plural(count: float, word: str) -> str:
     return word if count == 1 else word + "s"
 
 
-def _listed(names: list[str], most: int = 8) -> str:
-    """`a`, `a and b`, `a, b and c`; beyond `most`, `a, b and 5 more`."""
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    """Return "a", "a and b", "a, b and c"; with more than `most` names, "a, b and 5 more"."""
+    names = list(names)
     if len(names) > most:
         names = [*names[: most - 1], f"{len(names) - most + 1} more"]
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def sentence(text: str) -> str:
-    """A text with a full stop, once."""
+    """Return a text with a full stop at the end."""
     return text if text.endswith((".", "!", "?")) else text + "."

@@ -1,13 +1,6 @@
-"""A report in a folder: one HTML file without network access, the same as JSON and Markdown.
-
-report/index.html, report.json, report.md, pictures/*.svg, pictures/*.png
-"""
+"""A report in a folder: index.html, which needs no network, report.json, report.md, pictures/."""
 
 import dataclasses
-import io
-import json
-import math
-import os
 import re
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
@@ -16,35 +9,37 @@ from typing import Any
 import pandas
 
 from bocb_jax.coupling import recommend
-from bocb_jax.report import markdown, html, plots, sections, style
 from bocb_jax.coupling.analysis import Analysis
-from bocb_jax.report.document import Document
-from bocb_jax.report import heat
-from bocb_jax.patterns.cells import Weights
 from bocb_jax.errors import UserError
+from bocb_jax.patterns.cells import WeightPatterns
+from bocb_jax.report import html, markdown, plots, style
+from bocb_jax.report.document import Document
+from bocb_jax.report.heat_map import build_heat_map
+from bocb_jax.report.sections import build_document
+from bocb_jax.storage.files import read_json, write_atomically, write_json
 
-MADE_BY = "bocb_jax report 1"
-_KINDS = ("svg", "png")
+MADE_BY = "bocb_jax report 1"  # in report.json: marks a folder as a report
+_FORMATS = ("svg", "png")
 _RIDGES = re.compile(r"ridges_[a-z]+_\d+\.(svg|png)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What a report consists of."""
+    """A report that was written."""
 
     folder: Path
     files: tuple[str, ...]  # relative to the folder
     replaced: bool  # whether an earlier report was there
-    page_bytes: int
+    page_bytes: int  # size of index.html
 
 
 def check_folder(folder: str | Path) -> bool:
-    """Whether an earlier report is in a folder that a report may be written to.
+    """Return whether an earlier report is in a folder that a report may be written to.
 
-    A report may replace a report. Into a folder with anything else in it none is written.
+    A report may replace a report, but nothing else: a folder that holds anything else is refused.
 
     Raises:
-      UserError: it is a file, or holds something that is no report.
+      UserError: the folder is a file, or holds something that is no report.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -52,11 +47,10 @@ def check_folder(folder: str | Path) -> bool:
     if not folder.exists() or not any(folder.iterdir()):
         return False
     try:
-        record = json.loads((folder / "report.json").read_text("utf-8"))
-        ours = isinstance(record, dict) and record.get("made_by") == MADE_BY
-    except (OSError, ValueError):
-        ours = False
-    if not ours:
+        record = read_json(folder / "report.json") or {}
+    except UserError:
+        record = {}
+    if record.get("made_by") != MADE_BY:
         raise UserError(
             f"{folder} holds files that are no report of this program, so nothing was written; "
             "choose another folder with --output."
@@ -69,99 +63,78 @@ def write(
     folder: str | Path,
     *,
     curves: pandas.DataFrame | None = None,
-    weights: Weights | None = None,
+    patterns: WeightPatterns | None = None,
     pictures: Collection[str] = plots.NAMES,
-    track: Callable[[Iterable], Iterable] = iter,
+    track: Callable[[Iterable[str]], Iterable[str]] = iter,
 ) -> Written:
-    """Writes a report; one that is already in the folder is replaced.
+    """Write a report; one that is already in the folder is replaced.
 
     Args:
       analysis: what to report.
-      folder: made if it is not there.
+      folder: created if it does not exist.
       curves: of the runs, from `bocb_jax.coupling.curves.read`.
-      weights: of the runs, from `bocb_jax.patterns.cells.read`.
-      pictures: names of those to draw, where the data give them.
-      track: goes through the pictures, to show progress.
+      patterns: of the runs' weights, from `bocb_jax.patterns.cells.analyze_runs`.
+      pictures: names of those to draw, where the data allow them.
+      track: wraps the iteration over the pictures, to show progress.
 
     Raises:
-      UserError: the folder is a file, holds other things than a report, or cannot be written to.
+      UserError: the folder is a file, holds something other than a report, or cannot be written to.
     """
     folder = Path(folder)
     replaced = check_folder(folder)
-    drawers = plots.draw_all(analysis, curves, weights)
-    drawers = {n: drawers[n] for n in drawers if n in pictures or n.split("_")[0] in pictures}
-    document = sections.build(analysis, drawers, weights)
-    data = heat.build(analysis, curves)
-    names = [f"pictures/{name}.{kind}" for name in drawers for kind in _KINDS]
+    drawers = {
+        name: draw
+        for name, draw in plots.drawers(analysis, curves, patterns).items()
+        if name in pictures or name.split("_")[0] in pictures
+    }
+    document = build_document(analysis, drawers, patterns)
+    heat_map = build_heat_map(analysis, curves)
+    names = [f"pictures/{name}.{suffix}" for name in drawers for suffix in _FORMATS]
     files = ("index.html", "report.json", "report.md", *names)
     try:
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
-        # First what says that the folder is ours: after an interruption it can be written again.
-        _put(folder / "report.json", _json(analysis, document, files, weights))
-        drawings = {}
+        # report.json comes first: with it, an interrupted report can be written again.
+        write_json(folder / "report.json", _record(analysis, document, files, patterns))
+        drawn = {}
         for name in track(list(drawers)):
-            drawn = drawers[name]()
-            for kind in _KINDS:
-                style.save(drawn, folder / "pictures" / f"{name}.{kind}")
-            drawings[name] = (folder / "pictures" / f"{name}.svg").read_text("utf-8")
+            picture = drawers[name]()
+            for suffix in _FORMATS:
+                style.save(picture, folder / "pictures" / f"{name}.{suffix}")
+            drawn[name] = (folder / "pictures" / f"{name}.svg").read_text("utf-8")
         _remove_others(folder / "pictures", {Path(name).name for name in names})
-        html = html.render(document, data, drawings)
-        _put(folder / "index.html", html)
-        _put(folder / "report.md", markdown.render(document, data))
+        page = html.render(document, heat_map, drawn)
+        write_atomically(folder / "index.html", page)
+        write_atomically(folder / "report.md", markdown.render(document, heat_map))
     except OSError as error:
         where = error.filename or folder
         raise UserError(f"{where} cannot be written: {error.strerror}.") from error
-    return Written(folder, files, replaced, len(html.encode()))
-
-
-def _put(path: Path, content: str) -> None:
-    """A file in one piece: a reader never sees half of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(content, "utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    return Written(folder, files, replaced, len(page.encode()))
 
 
 def _remove_others(folder: Path, kept: set[str]) -> None:
-    """Pictures of an earlier report that this one does not have."""
-    ours = {f"{name}.{kind}" for name in plots.NAMES for kind in _KINDS}
+    """Remove pictures of an earlier report that this one does not have, and no other files."""
+    ours = {f"{name}.{suffix}" for name in plots.NAMES for suffix in _FORMATS}
     for path in folder.iterdir():
         if path.name not in kept and (path.name in ours or _RIDGES.fullmatch(path.name)):
             path.unlink(missing_ok=True)
 
 
-def _json(
-    analysis: Analysis, document: Document, files: tuple[str, ...], weights: Weights | None
-) -> str:
-    advice = []
-    for name in analysis.table.backbones:
-        found = recommend.recommend(analysis.table, name)
-        if found is not None:
-            advice.append(dataclasses.asdict(found))
-    record = {
+def _record(
+    analysis: Analysis,
+    document: Document,
+    files: tuple[str, ...],
+    patterns: WeightPatterns | None,
+) -> dict[str, Any]:
+    """Return the content of report.json."""
+    advice = (recommend.recommend(analysis.table, name) for name in analysis.table.backbones)
+    return {
         "made_by": MADE_BY,
         "title": document.title,
         "source": document.source,
         "verdict": list(document.verdict),
         "warnings": list(document.warnings),
-        "recommendations": advice,
+        "recommendations": [dataclasses.asdict(found) for found in advice if found is not None],
         "files": list(files),
         "analysis": analysis.to_dict(),
-        "weights": None if weights is None else weights.to_dict(),
+        "weights": None if patterns is None else patterns.to_dict(),
     }
-    out = io.StringIO()
-    json.dump(_plain(record), out, indent=1, allow_nan=False)
-    return out.getvalue() + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """Without NaN and infinity, which are no JSON."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

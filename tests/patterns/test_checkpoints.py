@@ -10,8 +10,9 @@ from safetensors.numpy import save_file
 
 from bocb_jax.commands.patterns import main
 from bocb_jax.errors import UserError
-from bocb_jax.patterns.checkpoints import FIGURES, _check_same, analyze_checkpoints
-from bocb_jax.report import ridges
+from bocb_jax.patterns.checkpoints import _check_layers, analyze_checkpoints
+from bocb_jax.patterns.spectra import METRICS
+from bocb_jax.report.plots import ridges
 
 
 def make(path, seed=0):
@@ -27,7 +28,7 @@ def test_a_folder_of_files_is_one_tidy_table(tmp_path):
     frame = analyze_checkpoints([tmp_path], jobs=1, progress=False)
     assert len(frame) == 6
     assert list(frame["layer"][:2]) == ["conv1", "fc"]
-    assert {f"{name}_init" for name in FIGURES} <= set(frame)
+    assert {f"{name}_init" for name in METRICS} <= set(frame)
     assert frame["l2_norm_init"].iloc[0] == pytest.approx(np.sqrt(24), rel=0.1)
 
 
@@ -69,7 +70,7 @@ def test_a_damaged_record_and_weights_of_another_model(tmp_path):
         analyze_checkpoints([tmp_path], progress=False)
     rows = [[{"backbone": "net", "source": s, "layer": layer}] for s, layer in ("ax", "by")]
     with pytest.raises(UserError, match="b are of another model than those in a"):
-        _check_same(rows)
+        _check_layers(rows)
 
 
 def save_run(folder, weights, config, resolved=None, result=None):
@@ -113,7 +114,7 @@ def test_a_run_stands_beside_the_weights_that_it_began_with(tmp_path):
     frame = analyze_checkpoints([tmp_path], jobs=1, progress=False)
     runs = {name.rpartition("/")[2]: part for name, part in frame.groupby("source")}
     assert len(runs["own"]) == 6
-    for name in FIGURES:  # untrained: it is its own start, to the bit
+    for name in METRICS:  # untrained: it is its own start, to the bit
         np.testing.assert_array_equal(runs["own"][name], runs["own"][f"{name}_init"])
     assert set(runs["own"]["init"]) == set(runs["seed"]["init"]) == {"own"}
     assert (runs["seed"]["entropy"] != runs["seed"]["entropy_init"]).all()
@@ -135,7 +136,7 @@ def test_ridges_stand_by_score_and_failed_ones_are_grey():
     picture = ridges.draw(frame, scores=scores, failed=["sgd"])
     (axes,) = picture.axes
     labels = [text.get_text() for text in axes.get_yticklabels()]
-    assert labels == ["lamb", "adamw", "sgd", "lars", "random start"]
+    assert labels == ["lamb", "adamw", "sgd", "lars", "initialization"]
     said = [text.get_text() for text in axes.texts]
     assert said == ["90.5", "60.0", "10.0 failed", "", "score"]
     fills = [shape for shape in axes.collections if shape.get_facecolor().size]
@@ -169,6 +170,6 @@ def test_ridges_are_of_one_backbone(tmp_path):
     frame = analyze_checkpoints([make(tmp_path / "a.safetensors")], progress=False)
     frame = pandas.concat([frame.assign(backbone=b, optimizer="sgd") for b in ("x", "y")])
     with pytest.raises(UserError, match="x, y"):
-        ridges.plot(frame, tmp_path / "a.png")
-    ridges.plot(frame.assign(backbone="x"), tmp_path / "a.png")
+        ridges.write(frame, tmp_path / "a.png")
+    ridges.write(frame.assign(backbone="x"), tmp_path / "a.png")
     assert (tmp_path / "a.png").exists()

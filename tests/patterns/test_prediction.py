@@ -87,7 +87,7 @@ def test_labels_are_permuted_within_backbones():
     shuffled = np.random.default_rng(0).permutation(len(frame))
     failed, backbone = failed[shuffled], backbone[shuffled]
     random = np.random.default_rng(1)
-    draws = np.stack([prediction._within(failed, backbone, random) for _ in range(400)])
+    draws = np.stack([prediction._permute_within(failed, backbone, random) for _ in range(400)])
     for name in BACKBONES:
         assert (draws[:, backbone == name].sum(axis=1) == 2).all()
     # Every cell fails in a quarter of the draws: 5 standard deviations.

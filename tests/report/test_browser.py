@@ -7,9 +7,9 @@ import pytest
 from helpers import synthetic_runs
 
 from bocb_jax.coupling import curves
-from bocb_jax.report import write
 from bocb_jax.coupling.analysis import analyze
 from bocb_jax.coupling.scores import from_results
+from bocb_jax.report import write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -11,9 +11,11 @@ from helpers import synthetic_runs
 from matplotlib import colors
 
 from bocb_jax.coupling import curves
-from bocb_jax.report import plots, plots_tuning, style
 from bocb_jax.coupling.analysis import analyze
 from bocb_jax.coupling.scores import from_published, from_results
+from bocb_jax.coupling.tuning import Budget
+from bocb_jax.report import plots, style
+from bocb_jax.report.plots import decomposition, heat_map, optimizers, tuning
 
 BACKBONES = ["resnet_mini", "vit_mini", "swin_mini", "mixer_mini", "vgg_mini"]
 OPTIMIZERS = ["sgd", "adamw", "lamb", "lion", "adan"]
@@ -41,7 +43,7 @@ def luminance(colour):
 
 def test_every_picture_is_drawn_as_svg_and_png(own, tmp_path):
     analysis, found = own
-    drawers = plots.draw_all(analysis, found)
+    drawers = plots.drawers(analysis, found)
     assert set(drawers) <= set(plots.NAMES)
     assert {"heat_map", "regret", "shares", "sensitivity", "training_curves"} <= set(drawers)
     for name, draw in drawers.items():
@@ -54,12 +56,12 @@ def test_every_picture_is_drawn_as_svg_and_png(own, tmp_path):
 
 def test_the_same_data_give_the_same_file(paper, tmp_path):
     for name in ("a", "b"):
-        style.save(plots.shares(paper.decomposition, None), tmp_path / f"{name}.svg")
+        style.save(decomposition.draw(paper.decomposition, None), tmp_path / f"{name}.svg")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
 def test_heat_map_shows_every_score_and_mark(paper):
-    axes = plots.heat_map(paper).axes[0]
+    axes = heat_map.draw(paper).axes[0]
     texts = [text.get_text() for text in axes.texts]
     assert len(texts) == 400
     assert sum("▼" in text for text in texts) == paper.marks.outliers
@@ -70,7 +72,7 @@ def test_heat_map_shows_every_score_and_mark(paper):
 
 def test_failed_cells_are_grey(own):
     analysis, _ = own
-    (patch,) = plots.heat_map(analysis).axes[0].patches
+    (patch,) = heat_map.draw(analysis).axes[0].patches
     red, green, blue, _ = patch.get_facecolor()
     assert max(red, green, blue) - min(red, green, blue) < 0.05
     assert patch.get_hatch()
@@ -97,7 +99,7 @@ def test_ink_has_contrast_on_every_colour(colour):
 
 
 def test_critical_difference_puts_ranks_where_they_are(paper):
-    axes = plots.critical_difference(paper.nemenyi).axes[0]
+    axes = optimizers.draw_critical_difference(paper.nemenyi).axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == list(paper.nemenyi.mean_ranks.index)
     drawn = next(line for line in axes.lines if len(line.get_xdata()) == len(names))
@@ -110,7 +112,7 @@ def test_names_are_taken_as_they_are(paper, tmp_path):
     strange = ["$\\frac{", "<img src=x>", "a" * 200, "mit\x00null", "深い"]
     frame = synthetic_runs.results(strange, OPTIMIZERS, rates=0, seeds=2)
     analysis = analyze(from_results(frame), resamples=20)
-    for name, draw in plots.draw_all(analysis).items():
+    for name, draw in plots.drawers(analysis).items():
         style.save(draw(), tmp_path / f"{name}.svg")
         tree = ElementTree.parse(tmp_path / f"{name}.svg")  # well-formed, whatever the names
         assert not [node for node in tree.iter() if node.tag.endswith("img")]
@@ -121,7 +123,7 @@ def test_names_are_taken_as_they_are(paper, tmp_path):
 
 def test_sensitivity_counts_from_the_best_of_the_pair():
     table = from_results(synthetic_runs.results(["resnet_mini"], ["sgd", "adamw"], seeds=1))
-    axes = plots_tuning.sensitivity(table).axes[0]
+    axes = tuning.draw_sensitivity(table).axes[0]
     heights = axes.lines[0].get_ydata()
     assert max(heights) == 0
     # The planted loss is 1 point a step from the middle; noise has a deviation of 0.2.
@@ -131,29 +133,24 @@ def test_sensitivity_counts_from_the_best_of_the_pair():
 
 def test_pictures_leave_matplotlib_as_it_was(paper):
     before = dict(matplotlib.rcParams)
-    plots.shares(paper.decomposition, paper.decomposition_without_failures)
+    decomposition.draw(paper.decomposition, paper.decomposition_without_failures)
     assert dict(matplotlib.rcParams) == before
 
 
 def test_a_table_of_two_by_two_is_drawn():
     frame = synthetic_runs.results(["a", "b"], ["sgd", "adamw"], rates=0, seeds=1)
-    for draw in plots.draw_all(analyze(from_results(frame), resamples=20)).values():
+    for draw in plots.drawers(analyze(from_results(frame), resamples=20)).values():
         draw().canvas.draw()
 
 
 def test_training_curves_of_no_run_are_no_picture(paper):
-    assert "training_curves" not in plots.draw_all(paper, pandas.DataFrame(columns=["backbone"]))
+    assert "training_curves" not in plots.drawers(paper, pandas.DataFrame(columns=["backbone"]))
 
 
 def test_a_study_of_two_pairs_has_its_budget_drawn_without_coupling():
-    import pandas
-
-    from bocb_jax.report import plots_tuning
-    from bocb_jax.coupling.tuning import Budget
-
     rows = [("net", "sgd", k, 90.0 + k, 0.1, 3) for k in (1, 2, 3)]
     names = ["backbone", "optimizer", "trials", "expected_best", "standard_error", "n"]
     curves = pandas.DataFrame(rows, columns=names)
     known = dict.fromkeys(Budget.__dataclass_fields__)
-    section = Budget(**known | {"curves": curves, "coupling": pandas.DataFrame()})
-    assert len(plots_tuning.budget(section, "points").axes) == 1
+    budget = Budget(**known | {"curves": curves, "coupling": pandas.DataFrame()})
+    assert len(tuning.draw_budget(budget, "points").axes) == 1

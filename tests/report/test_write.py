@@ -10,10 +10,10 @@ import pytest
 from helpers import synthetic_runs
 
 from bocb_jax.coupling import curves, recommend
-from bocb_jax.report import plots, write, summary
 from bocb_jax.coupling.analysis import analyze
 from bocb_jax.coupling.scores import from_published, from_results
 from bocb_jax.errors import UserError
+from bocb_jax.report import plots, summary, write
 
 EVIL = '<img src=x onerror="document.title=`hacked`">'
 BACKBONES = ["resnet_mini", "vit_mini", "swin_mini", EVIL]

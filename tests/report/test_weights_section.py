@@ -9,11 +9,11 @@ import pytest
 from helpers import synthetic_runs
 
 from bocb_jax import analyze as door
-from bocb_jax.patterns import cells
-from bocb_jax.report import write
 from bocb_jax.coupling.analysis import analyze
-from bocb_jax.patterns.checkpoints import FIGURES
 from bocb_jax.coupling.scores import from_results
+from bocb_jax.patterns import cells
+from bocb_jax.patterns.spectra import METRICS
+from bocb_jax.report import write
 
 BACKBONES = ["resnet50", "vgg13_bn", "vit_s", "swin_t"]
 OPTIMIZERS = ["sgd", "adamw", "lamb", "lion", "adan", "</table><b>"]
@@ -27,8 +27,8 @@ def made_layers(table, failing=FAILING, number=12):
         for o, optimizer in enumerate(table.optimizers):
             factor = 2 if (b, o) in failing else 0.5
             for depth in range(number):
-                start = {f"{name}_init": 4 + random.random() for name in FIGURES}
-                own = {name: start[f"{name}_init"] * random.uniform(0.9, 1.1) for name in FIGURES}
+                start = {f"{name}_init": 4 + random.random() for name in METRICS}
+                own = {name: start[f"{name}_init"] * random.uniform(0.9, 1.1) for name in METRICS}
                 own["alpha"] = start["alpha_init"] * factor * random.uniform(0.9, 1.1)
                 rows.append(
                     {"source": f"{b}-{o}", "backbone": backbone, "optimizer": optimizer,
@@ -44,7 +44,7 @@ def made(tmp_path_factory):
     analysis = analyze(table, resamples=99)
     found = cells.summarize(analysis, made_layers(table))
     folder = tmp_path_factory.mktemp("out") / "report"
-    written = write.write(analysis, folder, weights=found, pictures=("ridges",))
+    written = write.write(analysis, folder, patterns=found, pictures=("ridges",))
     return analysis, found, written
 
 
@@ -115,7 +115,7 @@ def test_page_json_and_markdown_say_the_same(made):
 
 def test_ridges_of_an_earlier_report_are_removed(made, tmp_path):
     analysis, found, _ = made
-    first = write.write(analysis, tmp_path / "r", weights=found, pictures=("ridges",))
+    first = write.write(analysis, tmp_path / "r", patterns=found, pictures=("ridges",))
     assert "pictures/ridges_alpha_3.svg" in first.files
     (tmp_path / "r/pictures/ridges_alpha_of_mine.svg").write_text("<svg/>")
     write.write(analysis, tmp_path / "r", pictures=())
@@ -139,16 +139,16 @@ def test_of_each_cell_the_run_in_the_middle_that_has_weights(tmp_path):
     frame = synthetic_runs.results(["a", "b"], ["sgd"], rates=0, seeds=3)
     frame.loc[frame["model"] == "b", "run"] = "../" + frame["run"]
     table = from_results(frame)
-    assert cells.find(table, tmp_path) == {}
+    assert cells.find_runs(table, tmp_path) == {}
     runs = table.runs[table.runs["backbone"] == "a"].sort_values("score")["run"].tolist()
     for run in runs:
         (tmp_path / run / "checkpoints/best").mkdir(parents=True)
         (tmp_path / run / "checkpoints/best/x").write_bytes(bytes(100))
-    found = cells.find(table, tmp_path)
+    found = cells.find_runs(table, tmp_path)
     assert found == {("a", "sgd"): tmp_path / runs[1]}
-    assert cells.size(found) == 100
+    assert cells.checkpoint_bytes(found) == 100
     (tmp_path / runs[1] / "checkpoints").rename(tmp_path / "gone")
-    assert cells.find(table, tmp_path) == {("a", "sgd"): tmp_path / runs[2]}
+    assert cells.find_runs(table, tmp_path) == {("a", "sgd"): tmp_path / runs[2]}
 
 
 @pytest.mark.parametrize("asked", ["auto", "yes", "no"])

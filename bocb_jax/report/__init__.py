@@ -1,0 +1,1 @@
+"""The report of an analysis: one document, written as HTML, Markdown and JSON."""

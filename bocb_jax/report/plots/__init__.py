@@ -1,0 +1,97 @@
+"""Every picture of a report, by name.
+
+Each function takes a section of an `Analysis` and returns a matplotlib figure.
+"""
+
+import functools
+from collections.abc import Callable
+
+import pandas
+from matplotlib.figure import Figure
+
+from bocb_jax.coupling.analysis import Analysis
+from bocb_jax.patterns.cells import WeightPatterns
+from bocb_jax.report.plots import (
+    biplot,
+    decomposition,
+    heat_map,
+    optimizers,
+    ridges,
+    training_curves,
+    tuning,
+)
+
+# Everything that `drawers` may offer; "ridges" stands for all of `ridge_plots`.
+NAMES = (
+    "heat_map", "regret", "shares", "critical_difference", "biplot", "profiles", "robustness",
+    "budget", "sensitivity", "training_curves", "ridges",
+)  # fmt: skip
+
+
+def drawers(
+    analysis: Analysis,
+    curves: pandas.DataFrame | None = None,
+    patterns: WeightPatterns | None = None,
+) -> dict[str, Callable[[], Figure]]:
+    """Return a function that draws it for every picture that the data allow, by name.
+
+    Args:
+      analysis: of any table.
+      curves: from `bocb_jax.coupling.curves.read`, for the training curves.
+      patterns: from `bocb_jax.patterns.cells.analyze_runs`, for the ridge plots.
+    """
+    found: dict[str, Callable[[], Figure]] = {}
+
+    def add(name: str, draw: Callable[..., Figure], *arguments: object) -> None:
+        found[name] = functools.partial(draw, *arguments)
+
+    table, fit = analysis.table, analysis.decomposition
+    if analysis.regret.size:
+        add("heat_map", heat_map.draw, analysis)
+        add("regret", optimizers.draw_regrets, analysis)
+    if fit is not None:
+        add("shares", decomposition.draw, fit, analysis.decomposition_without_failures)
+    if analysis.nemenyi is not None:
+        add("critical_difference", optimizers.draw_critical_difference, analysis.nemenyi)
+    if analysis.structure is not None:
+        categories = analysis.optimizers["category"].dropna().to_dict()
+        add("biplot", biplot.draw, analysis.structure, categories, analysis.clusters)
+    if analysis.profiles is not None:
+        add("profiles", optimizers.draw_profiles, analysis.profiles, table.unit)
+    if analysis.hyperparameters is not None:
+        add("robustness", tuning.draw_distances, analysis.hyperparameters)
+    if analysis.budget is not None:
+        add("budget", tuning.draw_budget, analysis.budget, table.unit)
+    if table.trials is not None and tuning.has_rates(table.trials):
+        add("sensitivity", tuning.draw_sensitivity, table)
+    if curves is not None and len(curves):
+        add("training_curves", training_curves.draw, curves)
+    if patterns is not None:
+        for backbone, metric, name in ridge_plots(analysis, patterns):
+            add(name, _draw_ridges, analysis, patterns, backbone, metric)
+    return found
+
+
+def ridge_plots(analysis: Analysis, patterns: WeightPatterns) -> list[tuple[str, str, str]]:
+    """Return backbone, metric and name of every ridge plot."""
+    backbones = set(patterns.cells["backbone"])
+    return [
+        (backbone, metric, f"ridges_{metric}_{number}")
+        for number, backbone in enumerate(analysis.table.backbones)
+        for metric in ("alpha", "entropy")
+        if backbone in backbones
+    ]
+
+
+def _draw_ridges(
+    analysis: Analysis, patterns: WeightPatterns, backbone: str, metric: str
+) -> Figure:
+    layers = patterns.layers[patterns.layers["backbone"] == backbone]
+    cells = patterns.cells[patterns.cells["backbone"] == backbone]
+    return ridges.draw(
+        layers,
+        metric=metric,
+        scores=analysis.table.matrix()[backbone].dropna().to_dict(),
+        failed=set(cells[cells["failed"]]["optimizer"]),
+        higher_is_better=analysis.table.higher_is_better,
+    )

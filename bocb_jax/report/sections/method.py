@@ -1,0 +1,25 @@
+"""How to read a report: the definitions behind its words."""
+
+from bocb_jax.coupling.analysis import Analysis
+from bocb_jax.report import summary
+from bocb_jax.report.document import Section, Text
+
+
+def build(analysis: Analysis) -> Section:
+    """Return the section on the method."""
+    lines = (
+        "Coupling is what remains of a cell's score after the overall mean, the effect of its "
+        "backbone and the effect of its optimizer are taken off: an optimizer that is better "
+        "everywhere shows no coupling.",
+        "Regret is the distance of a cell to the best optimizer of its backbone.",
+        f"Coupling strength: {summary.sentence(analysis.strength_rule)}",
+        f"Marks: {analysis.marks.rule}: {summary.sentence(analysis.marks.description)}",
+        f"Intervals are at {100 * analysis.confidence:g} %, from {analysis.resamples} resamples "
+        f"with seed {analysis.seed}.",
+        "A run that diverged scores what a guess would; one that ended for another reason has no "
+        "score.",
+        "Backbones differ in many ways at once, so nothing here names a cause.",
+        "After Li et al., Unveiling the Backbone-Optimizer Coupling Bias in Visual Representation "
+        "Learning, 2024, arXiv 2410.06373.",
+    )
+    return Section("method", "How to read this", (Text(lines, listed=True),))

@@ -1,0 +1,52 @@
+"""The optimizer to try first on each backbone, and the evidence for it."""
+
+import pandas
+
+from bocb_jax.coupling import recommend
+from bocb_jax.coupling.analysis import Analysis
+from bocb_jax.report.document import Section, Text, table_from
+
+
+def build(analysis: Analysis) -> Section:
+    """Return the section of recommendations, for backbones with scores of their own."""
+    rows, rule = [], ""
+    for name in analysis.table.backbones:
+        advice = recommend.recommend(analysis.table, name)
+        if advice is None or not advice.exact:
+            continue
+        first, rule = advice.choices[0], advice.rule
+        rows.append(
+            {
+                "backbone": name,
+                "optimizer": first.optimizer,
+                "learning_rate": first.learning_rate,
+                "weight_decay": first.weight_decay,
+                "rates": first.rates,
+                "score": first.score,
+                "behind": first.behind,
+                "n": first.seeds,
+                "next": ", ".join(f"{c.optimizer} ({c.behind:.2f})" for c in advice.choices[1:]),
+                "mean_regret": first.mean_regret,
+                "candidates": advice.candidates,
+            }
+        )
+    columns = (
+        ("backbone", "backbone", "text"),
+        ("optimizer", "try first", "text"),
+        ("learning_rate", "learning rate", "rate"),
+        ("weight_decay", "weight decay", "rate"),
+        ("rates", "both from", "text"),
+        ("score", "score", "number"),
+        ("behind", "behind the best", "number"),
+        ("n", "n", "int", "scores averaged"),
+        ("next", "then", "text"),
+        ("mean_regret", "its mean regret", "number", "over all backbones"),
+        ("candidates", "of optimizers", "int"),
+    )
+    title = "The optimizer to try first on each backbone, and the evidence"
+    caption = f"In {analysis.table.unit}; in brackets the distance to the best."
+    blocks = (
+        Text((rule,) if rule else ()),
+        table_from(pandas.DataFrame(rows), title, columns, caption),
+    )
+    return Section("recommendation", "What to try first", blocks)

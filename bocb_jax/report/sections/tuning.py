@@ -1,0 +1,111 @@
+"""What tuning of the learning rate and weight decay changes."""
+
+from collections.abc import Collection
+
+import pandas
+
+from bocb_jax.coupling.analysis import Analysis, Budget, Hyperparameters
+from bocb_jax.report import summary
+from bocb_jax.report.document import (
+    Block,
+    Picture,
+    Section,
+    Table,
+    Text,
+    format_value,
+    only_drawn,
+    table_from,
+)
+
+_PICTURES = (
+    Picture(
+        "budget",
+        "Score and coupling against tuning budget",
+        "Expected best of a given number of trials.",
+    ),
+    Picture(
+        "sensitivity",
+        "Sensitivity to the learning rate",
+        "Distance to the best score of each pair of backbone and optimizer.",
+    ),
+    Picture(
+        "robustness", "Tuned values against the usual ones", "Box plots of the ordinal distances."
+    ),
+)
+
+
+def build(analysis: Analysis, drawn: Collection[str]) -> Section:
+    """Return the section on learning rates and weight decays."""
+    blocks: list[Block] = [*only_drawn(drawn, *_PICTURES)]
+    if analysis.budget is not None:
+        blocks += _budget(analysis.budget, analysis.table.unit)
+    if analysis.hyperparameters is not None:
+        blocks += _distances(analysis.hyperparameters)
+    blocks.append(_good_regions(analysis))
+    return Section("tuning", "Learning rate and weight decay", tuple(blocks))
+
+
+def _budget(budget: Budget, unit: str) -> list[Block]:
+    coupling = (
+        ("trials", "trials", "int"), ("interaction_std", f"coupling, {unit}", "number"),
+        ("interaction_share", "share", "percent"), ("mean_regret", "mean regret", "number"),
+        ("cells", "n cells", "int"),
+    )  # fmt: skip
+    defaults = (
+        ("backbone", "backbone", "text"), ("optimizer", "optimizer", "text"),
+        ("learning_rate", "learning rate", "rate"), ("weight_decay", "weight decay", "rate"),
+        ("score", "score", "number"), ("best", "best", "number"), ("gap", "gap", "number"),
+    )  # fmt: skip
+    caption = "Scores with the values that won most often on the other backbones."
+    blocks: list[Block] = [
+        table_from(budget.coupling, "Coupling and tuning budget", coupling, index="trials"),
+        table_from(budget.defaults, "Without tuning", defaults, caption, folded=True),
+    ]
+    if budget.optimism is not None:
+        ends = {"x_low": budget.optimism_low, "x_high": budget.optimism_high}
+        size = format_value(budget.optimism, "interval", ends, "x")
+        line = (
+            f"The winner of a search scored {size} {unit} better in the search than new seeds did "
+            f"on the same split, n = {budget.optimism_cells} cells."
+        )
+        blocks.append(Text((line,)))
+    return blocks
+
+
+def _distances(tuned: Hyperparameters) -> list[Table]:
+    quartiles = (
+        ("n", "n", "int"), ("median", "median", "number"), ("mean", "mean", "number"),
+        ("q1", "1st quartile", "number"), ("q3", "3rd quartile", "number"),
+        ("max", "largest", "number"),
+    )  # fmt: skip
+    frames = {"backbone": tuned.by_backbone, "optimizer": tuned.by_optimizer}
+    return [
+        table_from(
+            frame,
+            f"Steps from the usual values, by {kind}",
+            ((kind, kind, "text"), *quartiles),
+            tuned.description,
+            index=kind,
+            folded=True,
+        )
+        for kind, frame in frames.items()
+    ]
+
+
+def _good_regions(analysis: Analysis) -> Table:
+    columns = (
+        ("backbone", "backbone", "text"), ("optimizer", "optimizer", "text"),
+        ("trials", "n trials", "int"),
+        ("within", f"within {analysis.near[0]:g}", "int"), ("share", "share", "percent"),
+        ("learning_rate_low", "from", "rate"), ("learning_rate_high", "to", "rate"),
+        ("learning_rate_factor", "factor", "number"), ("best_learning_rate", "best rate", "rate"),
+        ("best_weight_decay", "best decay", "rate"), ("at_edge", "at the edge", "text"),
+    )  # fmt: skip
+    caption = (
+        f"Learning rates within {summary.near(analysis)} of the best of the pair. At the edge: the "
+        "best lies at the lowest or highest value that was tried, so search further."
+    )
+    frame: pandas.DataFrame | None = analysis.width
+    if frame is not None and "at_edge" in frame:
+        frame = frame.assign(at_edge=["yes" if edge else "" for edge in frame["at_edge"]])
+    return table_from(frame, "Width of the good region", columns, caption, folded=True)
