@@ -6,18 +6,15 @@ import pkgutil
 
 import pytest
 
+import bocb_jax
 from bocb_jax.data.registry import DATASETS
 from bocb_jax.models.factory import MODELS
 from bocb_jax.optim.registry import OPTIMIZERS
 
 PACKAGES = (
     "bocb_jax",
-    "bocb_jax.coupling",
-    "bocb_jax.data",
-    "bocb_jax.engine",
     "bocb_jax.models",
-    "bocb_jax.optim",
-    "bocb_jax.study",
+    *(f"bocb_jax.{m.name}" for m in pkgutil.iter_modules(bocb_jax.__path__[:1]) if m.ispkg),
 )
 
 

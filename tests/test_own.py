@@ -2,9 +2,9 @@
 
 import dataclasses
 import re
-from pathlib import Path
 
 import pytest
+from helpers.pages import ROOT
 
 import bocb_jax
 from bocb_jax.config import TrainConfig, from_dict
@@ -13,13 +13,13 @@ from bocb_jax.models.factory import MODELS
 from bocb_jax.optim.registry import OPTIMIZERS
 from bocb_jax.train import train
 
-README = Path(__file__).parents[1] / "README.md"
+GUIDE = ROOT / "docs/guides/own.md"
 
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """The README's two files, importable."""
-    for block in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", README.read_text(), re.DOTALL):
+    """The two files of the guide, importable."""
+    for block in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", GUIDE.read_text(), re.DOTALL):
         (tmp_path / block[0]).write_text(block[1])
     monkeypatch.syspath_prepend(tmp_path)
 
