@@ -1,10 +1,10 @@
-"""Weights to and from PyTorch's names and layouts.
+"""Weights in PyTorch's names and layouts, to and from our models; reading of weight files.
 
-The attributes of a backbone mirror its reference, so the path of a parameter with dots for
-slashes is the PyTorch name once `kernel` and `scale` read `weight`, and `mean` and `var`
-read `running_mean` and `running_var`. Where a family differs, its class holds `torch_names`,
-pairs of a regular expression and a replacement. Only kernels change their layout: (height, width,
-in, out) becomes (out, in, height, width), and (in, out) becomes (out, in).
+Attributes of a backbone mirror its reference: the path of a parameter, joined by dots, is the
+PyTorch name once `kernel` and `scale` read `weight`, and `mean` and `var` read `running_mean` and
+`running_var`. Where a family differs, its class holds `torch_names`, pairs of a regular expression
+and a replacement. Only kernels change their layout: (height, width, in, out) becomes
+(out, in, height, width), and (in, out) becomes (out, in).
 """
 
 import math
@@ -12,10 +12,10 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,19 +23,22 @@ from flax import nnx
 
 from bocb_jax.errors import UserError
 
-# What a PyTorch checkpoint holds beside what is learned: counters, index tables, masks.
+NamePath = tuple[Any, ...]  # of a variable in a model, such as ("layer1", 0, "conv1", "kernel")
+Named = dict[str, tuple[str, nnx.Variable]]  # name -> (last part of the path, variable)
+
+# Entries of PyTorch checkpoints that are not learned: counters, index tables, masks.
 _BUFFERS = re.compile(
     r"(^|\.)(num_batches_tracked|relative_position_index|relative_coords_table|attn_mask"
     r"|relative_pos_index|seq_length_scale|padding_mask)$"
 )
 
 
-def torch_name(model: nnx.Module, path: tuple, variable: nnx.Variable) -> str:
-    """The reference's name of one parameter or running statistic.
+def torch_name(model: nnx.Module, path: NamePath, variable: nnx.Variable) -> str:
+    """Return the reference's name of a parameter or running statistic.
 
     Args:
       model: backbone; `torch_names` of its class are applied last.
-      path: where the variable lies in the model, such as ("layer1", 0, "conv1", "kernel").
+      path: of the variable in the model, such as ("layer1", 0, "conv1", "kernel").
       variable: the variable itself.
     """
     *owners, leaf = map(str, path)
@@ -52,22 +55,22 @@ def torch_name(model: nnx.Module, path: tuple, variable: nnx.Variable) -> str:
 def load_torch_weights(
     model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, new_head: bool = False
 ) -> list[str]:
-    """Puts a PyTorch state dict into a model, in place.
+    """Load a PyTorch state dict into a model, in place.
 
-    Counters and index tables of the reference (`num_batches_tracked`, whatever is of an integer
-    type and not ours) are passed over. Nothing is changed unless everything fits.
+    Entries of the reference that are not learned (counters and other integers, index tables) are
+    ignored. The model is unchanged unless everything fits.
 
     Args:
-      model: backbone of ours.
-      state_dict: arrays by the reference's names, in PyTorch's layout, of any floating type.
-      new_head: keep the model's own classifier where the checkpoint's is missing or of another
-        shape, as at the start of fine-tuning.
+      model: backbone of this project.
+      state_dict: arrays of any floating type by the reference's names, in PyTorch's layout.
+      new_head: keep the model's classifier if the checkpoint's is missing or of another shape, as
+        for fine-tuning on other classes.
 
     Returns:
-      Names that kept the model's own values: empty, or the classifier's with `new_head`.
+      Names of the variables that kept their values: none, or the classifier's with `new_head`.
 
     Raises:
-      UserError: names the entries that are missing, unexpected or of another shape.
+      UserError: lists all entries that are missing, unexpected or of another shape.
     """
     return _fill(model, _named_variables(model), state_dict, new_head)
 
@@ -75,29 +78,31 @@ def load_torch_weights(
 def load_weights(
     model: nnx.Module, arrays: Mapping[str, np.ndarray], *, new_head: bool = False
 ) -> list[str]:
-    """Puts arrays of ours into a model, in place, as `load_torch_weights` does PyTorch's.
+    """Load arrays in our own names and layouts into a model, in place.
 
     Args:
       model: backbone.
-      arrays: by the variable's path with dots, such as "layer1.0.conv1.kernel".
-      new_head: as there.
+      arrays: by the path of the variable, joined by dots, such as "layer1.0.conv1.kernel".
+      new_head: as in `load_torch_weights`.
 
     Returns:
-      Names that kept the model's own values.
+      Names of the variables that kept their values.
 
     Raises:
-      UserError: names the entries that are missing, unexpected or of another shape.
+      UserError: lists all entries that are missing, unexpected or of another shape.
     """
     named = {".".join(map(str, path)): ("", variable) for path, variable in variables(model)}
     return _fill(model, named, arrays, new_head)
 
 
-def _fill(model, named, given, new_head):
-    """Copies `given` into the variables `named`: name -> (last part of a PyTorch path, variable)"""
+def _fill(
+    model: nnx.Module, named: Named, given: Mapping[str, np.ndarray], new_head: bool
+) -> list[str]:
+    """Copy arrays into named variables and return the names that kept their values."""
     missing, misshapen, kept, arrays = [], [], [], {}
-    heads = _head_variables(model) if new_head else ()
+    heads = _head_variables(model) if new_head else []
     for name, (leaf, variable) in named.items():
-        theirs = _shape(given[name]) if name in given else None
+        theirs = tuple(given[name].shape) if name in given else None
         ours = _torch_shape(leaf, variable.shape)
         if theirs == ours:
             arrays[name] = _from_torch(leaf, np.asarray(given[name]))
@@ -106,14 +111,14 @@ def _fill(model, named, given, new_head):
         elif theirs is None:
             missing.append(name)
         else:
-            misshapen.append(f"{name} ({_written(theirs)} where {_written(ours)} is wanted)")
+            misshapen.append(f"{name} ({_written(theirs)}, expected {_written(ours)})")
     unexpected = [name for name in given if name not in named and not _is_buffer(name, given)]
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     if any(faults.values()):
         listed = "; ".join(f"{what}: {_some(names)}" for what, names in faults.items() if names)
         raise UserError(
-            f"The weights do not fit {type(model).__name__}: {listed}. Is it the same model, at "
-            "the same number of classes and image size?"
+            f"The weights do not fit {type(model).__name__}: {listed}. Check that the model, the "
+            "number of classes and the image size are those of the checkpoint."
         )
     for name, array in arrays.items():
         variable = named[name][1]
@@ -122,10 +127,10 @@ def _fill(model, named, given, new_head):
 
 
 def to_torch_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
-    """The parameters and running statistics by the reference's names, in PyTorch's layout.
+    """Return parameters and running statistics by the reference's names, in PyTorch's layout.
 
-    The inverse of `load_torch_weights`, bit for bit. `torch.nn.Module.load_state_dict` takes the
-    result once each array has gone through `torch.from_numpy`.
+    The inverse of `load_torch_weights`, bit for bit. Apply `torch.from_numpy` to each array to pass
+    the result to `torch.nn.Module.load_state_dict`.
     """
     return {
         name: _to_torch(leaf, np.array(variable.get_value()))
@@ -133,24 +138,16 @@ def to_torch_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
     }
 
 
-def torch_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
-    """The shape of every entry of the model's PyTorch state dict, by name."""
-    return {
-        name: _torch_shape(leaf, variable.shape)
-        for name, (leaf, variable) in _named_variables(model).items()
-    }
-
-
-def variables(model: nnx.Module) -> Iterator[tuple[tuple, nnx.Variable]]:
-    """(path, variable) of every parameter and running statistic: the model's own, no copies."""
+def variables(model: nnx.Module) -> Iterator[tuple[NamePath, nnx.Variable]]:
+    """Yield (path, variable) of all parameters and running statistics; variables are not copied."""
     for path, node in nnx.iter_graph(model):
         if isinstance(node, (nnx.Param, nnx.BatchStat)):
             yield path, node
 
 
-def _named_variables(model):
-    """PyTorch name -> (last part of our path, variable)."""
-    found = {}
+def _named_variables(model: nnx.Module) -> Named:
+    """Return the model's variables by their PyTorch names."""
+    found: Named = {}
     for path, variable in variables(model):
         name = torch_name(model, path, variable)
         if name in found:
@@ -159,61 +156,57 @@ def _named_variables(model):
     return found
 
 
-def _some(names):
-    """All names of a near miss, the first twenty of another model's."""
+def _some(names: Sequence[str]) -> str:
+    """Return up to twenty names as text: all of a near miss, a sample of another model's."""
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return ", ".join(names[:20]) + more
 
 
-def _head_variables(model):
-    """The classifier: kernels of kind "head" and their biases."""
+def _head_variables(model: nnx.Module) -> list[nnx.Variable]:
+    """Return the classifier: kernels of kind "head" and their biases."""
     found = list(variables(model))
     heads = {path[:-1] for path, v in found if v.get_metadata().get("kind") == "head"}
     return [variable for path, variable in found if path[:-1] in heads]
 
 
-def _is_buffer(name, given):
-    return _BUFFERS.search(name) or np.asarray(given[name]).dtype.kind in "iub"
+def _is_buffer(name: str, given: Mapping[str, np.ndarray]) -> bool:
+    return bool(_BUFFERS.search(name)) or np.asarray(given[name]).dtype.kind in "iub"
 
 
-def _to_torch(leaf, array):
-    """Kernels have the output axis last, PyTorch's have it first and the input axis second."""
+def _to_torch(leaf: str, array: np.ndarray) -> np.ndarray:
+    """Move a kernel's output axis from last to first and its input axis to second."""
     if leaf != "kernel":
         return array
     return np.ascontiguousarray(np.moveaxis(array, (-1, -2), (0, 1)))
 
 
-def _from_torch(leaf, array):
+def _from_torch(leaf: str, array: np.ndarray) -> np.ndarray:
     return np.moveaxis(array, (0, 1), (-1, -2)) if leaf == "kernel" else array
 
 
-def _torch_shape(leaf, shape):
+def _torch_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[-1], shape[-2], *shape[:-2]) if leaf == "kernel" else tuple(shape)
 
 
-def _shape(array):
-    return tuple(array.shape)
-
-
-def _written(shape):
+def _written(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "a scalar"
 
 
-def read_weights(path: str | PathLike) -> dict[str, np.ndarray]:
-    """Reads a `.safetensors`, `.pth`, `.pt` or `.bin` file, without PyTorch.
+def read_weights(path: str | PathLike[str]) -> dict[str, np.ndarray]:
+    """Read a `.safetensors`, `.pth`, `.pt` or `.bin` file, without PyTorch.
 
-    Of a training checkpoint the weights are taken: what lies under "state_dict" or "model". A
-    prefix "module." is removed. A `.pth` file is a pickle, but nothing in it is ever executed:
-    tensors and plain containers are read, and every other object stays an empty shell.
+    A training checkpoint gives what lies under "state_dict" or "model", and a prefix "module." of
+    names is removed. A `.pth` file is a pickle, but nothing in it is executed: tensors and plain
+    containers are read, and all other objects become empty placeholders.
 
     Args:
-      path: file, in PyTorch's zip format or in the one before it.
+      path: file, in PyTorch's zip format or the older one.
 
     Returns:
       Arrays by name, for `load_torch_weights`.
 
     Raises:
-      UserError: there is no such file, it is damaged, or it holds no weights.
+      UserError: the file does not exist, is damaged, or holds no weights.
     """
     path = Path(path)
     if not path.is_file():
@@ -222,7 +215,7 @@ def read_weights(path: str | PathLike) -> dict[str, np.ndarray]:
         if path.suffix == ".safetensors":
             from safetensors.numpy import load_file
 
-            found = load_file(path)
+            found: Any = load_file(path)
         else:
             with path.open("rb") as file:
                 found = _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)
@@ -234,16 +227,15 @@ def read_weights(path: str | PathLike) -> dict[str, np.ndarray]:
     if not isinstance(found, Mapping) or not any(
         isinstance(value, np.ndarray | _Tensor) for value in found.values()
     ):
-        raise UserError(f"{path} holds no state dict, that is, no tensors by name.")
+        raise UserError(f"{path} holds no state dict: there are no tensors with names in it.")
     try:
-        weights = {
+        return {
             name.removeprefix("module."): v.array() if isinstance(v, _Tensor) else v
             for name, v in found.items()
             if isinstance(v, np.ndarray | _Tensor)
         }
     except Exception as error:
         raise UserError(f"{path} is damaged: {error}.") from error
-    return weights
 
 
 _STORAGE_TYPES = {
@@ -261,19 +253,27 @@ _STORAGE_TYPES = {
 
 
 class _Storage:
-    """The flat memory that tensors are views of; `data` is filled in when it has been read."""
+    """The flat memory that tensors are views of; `data` is set once it has been read."""
 
-    def __init__(self, kind):
-        self.dtype, self.data = np.dtype(_STORAGE_TYPES[kind]), None
+    def __init__(self, kind: str):
+        self.dtype = np.dtype(_STORAGE_TYPES[kind])
+        self.data: np.ndarray | None = None
 
 
 class _Tensor:
     """A strided view of a storage."""
 
-    def __init__(self, storage, offset, shape, strides, *_):
+    def __init__(
+        self, storage: _Storage, offset: int, shape: Sequence[int], strides: Sequence[int], *_: Any
+    ):
         self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
 
-    def array(self):
+    def array(self) -> np.ndarray:
+        """Return a copy of the tensor.
+
+        Raises:
+          ValueError: the view reaches outside the memory that was read.
+        """
         flat, size = self.storage.data, math.prod(self.shape)
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         if flat is None or self.offset < 0 or min(self.strides, default=0) < 0:
@@ -284,35 +284,35 @@ class _Tensor:
         return np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides).copy()
 
 
-class _Shell:
-    """Stands for any other object of a pickle. It does nothing, whatever is done to it."""
+class _Placeholder:
+    """Stands for any other object of a pickle, and ignores all that the pickle does to it."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         pass
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         pass
 
-    def __setitem__(self, key, value):
+    def __setitem__(self, key: Any, value: Any) -> None:
         pass
 
-    def append(self, item):
-        """Takes no heed."""
+    def append(self, item: Any) -> None:
+        """Do nothing."""
 
-    def extend(self, items):
-        """Takes no heed."""
+    def extend(self, items: Any) -> None:
+        """Do nothing."""
 
 
 class _WeightsOnly(pickle.Unpickler):
-    """An unpickler that knows tensors and plain containers and can call nothing else."""
+    """An unpickler of tensors and plain containers that cannot call anything else."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: IO[bytes]):
         super().__init__(file)
         self.storages: dict[str, _Storage] = {}
 
-    def find_class(self, module, name):
-        # Nothing that a pickle could alter is handed out: only functions made for the occasion,
-        # built-in types and the name of a storage's type.
+    def find_class(self, module: str, name: str) -> Any:
+        # Returns nothing that a pickle could alter: functions made here, built-in types, and the
+        # name of a storage type.
         if module == "torch" and name in _STORAGE_TYPES:
             return name
         known = {
@@ -321,15 +321,15 @@ class _WeightsOnly(pickle.Unpickler):
             ("torch._utils", "_rebuild_tensor_v2"): lambda *view: _Tensor(*view),
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
         }
-        return known.get((module, name), _Shell)
+        return known.get((module, name), _Placeholder)
 
-    def persistent_load(self, saved):
+    def persistent_load(self, saved: Any) -> _Storage:
         _, kind, key, *_ = saved
         return self.storages.setdefault(key, _Storage(kind))
 
 
-def _read_zip(file):
-    """PyTorch's format since 1.6: a pickle and one member for every storage."""
+def _read_zip(file: IO[bytes]) -> Any:
+    """Read PyTorch's format since 1.6: a zip archive of a pickle and one member per storage."""
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
         roots = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")]
@@ -347,12 +347,15 @@ def _read_zip(file):
     return found
 
 
-def _read_legacy(file):
-    """The format before: pickles of a magic number, a version, the system, the object and the
-    keys of its storages; then the length and the bytes of each storage."""
+def _read_legacy(file: IO[bytes]) -> Any:
+    """Read PyTorch's older format.
+
+    Pickles of a magic number, a version, the system, the object and the keys of its storages; then
+    the length and the bytes of each storage.
+    """
     file.seek(0)
     if _WeightsOnly(file).load() != 0x1950A86A20F9469CFC6C:
-        raise ValueError("it is neither a zip archive nor PyTorch's older format")
+        raise ValueError("it is neither a zip archive nor in PyTorch's older format")
     for _ in range(2):
         _WeightsOnly(file).load()
     unpickler = _WeightsOnly(file)
@@ -364,7 +367,7 @@ def _read_legacy(file):
     return found
 
 
-def _flat(data, dtype, order="little"):
+def _flat(data: bytes, dtype: np.dtype, order: str = "little") -> np.ndarray:
     if order != "little":
         raise ValueError(f"its byte order is {order}; save it on a little-endian machine")
     return np.frombuffer(data, dtype)

@@ -1,6 +1,7 @@
 """AlexNet in its one-tower form (Krizhevsky, 2014, arXiv:1404.5997), as torchvision builds it."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +14,20 @@ from bocb_jax.models.factory import ModelCard, Variant, register_family, sizes_o
 
 @dataclasses.dataclass(frozen=True)
 class AlexNetConfig:
-    """Settings of AlexNet; the defaults are the net for 224 pixels."""
+    """Architecture of an AlexNet; the defaults are the original for 224 pixels."""
 
-    widths: tuple[int, ...] = (64, 192, 384, 256, 256)  # of the five convolutions
+    widths: tuple[int, ...] = (64, 192, 384, 256, 256)  # channels of the five convolutions
     hidden: int = 4096  # width of the two dense layers
     stem_kernel: int = 11
     stem_strides: int = 4
     stem_padding: int = 2
-    grid: int = 6  # side to which the last map is averaged before the dense layers
+    grid: int = 6  # side to which the last map is average-pooled before the dense layers
     dropout: float = 0.5  # before each of the two hidden dense layers
-    init: str = "torch"  # uniform within 1/sqrt(fan_in) | "he": normal, He's variance by fan_in
+    init: str = (
+        "torch"  # PyTorch's default, uniform within 1/sqrt(fan_in) | "he": He normal by fan_in
+    )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.init not in ("he", "torch"):
             raise UserError(f"init is 'he' or 'torch', not '{self.init}'.")
         if len(self.widths) != 5:
@@ -32,20 +35,28 @@ class AlexNetConfig:
 
 
 class AlexNet(nnx.Module):
-    """AlexNet.
+    """AlexNet: five convolutions, three max-pools and three dense layers.
 
     Args:
-      config: settings.
+      config: the architecture.
       num_classes: width of the logits.
-      image_size: side of the images in pixels.
+      image_size: side of the images in pixels; checked against the poolings.
       dtype: type of the computation.
-      rngs: where the initial weights come from.
+      rngs: random streams; `params` draws the initial weights.
 
     Raises:
-      UserError: the images are too small for three poolings.
+      UserError: the images are too small for three max-pools.
     """
 
-    def __init__(self, config: AlexNetConfig, *, num_classes, image_size, dtype=None, rngs):
+    def __init__(
+        self,
+        config: AlexNetConfig,
+        *,
+        num_classes: int,
+        image_size: int,
+        dtype: layers.Dtype = None,
+        rngs: nnx.Rngs,
+    ):
         size = (
             image_size + 2 * config.stem_padding - config.stem_kernel
         ) // config.stem_strides + 1
@@ -53,24 +64,26 @@ class AlexNet(nnx.Module):
             size = (size - 3) // 2 + 1
         if size < 1:
             raise UserError(
-                f"AlexNet pools images of {image_size} pixels away to nothing. The full net takes "
-                "63 pixels and more; alexnet_mini is made for 32."
+                f"Images of {image_size} pixels are too small: nothing is left of them after "
+                "AlexNet's three poolings. AlexNet takes 63 pixels and more; alexnet_mini is made "
+                "for 32."
             )
 
-        def init(fan_in):
+        def init(fan_in: int) -> dict[str, Any]:
             if config.init == "he":
-                return {"kernel_init": nnx.initializers.variance_scaling(2.0, "fan_in", "normal")}
+                return {"kernel_init": layers.he_normal_fan_in}
             uniform = layers.symmetric_uniform(fan_in**-0.5)
             return {"kernel_init": uniform, "bias_init": uniform}
 
-        def conv(in_features, out_features, kernel_size, **kwargs):
-            fan_in = in_features * kernel_size**2
-            kwargs |= init(fan_in)
+        def conv(
+            in_features: int, out_features: int, kernel_size: int, **kwargs: Any
+        ) -> layers.Layer:
+            kwargs |= init(in_features * kernel_size**2)
             return layers.Conv(
                 in_features, out_features, kernel_size, dtype=dtype, rngs=rngs, **kwargs
             )
 
-        def dense(in_features, out_features, **kwargs):
+        def dense(in_features: int, out_features: int, **kwargs: Any) -> layers.Layer:
             kwargs |= init(in_features)
             return layers.Linear(in_features, out_features, dtype=dtype, rngs=rngs, **kwargs)
 
@@ -89,8 +102,8 @@ class AlexNet(nnx.Module):
         self.fc8 = dense(config.hidden, num_classes, kernel_metadata={"kind": "head"})
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
-        """Maps after each of the three poolings, at strides of about 8, 16 and 32."""
-        del rngs
+        """Return the maps (B, H, W, C) after the three max-pools, at strides of 8, 16 and 32."""
+        del rngs  # dropout is in the head alone
         first = layers.max_pool(nnx.relu(self.conv1(x)), 3, 2)
         second = layers.max_pool(nnx.relu(self.conv2(first)), 3, 2)
         x = nnx.relu(self.conv3(second))
@@ -100,7 +113,7 @@ class AlexNet(nnx.Module):
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = layers.adaptive_avg_pool(self.features(x)[-1], self.grid)
-        # The dense layer reads channels first, as the published weights do.
+        # Flattened channels first, (B, C * grid * grid), the order of the published weights.
         x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
         x = nnx.relu(self.fc6(self.dropout(x, rngs=rngs)))
         x = nnx.relu(self.fc7(self.dropout(x, rngs=rngs)))

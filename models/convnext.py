@@ -1,7 +1,11 @@
-"""ConvNeXt and ConvNeXt V2: depthwise 7x7 convolution, LayerNorm and an inverted bottleneck."""
+"""ConvNeXt and ConvNeXt V2: depthwise 7x7 convolution, LayerNorm and an inverted bottleneck.
+
+Modules and parameters are named as in timm.
+"""
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +15,6 @@ from bocb_jax.models import layers
 from bocb_jax.models.factory import ModelCard, Variant, check_lengths, register_family, sizes_of
 
 INIT = layers.trunc_normal(0.02)
-INITS = {"kernel_init": INIT, "bias_init": nnx.initializers.zeros}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,14 +25,14 @@ class ConvNeXtConfig:
       depths: blocks of each stage.
       widths: channels of each stage.
       kernel_size: side of the depthwise convolutions.
-      layer_scale: initial value of the learned scale of each branch; None for none (V2).
+      layer_scale: initial value of each branch's layer scale; None: no layer scale (V2).
       response_norm: global response normalization inside the MLP (V2).
-      conv_mlp: hold the MLP's kernels as 1x1 convolutions, as timm does in the smallest V2 nets.
-      drop_path: stochastic depth of the last block; 0 in the first, linear in between.
+      conv_mlp: store the MLP's kernels as 1x1 convolutions, as timm does for the smallest V2 sizes.
+      drop_path: stochastic depth rate of the last block; rises linearly from 0 in the first.
       dropout: before the classifier.
-      stem: "imagenet" (4x4 patches), "cifar" (3x3 convolution, stride 1), or "auto": "cifar" for
-        images up to 32 pixels.
-      norm: "layer", or "batch", "group", "none": see `layers.norm`.
+      stem: "imagenet" (4x4 patches), "cifar" (3x3 convolution, stride 1), or "auto" ("cifar" for
+        images of at most 32 pixels).
+      norm: "layer"; "batch", "group" and "none" as in `layers.norm`.
     """
 
     depths: tuple[int, ...] = (3, 3, 9, 3)
@@ -43,56 +46,61 @@ class ConvNeXtConfig:
     stem: str = "auto"
     norm: str = "layer"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_lengths(self, "depths", "widths")
 
 
 class GlobalResponseNorm(nnx.Module):
-    """Gives each channel the gain of its norm over the map, relative to the other channels'.
-
-    Woo et al., ConvNeXt V2, 2023, arXiv:2301.00808. Begins as the identity.
-    """
+    """Global response normalization of ConvNeXt V2; starts as the identity."""
 
     def __init__(self, num_features: int):
         self.scale = nnx.Param(jnp.zeros((num_features,), jnp.float32), kind="scale")
         self.bias = nnx.Param(jnp.zeros((num_features,), jnp.float32), kind="bias")
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return layers.response_norm(x, self.scale[...], self.bias[...])
 
 
 class Mlp(nnx.Module):
-    """The inverted bottleneck, four times as wide inside; V2 normalizes the responses there."""
+    """Inverted bottleneck, four times as wide inside; V2 normalizes the responses there."""
 
-    def __init__(self, config: ConvNeXtConfig, width: int, *, dtype, rngs):
-        kind = functools.partial(layers.Conv, kernel_size=1) if config.conv_mlp else layers.Linear
+    def __init__(self, config: ConvNeXtConfig, width: int, *, dtype: layers.Dtype, rngs: nnx.Rngs):
+        pointwise = functools.partial(layers.Conv, kernel_size=1)
+        kind: Any = pointwise if config.conv_mlp else layers.Linear
         dense = functools.partial(kind, kernel_init=INIT, dtype=dtype, rngs=rngs)
         self.fc1 = dense(width, 4 * width)
         self.grn = GlobalResponseNorm(4 * width) if config.response_norm else jax.nn.identity
         self.fc2 = dense(4 * width, width)
 
-    def __call__(self, x):
-        return self.fc2(self.grn(layers.gelu(self.fc1(x))))
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc2(self.grn(layers.gelu(self.fc1(x))))  # (B, H, W, C) -> 4C -> C
 
 
 class Block(nnx.Module):
-    """Depthwise convolution, norm and MLP on one residual branch."""
+    """Depthwise convolution, norm and MLP on a residual branch."""
 
-    def __init__(self, config: ConvNeXtConfig, width: int, drop_path: float, *, dtype, rngs):
+    def __init__(
+        self,
+        config: ConvNeXtConfig,
+        width: int,
+        drop_path: float,
+        *,
+        dtype: layers.Dtype,
+        rngs: nnx.Rngs,
+    ):
         self.conv_dw = layers.depthwise_conv(
             width, config.kernel_size, kernel_init=INIT, dtype=dtype, rngs=rngs
         )
         self.norm = layers.norm(config.norm, width, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(config, width, dtype=dtype, rngs=rngs)
-        if config.layer_scale is None:
-            self.gamma = None
-        else:
-            self.gamma = nnx.Param(
-                jnp.full((width,), config.layer_scale, jnp.float32), kind="scale"
-            )
+        self.gamma = (
+            None
+            if config.layer_scale is None
+            else nnx.Param(jnp.full((width,), config.layer_scale, jnp.float32), kind="scale")
+        )
         self.drop_path = layers.DropPath(drop_path)
 
-    def __call__(self, x, *, rngs=None):
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = self.mlp(self.norm(self.conv_dw(x)))
         if self.gamma is not None:
             y = y * layers.per_channel(self.gamma[...].astype(y.dtype), y)
@@ -100,22 +108,28 @@ class Block(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Norm and 2x2 convolution of stride 2 (not in the first stage), then the blocks."""
+    """Norm and 2x2 convolution of stride 2 (except in the first stage), then the blocks."""
 
-    def __init__(self, config: ConvNeXtConfig, index: int, rates: list[float], *, dtype, rngs):
+    def __init__(
+        self,
+        config: ConvNeXtConfig,
+        index: int,
+        rates: list[float],
+        *,
+        dtype: layers.Dtype,
+        rngs: nnx.Rngs,
+    ):
         width = config.widths[index]
-        self.downsample = nnx.List([])
+        self.downsample: nnx.List[layers.Layer] = nnx.List([])
         if index > 0:
             before = config.widths[index - 1]
             self.downsample.append(layers.norm(config.norm, before, dtype=dtype, rngs=rngs))
-            self.downsample.append(
-                layers.patch_conv(before, width, 2, **INITS, dtype=dtype, rngs=rngs)
-            )
+            self.downsample.append(_patch_conv(before, width, 2, dtype=dtype, rngs=rngs))
         self.blocks = nnx.List(
             [Block(config, width, rate, dtype=dtype, rngs=rngs) for rate in rates]
         )
 
-    def __call__(self, x, *, rngs=None):
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         for layer in self.downsample:
             x = layer(x)
         for block in self.blocks:
@@ -129,15 +143,23 @@ class ConvNeXt(nnx.Module):
     Args:
       config: the architecture.
       num_classes: width of the logits.
-      image_size: side in pixels of the images; it chooses the stem where `config.stem` is "auto".
+      image_size: side of the images in pixels; selects the stem if `config.stem` is "auto".
       dtype: type of the computation.
-      rngs: where the initial weights come from.
+      rngs: random streams; `params` draws the initial weights.
     """
 
-    def __init__(self, config: ConvNeXtConfig, *, num_classes, image_size, dtype=None, rngs):
-        self.stem = nnx.List(
+    def __init__(
+        self,
+        config: ConvNeXtConfig,
+        *,
+        num_classes: int,
+        image_size: int,
+        dtype: layers.Dtype = None,
+        rngs: nnx.Rngs,
+    ):
+        self.stem: nnx.List[layers.Layer] = nnx.List(
             [
-                _stem_convolution(config, image_size, dtype=dtype, rngs=rngs),
+                _stem_conv(config, image_size, dtype=dtype, rngs=rngs),
                 layers.norm(config.norm, config.widths[0], dtype=dtype, rngs=rngs),
             ]
         )
@@ -146,20 +168,20 @@ class ConvNeXt(nnx.Module):
             [Stage(config, i, rates[i], dtype=dtype, rngs=rngs) for i in range(len(config.depths))]
         )
         width = config.widths[-1]
-        self.head = nnx.Dict(
+        self.head: Any = nnx.Dict(
             norm=layers.norm(config.norm, width, dtype=dtype, rngs=rngs),
             drop=nnx.Dropout(config.dropout),
             fc=layers.classifier(width, num_classes, kernel_init=INIT, dtype=dtype, rngs=rngs),
         )
 
-    def __call__(self, x, *, rngs=None):
-        """(batch, height, width, 3) -> logits (batch, classes)."""
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """Return logits (B, num_classes) of images (B, H, W, 3)."""
         x = layers.global_average_pool(self.features(x, rngs=rngs)[-1])
         x = self.head.drop(self.head.norm(x), rngs=rngs)
         return self.head.fc(x).astype(jnp.float32)
 
-    def features(self, x, *, rngs=None):
-        """The map after each stage: strides 4, 8, 16, 32 (1, 2, 4, 8 with the CIFAR stem)."""
+    def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
+        """Return the map of each stage, at strides 4, 8, 16, 32 (CIFAR stem: 1, 2, 4, 8)."""
         for layer in self.stem:
             x = layer(x)
         maps = []
@@ -169,17 +191,27 @@ class ConvNeXt(nnx.Module):
         return maps
 
 
-def _stem_convolution(config, image_size, *, dtype, rngs):
+def _patch_conv(
+    in_features: int, width: int, side: int, *, dtype: layers.Dtype, rngs: nnx.Rngs
+) -> layers.Conv:
+    zeros = nnx.initializers.zeros
+    return layers.patch_conv(
+        in_features, width, side, kernel_init=INIT, bias_init=zeros, dtype=dtype, rngs=rngs
+    )
+
+
+def _stem_conv(
+    config: ConvNeXtConfig, image_size: int, *, dtype: layers.Dtype, rngs: nnx.Rngs
+) -> layers.Conv:
+    width = config.widths[0]
     if layers.resolve_stem(config.stem, image_size) == "imagenet":
-        return layers.patch_conv(3, config.widths[0], 4, **INITS, dtype=dtype, rngs=rngs)
-    return layers.Conv(3, config.widths[0], 3, **INITS, dtype=dtype, rngs=rngs)
+        return _patch_conv(3, width, 4, dtype=dtype, rngs=rngs)
+    return layers.Conv(3, width, 3, kernel_init=INIT, dtype=dtype, rngs=rngs)
 
 
 _size = sizes_of("timm", "ConvNeXt, official README")
 _size_v2 = sizes_of("timm", "ConvNeXt V2, official README: fine-tuned after masked pre-training")
-_CARD = ModelCard(
-    paper="Liu et al., A ConvNet for the 2020s, CVPR 2022, arXiv:2201.03545",
-)
+_CARD = ModelCard(paper="Liu et al., A ConvNet for the 2020s, CVPR 2022, arXiv:2201.03545")
 _DEEP = {"depths": (3, 3, 27, 3)}
 _B, _L = {"widths": (128, 256, 512, 1024)}, {"widths": (192, 384, 768, 1536)}
 

@@ -1,6 +1,7 @@
-"""DenseNet (Huang et al., CVPR 2017, arXiv:1608.06993), named as timm and torchvision name it."""
+"""DenseNet (Huang et al., CVPR 2017, arXiv:1608.06993), with the names of timm and torchvision."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,44 +13,41 @@ from bocb_jax.models.factory import ModelCard, Variant, register_family, sizes_o
 
 @dataclasses.dataclass(frozen=True)
 class DenseNetConfig:
-    """Settings of DenseNet; the defaults are DenseNet-121's."""
+    """Architecture of a DenseNet; the defaults are DenseNet-121."""
 
     depths: tuple[int, ...] = (6, 12, 24, 16)  # dense layers per block
-    growth: int = 32  # channels that each dense layer adds; the stem gives twice as many
-    bottleneck: int = 4  # width of the 1x1 convolution, in growths
-    dropout: float = 0.0  # on what each dense layer adds
-    stem: str = (
-        "auto"  # "imagenet": 7x7/2, norm, pool | "cifar": a bare 3x3 | "auto": by image size
-    )
+    growth: int = 32  # channels that each dense layer adds; the stem has twice as many
+    bottleneck: int = 4  # width of the 1x1 convolution, in multiples of `growth`
+    dropout: float = 0.0  # of the channels that each dense layer adds
+    # "imagenet": 7x7/2, norm and max-pool | "cifar": 3x3 alone | "auto": by image size
+    stem: str = "auto"
 
 
 class DenseLayer(nnx.Module):
-    """Norm, ReLU, 1x1, norm, ReLU, 3x3: `growth` new channels from all that came before."""
+    """Norm, ReLU, 1x1, norm, ReLU, 3x3: `growth` new channels from all earlier ones."""
 
-    def __init__(self, in_features, config: DenseNetConfig, *, dtype, rngs):
+    def __init__(
+        self, in_features: int, config: DenseNetConfig, *, dtype: layers.Dtype, rngs: nnx.Rngs
+    ):
         width = config.bottleneck * config.growth
-        kwargs = {
-            "use_bias": False,
-            "dtype": dtype,
-            "kernel_init": layers.he_normal_fan_in,
-            "rngs": rngs,
-        }
+        kwargs: dict[str, Any] = {"use_bias": False, "kernel_init": layers.he_normal_fan_in}
+        kwargs |= {"dtype": dtype, "rngs": rngs}
         self.norm1 = layers.BatchNorm(in_features, dtype=dtype, rngs=rngs)
         self.conv1 = layers.Conv(in_features, width, 1, **kwargs)
         self.norm2 = layers.BatchNorm(width, dtype=dtype, rngs=rngs)
         self.conv2 = layers.Conv(width, config.growth, 3, **kwargs)
         self.dropout = nnx.Dropout(config.dropout)
 
-    def __call__(self, x, *, rngs=None):
-        x = self.conv1(nnx.relu(self.norm1(x)))
-        x = self.conv2(nnx.relu(self.norm2(x)))
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        x = self.conv1(nnx.relu(self.norm1(x)))  # (B, H, W, bottleneck * growth)
+        x = self.conv2(nnx.relu(self.norm2(x)))  # (B, H, W, growth)
         return self.dropout(x, rngs=rngs)
 
 
 class Transition(nnx.Module):
-    """Half the channels by a 1x1, half the side by averaging."""
+    """Norm, ReLU, 1x1 to half the channels, and average pooling to half the side."""
 
-    def __init__(self, in_features, *, dtype, rngs):
+    def __init__(self, in_features: int, *, dtype: layers.Dtype, rngs: nnx.Rngs):
         self.norm = layers.BatchNorm(in_features, dtype=dtype, rngs=rngs)
         self.conv = layers.Conv(
             in_features,
@@ -61,22 +59,30 @@ class Transition(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return layers.avg_pool(self.conv(nnx.relu(self.norm(x))), 2)
 
 
 class DenseNet(nnx.Module):
-    """DenseNet.
+    """DenseNet: every layer of a dense block reads the outputs of all layers before it.
 
     Args:
-      config: settings.
+      config: the architecture.
       num_classes: width of the logits.
-      image_size: side of the images in pixels; chooses the stem.
+      image_size: side of the images in pixels; selects the stem if `config.stem` is "auto".
       dtype: type of the computation.
-      rngs: where the initial weights come from.
+      rngs: random streams; `params` draws the initial weights.
     """
 
-    def __init__(self, config: DenseNetConfig, *, num_classes, image_size, dtype=None, rngs):
+    def __init__(
+        self,
+        config: DenseNetConfig,
+        *,
+        num_classes: int,
+        image_size: int,
+        dtype: layers.Dtype = None,
+        rngs: nnx.Rngs,
+    ):
         width = 2 * config.growth
         self.stem = layers.resolve_stem(config.stem, image_size)
         kernel_size, strides = (3, 1) if self.stem == "cifar" else (7, 2)
@@ -108,7 +114,7 @@ class DenseNet(nnx.Module):
         )
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
-        """What each dense block gives; the last one normalized and rectified."""
+        """Return the map of each dense block, the last after its norm and ReLU."""
         x = self.conv0(x)
         if self.stem == "imagenet":
             x = layers.max_pool(nnx.relu(self.norm0(x)), 3, 2, padding=1)

@@ -1,8 +1,9 @@
-"""EfficientNet (Tan & Le, ICML 2019, arXiv:1905.11946), named as timm names it."""
+"""EfficientNet (Tan and Le, ICML 2019, arXiv:1905.11946), with timm's names."""
 
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,10 @@ from bocb_jax.models.factory import ModelCard, Variant, register_family, sizes_o
 
 @dataclasses.dataclass(frozen=True)
 class EfficientNetConfig:
-    """Settings of EfficientNet; the defaults are B0's.
+    """Architecture of an EfficientNet; the defaults are B0.
 
-    `variant="bocb"` pads as TensorFlow does and adds 1e-3 to the variances, as the net's first
-    release in TensorFlow did; it has no dropout, and begins as PyTorch's layers do.
+    `variant="bocb"` pads as TensorFlow does and adds 1e-3 to the variances, like the first release
+    in TensorFlow; it has no dropout, and PyTorch's default initialization.
     """
 
     # (kernel, channels, strides, expansion, blocks) of each stage
@@ -31,27 +32,36 @@ class EfficientNetConfig:
         (5, 192, 2, 6, 4),
         (3, 320, 1, 6, 1),
     )
-    taps: tuple[int, ...] = (1, 2, 4, 6)  # stages whose maps `features` gives
+    taps: tuple[int, ...] = (1, 2, 4, 6)  # stages whose maps `features` returns
     width: float = 1.0  # multiplies every width
     depth: float = 1.0  # multiplies the number of blocks
     stem: int = 32  # channels of the stem, before `width`
     stem_strides: int = 2
     head: int = 1280  # channels before the classifier, before `width`
-    same_padding: bool = False  # zeros more on the right and below at stride 2, as in TensorFlow
+    same_padding: bool = False  # as TensorFlow: at stride 2, more zeros on the right and below
     epsilon: float = 1e-5  # added to the variances
     drop_path: float = 0.0
     dropout: float = 0.2  # before the classifier
-    init: str = "he"  # of the convolutions | "torch": uniform within 1/sqrt(fan_in)
+    init: str = "he"  # of the convolutions | "torch": PyTorch's default
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.taps or max(self.taps) >= len(self.stages):
-            raise UserError(f"taps {self.taps} name stages that are not among {len(self.stages)}.")
+            raise UserError(f"taps is {self.taps}; there are stages 0 to {len(self.stages) - 1}.")
         if self.init not in ("he", "torch"):
             raise UserError(f"init is 'he' or 'torch', not '{self.init}'.")
 
 
-def conv(config, in_features, out_features, kernel_size=1, *, groups=1, use_bias=False, **kwargs):
-    """A convolution, padded and initialized as the variant wants it."""
+def conv(
+    config: EfficientNetConfig,
+    in_features: int,
+    out_features: int,
+    kernel_size: int = 1,
+    *,
+    groups: int = 1,
+    use_bias: bool = False,
+    **kwargs: Any,
+) -> layers.Conv:
+    """Return a convolution with the padding and initialization that `config` selects."""
     kwargs["kernel_init"] = layers.he_normal_fan_out if groups == 1 else layers.he_normal_fan_in
     if config.init == "torch":
         kwargs["kernel_init"] = layers.torch_uniform
@@ -69,25 +79,43 @@ def conv(config, in_features, out_features, kernel_size=1, *, groups=1, use_bias
 
 
 class SqueezeExcite(nnx.Module):
-    """Gates the channels by what their means say (Hu et al., 2018, arXiv:1709.01507)."""
+    """Gates computed from the means of all channels (Hu et al., 2018, arXiv:1709.01507)."""
 
-    def __init__(self, features, reduced, config, **kwargs):
-        self.conv_reduce = conv(config, features, reduced, use_bias=True, **kwargs)
-        self.conv_expand = conv(config, reduced, features, use_bias=True, **kwargs)
+    def __init__(
+        self,
+        features: int,
+        reduced: int,
+        config: EfficientNetConfig,
+        *,
+        dtype: layers.Dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.conv_reduce = conv(config, features, reduced, use_bias=True, dtype=dtype, rngs=rngs)
+        self.conv_expand = conv(config, reduced, features, use_bias=True, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x):
-        gate = nnx.silu(self.conv_reduce(x.mean((1, 2), keepdims=True)))
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gate = nnx.silu(self.conv_reduce(x.mean((1, 2), keepdims=True)))  # (B, 1, 1, reduced)
         return x * nnx.sigmoid(self.conv_expand(gate))
 
 
 class DepthwiseSeparable(nnx.Module):
-    """Depthwise convolution, squeeze-and-excite, and a linear 1x1: a block without expansion."""
+    """Depthwise convolution, squeeze-and-excite and a linear 1x1: a block without expansion."""
 
     def __init__(
-        self, in_features, out_features, kernel_size, strides, config, drop_path, **kwargs
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int,
+        strides: int,
+        config: EfficientNetConfig,
+        drop_path: float,
+        *,
+        dtype: layers.Dtype,
+        rngs: nnx.Rngs,
     ):
-        norm = functools.partial(layers.BatchNorm, epsilon=config.epsilon, **kwargs)
-        depthwise = {"strides": strides, "groups": in_features, **kwargs}
+        kwargs: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        norm = functools.partial(layers.BatchNorm, epsilon=config.epsilon, dtype=dtype, rngs=rngs)
+        depthwise: dict[str, Any] = {"strides": strides, "groups": in_features, **kwargs}
         self.conv_dw = conv(config, in_features, in_features, kernel_size, **depthwise)
         self.bn1 = norm(in_features)
         self.se = SqueezeExcite(in_features, in_features // 4, config, **kwargs)
@@ -96,31 +124,34 @@ class DepthwiseSeparable(nnx.Module):
         self.shortcut = strides == 1 and in_features == out_features
         self.drop_path = layers.DropPath(drop_path)
 
-    def __call__(self, x, *, rngs=None):
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = self.se(nnx.silu(self.bn1(self.conv_dw(x))))
         y = self.bn2(self.conv_pw(y))
         return x + self.drop_path(y, rngs=rngs) if self.shortcut else y
 
 
 class InvertedResidual(nnx.Module):
-    """1x1 out to six times the width, depthwise, squeeze-and-excite, and a linear 1x1 back."""
+    """1x1 to `expansion` times the width, depthwise, squeeze-and-excite, and a linear 1x1 back."""
 
     def __init__(
         self,
-        in_features,
-        out_features,
-        kernel_size,
-        strides,
-        config,
-        drop_path,
-        expansion,
-        **kwargs,
+        in_features: int,
+        out_features: int,
+        kernel_size: int,
+        strides: int,
+        config: EfficientNetConfig,
+        drop_path: float,
+        expansion: int,
+        *,
+        dtype: layers.Dtype,
+        rngs: nnx.Rngs,
     ):
-        norm = functools.partial(layers.BatchNorm, epsilon=config.epsilon, **kwargs)
+        kwargs: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        norm = functools.partial(layers.BatchNorm, epsilon=config.epsilon, dtype=dtype, rngs=rngs)
         hidden = expansion * in_features
         self.conv_pw = conv(config, in_features, hidden, **kwargs)
         self.bn1 = norm(hidden)
-        depthwise = {"strides": strides, "groups": hidden, **kwargs}
+        depthwise: dict[str, Any] = {"strides": strides, "groups": hidden, **kwargs}
         self.conv_dw = conv(config, hidden, hidden, kernel_size, **depthwise)
         self.bn2 = norm(hidden)
         self.se = SqueezeExcite(hidden, in_features // 4, config, **kwargs)
@@ -129,40 +160,51 @@ class InvertedResidual(nnx.Module):
         self.shortcut = strides == 1 and in_features == out_features
         self.drop_path = layers.DropPath(drop_path)
 
-    def __call__(self, x, *, rngs=None):
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = nnx.silu(self.bn1(self.conv_pw(x)))
         y = self.se(nnx.silu(self.bn2(self.conv_dw(y))))
         y = self.bn3(self.conv_pwl(y))
         return x + self.drop_path(y, rngs=rngs) if self.shortcut else y
 
 
+Block = DepthwiseSeparable | InvertedResidual
+
+
 class EfficientNet(nnx.Module):
-    """EfficientNet.
+    """EfficientNet: inverted bottlenecks with squeeze-and-excite, scaled in width and depth.
 
     Args:
-      config: settings.
+      config: the architecture.
       num_classes: width of the logits.
-      image_size: side of the images in pixels; any size will do.
+      image_size: unused; images of any size do.
       dtype: type of the computation.
-      rngs: where the initial weights come from.
+      rngs: random streams; `params` draws the initial weights.
     """
 
-    def __init__(self, config: EfficientNetConfig, *, num_classes, image_size, dtype=None, rngs):
+    def __init__(
+        self,
+        config: EfficientNetConfig,
+        *,
+        num_classes: int,
+        image_size: int,
+        dtype: layers.Dtype = None,
+        rngs: nnx.Rngs,
+    ):
         del image_size
-        kwargs = {"dtype": dtype, "rngs": rngs}
+        kwargs: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         width = layers.make_divisible(config.stem * config.width)
         self.conv_stem = conv(config, 3, width, 3, strides=config.stem_strides, **kwargs)
         self.bn1 = layers.BatchNorm(width, epsilon=config.epsilon, **kwargs)
         self.taps = config.taps
-        self.blocks = nnx.List()
+        self.blocks: nnx.List[nnx.List[Block]] = nnx.List()
         depths = [math.ceil(stage[-1] * config.depth) for stage in config.stages]
-        # Unlike elsewhere the ramp ends one step short of the full rate.
+        # As in the reference, the last block stays one step short of the full rate.
         rates = layers.drop_path_rates(config.drop_path * (1 - 1 / sum(depths)), depths)
         for (kernel_size, channels, strides, expansion, _), stage_rates in zip(
             config.stages, rates, strict=True
         ):
             out = layers.make_divisible(channels * config.width)
-            stage = nnx.List()
+            stage: nnx.List[Block] = nnx.List()
             for i, rate in enumerate(stage_rates):
                 shape = (width, out, kernel_size, strides if i == 0 else 1)
                 stage.append(
@@ -182,7 +224,7 @@ class EfficientNet(nnx.Module):
         self.classifier = layers.classifier(head, num_classes, kernel_init=init, **kwargs)
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
-        """The last map at each of the strides 4, 8, 16 and 32."""
+        """Return the last map at each of the strides 4, 8, 16 and 32: the stages of `taps`."""
         x = nnx.silu(self.bn1(self.conv_stem(x)))
         maps = []
         for stage in self.blocks:
@@ -197,7 +239,8 @@ class EfficientNet(nnx.Module):
         return self.classifier(x).astype(jnp.float32)
 
 
-# What is published is the rate of every size; BOCB's code builds the layer and leaves it out.
+# All sizes were published with a rate of 0.2. BOCB's code builds stochastic depth but never applies
+# it.
 _BOCB = {"same_padding": True, "epsilon": 1e-3, "dropout": 0.0, "init": "torch"}
 _size = functools.partial(
     sizes_of("timm", "torchvision V1", bocb=_BOCB), drop_path=0.2, cifar_drop_path=0.0
@@ -212,8 +255,8 @@ register_family(
         "ICML 2019, arXiv:1905.11946",
     ),
     {
-        name: _size(name, parameters, top1, width=width, depth=depth, dropout=dropout)
-        for name, parameters, top1, width, depth, dropout in (
+        name: _size(name, num_params, top1, width=width, depth=depth, dropout=dropout)
+        for name, num_params, top1, width, depth, dropout in (
             ("efficientnet_b0", 5_288_548, 77.69, 1.0, 1.0, 0.2),
             ("efficientnet_b1", 7_794_184, None, 1.0, 1.1, 0.2),
             ("efficientnet_b2", 9_109_994, None, 1.1, 1.2, 0.3),

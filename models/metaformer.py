@@ -1,8 +1,9 @@
-"""MetaFormer baselines: one frame, five ways to mix tokens."""
+"""MetaFormer baselines: one architecture with five token mixers, with the official names."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +19,21 @@ NORM_EPSILON = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class MetaFormerConfig:
-    """Architecture of a MetaFormer; the defaults are those of ConvFormer-S12.
+    """Architecture of a MetaFormer; the defaults are ConvFormer-S12.
 
     Args:
       depths: blocks of each stage.
       widths: channels of each stage.
       mixers: token mixer of each stage: "identity", "pool", "conv" or "attention".
-      block_norm: what the norms of the blocks normalize: "channel", or "map" (height, width and
-        channels together).
-      head: classifier, "mlp" (hidden width four times the last stage's) or "linear".
+      block_norm: axes that the norms of the blocks normalize over: "channel", or "map" (height,
+        width and channels).
+      head: classifier, "mlp" (one hidden layer, four times as wide as the last stage) or "linear".
       head_channels: channels of an attention head.
-      mlp_ratio: hidden channels of a block's MLP over its width.
-      scaled_shortcuts: from this stage on, shortcuts have a learned gain per channel.
+      mlp_ratio: hidden width of a block's MLP over its width.
+      scaled_shortcuts: first stage, from 0, whose shortcuts have a learned gain per channel.
       stem: kernel size, stride and padding of the first convolution.
       dropout: inside the MLP head.
-      drop_path: stochastic depth of the last block; 0 in the first, linear in between.
+      drop_path: stochastic depth rate of the last block; rises linearly from 0 in the first.
     """
 
     depths: tuple[int, ...] = (2, 2, 6, 2)
@@ -47,7 +48,7 @@ class MetaFormerConfig:
     dropout: float = 0.0
     drop_path: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_lengths(self, "depths", "widths")
         if len(self.mixers) < len(self.depths):
             raise UserError(f"mixers has {len(self.mixers)} entries for {len(self.depths)} stages.")
@@ -62,7 +63,7 @@ class StarReLU(nnx.Module):
         self.scale = nnx.Param(jnp.ones((1,), jnp.float32), kind="scale")
         self.bias = nnx.Param(jnp.zeros((1,), jnp.float32), kind="bias")
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         scale, bias = (
             layers.per_channel(v[...].astype(x.dtype), x) for v in (self.scale, self.bias)
         )
@@ -70,48 +71,57 @@ class StarReLU(nnx.Module):
 
 
 class Pooling(nnx.Module):
-    """Mean over 3x3 neighbors, less the pixel itself, as its shortcut adds it again."""
+    """3x3 average pooling minus the input, which the shortcut adds again."""
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return layers.avg_pool(x, 3, 1, 1, count_include_pad=False) - x
 
 
 class SepConv(nnx.Module):
-    """Inverted separable convolution as in MobileNetV2, without norms."""
+    """Inverted separable convolution of MobileNetV2, without norms."""
 
-    def __init__(self, width: int, **kwargs):
-        dense = functools.partial(_dense, **kwargs)
+    def __init__(self, width: int, *, dtype: layers.Dtype, rngs: nnx.Rngs):
+        dense = functools.partial(_dense, dtype=dtype, rngs=rngs)
         self.pwconv1 = dense(width, 2 * width)
         self.act1 = StarReLU()
         self.dwconv = layers.depthwise_conv(
-            2 * width, 7, use_bias=False, kernel_init=INIT, **kwargs
+            2 * width, 7, use_bias=False, kernel_init=INIT, dtype=dtype, rngs=rngs
         )
         self.pwconv2 = dense(2 * width, width)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return self.pwconv2(self.dwconv(self.act1(self.pwconv1(x))))
 
 
 class Attention(nnx.Module):
     """Self-attention over all pixels of the map."""
 
-    def __init__(self, width: int, head_channels: int, **kwargs):
+    def __init__(self, width: int, head_channels: int, *, dtype: layers.Dtype, rngs: nnx.Rngs):
         self.heads = max(width // head_channels, 1)
         inner = self.heads * head_channels
-        self.qkv = _dense(width, 3 * inner, **kwargs)
-        self.proj = _dense(inner, width, **kwargs)
+        self.qkv = _dense(width, 3 * inner, dtype=dtype, rngs=rngs)
+        self.proj = _dense(inner, width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, _ = x.shape
         qkv = self.qkv(x).reshape(batch, height * width, 3, self.heads, -1)
-        y = layers.attention(*(qkv[:, :, i] for i in range(3)))
+        y = layers.attention(*(qkv[:, :, i] for i in range(3)))  # (B, H * W, inner)
         return self.proj(y).reshape(x.shape)
 
 
 class Block(nnx.Module):
-    """Token mixer and MLP, each pre-normed, with its own shortcut and perhaps a gain on it."""
+    """Token mixer and MLP, each with a norm before and a shortcut, scaled in the later stages."""
 
-    def __init__(self, config: MetaFormerConfig, stage: int, drop_path: float, **kwargs):
+    def __init__(
+        self,
+        config: MetaFormerConfig,
+        stage: int,
+        drop_path: float,
+        *,
+        dtype: layers.Dtype,
+        rngs: nnx.Rngs,
+    ):
+        kwargs: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         width = config.widths[stage]
         scaled = stage >= config.scaled_shortcuts
         self.norm1 = _block_norm(config, width, **kwargs)
@@ -129,7 +139,7 @@ class Block(nnx.Module):
         self.res_scale2 = layers.LayerScale(width, 1.0) if scaled else jax.nn.identity
         self.drop_path = layers.DropPath(drop_path)
 
-    def __call__(self, x, *, rngs=None):
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = self.drop_path(self.token_mixer(self.norm1(x)), rngs=rngs)
         x = self.res_scale1(x) + y
         y = self.drop_path(self.mlp(self.norm2(x)), rngs=rngs)
@@ -137,34 +147,47 @@ class Block(nnx.Module):
 
 
 class Downsampling(nnx.Module):
-    """The stem: convolution, then norm; before every other stage: norm, then 3x3 of stride 2."""
+    """Stem: convolution and norm. Before the other stages: norm and 3x3 convolution of stride 2."""
 
-    def __init__(self, config: MetaFormerConfig, stage: int, **kwargs):
+    def __init__(
+        self, config: MetaFormerConfig, stage: int, *, dtype: layers.Dtype, rngs: nnx.Rngs
+    ):
         width = config.widths[stage]
         before = config.widths[stage - 1] if stage else 3
         side, stride, padding = (3, 2, 1) if stage else config.stem
-        norm = functools.partial(nnx.LayerNorm, epsilon=NORM_EPSILON, use_bias=False, **kwargs)
+        norm = functools.partial(
+            nnx.LayerNorm, epsilon=NORM_EPSILON, use_bias=False, dtype=dtype, rngs=rngs
+        )
         self.pre_norm = norm(before) if stage else jax.nn.identity
         self.conv = layers.Conv(
-            before, width, side, strides=stride, padding=padding, kernel_init=INIT, **kwargs
+            before,
+            width,
+            side,
+            strides=stride,
+            padding=padding,
+            kernel_init=INIT,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.post_norm = jax.nn.identity if stage else norm(width)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return self.post_norm(self.conv(self.pre_norm(x)))
 
 
 class MlpHead(nnx.Module):
-    """Classifier with one hidden layer, squared ReLU and LayerNorm."""
+    """Classifier with one hidden layer: squared ReLU, LayerNorm, dropout."""
 
-    def __init__(self, width: int, num_classes: int, dropout: float, **kwargs):
-        dense = functools.partial(layers.Linear, kernel_init=INIT, **kwargs)
+    def __init__(
+        self, width: int, num_classes: int, dropout: float, *, dtype: layers.Dtype, rngs: nnx.Rngs
+    ):
+        dense = functools.partial(layers.Linear, kernel_init=INIT, dtype=dtype, rngs=rngs)
         self.fc1 = dense(width, 4 * width)
-        self.norm = nnx.LayerNorm(4 * width, epsilon=1e-5, **kwargs)
+        self.norm = nnx.LayerNorm(4 * width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.drop = nnx.Dropout(dropout)
         self.fc2 = dense(4 * width, num_classes, kernel_metadata={"kind": "head"})
 
-    def __call__(self, x, *, rngs=None):
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = self.norm(jnp.square(jax.nn.relu(self.fc1(x))))
         return self.fc2(self.drop(x, rngs=rngs))
 
@@ -172,7 +195,9 @@ class MlpHead(nnx.Module):
 class LinearHead(layers.Linear):
     """Classifier without hidden layer."""
 
-    def __call__(self, x, *, rngs=None):
+    def __call__(  # type: ignore[override]  # in the place of an MlpHead
+        self, x: jax.Array, *, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
         del rngs
         return super().__call__(x)
 
@@ -183,14 +208,22 @@ class MetaFormer(nnx.Module):
     Args:
       config: the architecture.
       num_classes: width of the logits.
-      image_size: side in pixels of the images; any size does.
+      image_size: unused; images of any size do.
       dtype: type of the computation.
-      rngs: where the initial weights come from.
+      rngs: random streams; `params` draws the initial weights.
     """
 
-    def __init__(self, config: MetaFormerConfig, *, num_classes, image_size, dtype=None, rngs):
+    def __init__(
+        self,
+        config: MetaFormerConfig,
+        *,
+        num_classes: int,
+        image_size: int,
+        dtype: layers.Dtype = None,
+        rngs: nnx.Rngs,
+    ):
         del image_size
-        kwargs = {"dtype": dtype, "rngs": rngs}
+        kwargs: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         stages = range(len(config.depths))
         self.downsample_layers = nnx.List(
             [Downsampling(config, stage, **kwargs) for stage in stages]
@@ -203,23 +236,23 @@ class MetaFormer(nnx.Module):
         self.norm = nnx.LayerNorm(width, epsilon=NORM_EPSILON, **kwargs)
         self.head = _head(config, num_classes, **kwargs)
 
-    def __call__(self, x, *, rngs=None):
-        """(batch, height, width, 3) -> logits (batch, classes)."""
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """Return logits (B, num_classes) of images (B, H, W, 3)."""
         x = self.norm(layers.global_average_pool(self.features(x, rngs=rngs)[-1]))
         return self.head(x, rngs=rngs).astype(jnp.float32)
 
-    def features(self, x, *, rngs=None):
-        """The map after each stage: strides 4, 8, 16, 32 with the default stem."""
+    def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
+        """Return the map of each stage, with the default stem at strides 4, 8, 16 and 32."""
         stages = zip(self.downsample_layers, self.stages, strict=True)
         return layers.stage_maps(x, stages, rngs)
 
 
-def _dense(features_in, features_out, **kwargs):
-    return layers.Linear(features_in, features_out, use_bias=False, kernel_init=INIT, **kwargs)
+def _dense(in_features: int, out_features: int, **kwargs: Any) -> layers.Linear:
+    return layers.Linear(in_features, out_features, use_bias=False, kernel_init=INIT, **kwargs)
 
 
-def _block_norm(config, width, **kwargs):
-    axes = {"channel": -1, "map": (-3, -2, -1)}
+def _block_norm(config: MetaFormerConfig, width: int, **kwargs: Any) -> nnx.LayerNorm:
+    axes: dict[str, int | tuple[int, ...]] = {"channel": -1, "map": (-3, -2, -1)}
     if config.block_norm not in axes:
         raise UserError(f"block_norm is 'channel' or 'map', not '{config.block_norm}'.")
     return nnx.LayerNorm(
@@ -231,7 +264,7 @@ def _block_norm(config, width, **kwargs):
     )
 
 
-def _mixer(config, stage, **kwargs):
+def _mixer(config: MetaFormerConfig, stage: int, **kwargs: Any) -> layers.Layer:
     width = config.widths[stage]
     match config.mixers[stage]:
         case "identity":
@@ -248,14 +281,15 @@ def _mixer(config, stage, **kwargs):
             )
 
 
-def _head(config, num_classes, **kwargs):
+def _head(config: MetaFormerConfig, num_classes: int, **kwargs: Any) -> MlpHead | LinearHead:
     width = config.widths[-1]
     match config.head:
         case "mlp":
             return MlpHead(width, num_classes, config.dropout, **kwargs)
         case "linear":
-            kind = {"kernel_init": INIT, "kernel_metadata": {"kind": "head"}}
-            return LinearHead(width, num_classes, **kind, **kwargs)
+            return LinearHead(
+                width, num_classes, kernel_init=INIT, kernel_metadata={"kind": "head"}, **kwargs
+            )
     raise UserError(f"head is 'mlp' or 'linear', not '{config.head}'.")
 
 
@@ -311,7 +345,8 @@ register_family(
         "poolformerv2_s36": _pool("poolformerv2_s36", 30_791_216, 81.6, **_S36),
         "poolformerv2_m36": _pool("poolformerv2_m36", 56_077_168, 82.2, **_M36),
         "poolformerv2_m48": _pool("poolformerv2_m48", 73_346_056, 82.6, **_M48),
-        # The three S12 below are BOCB's: the official code begins at S18.
+        # The S12 of ConvFormer, AttentionFormer and CAFormer are BOCB's; officially S18 is the
+        # smallest.
         "convformer_s12": _conv("MetaFormer", 19_527_192, **_S12),
         "convformer_s18": _conv("convformer_s18", 26_774_448, 83.0, **_S18, drop_path=0.2),
         "convformer_s36": _conv("convformer_s36", 40_012_152, 84.1, **_C36),

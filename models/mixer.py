@@ -1,7 +1,9 @@
-"""MLP-Mixer: one MLP across the patches, one across the channels."""
+"""MLP-Mixer: one MLP across the patches, one across the channels, with timm's names."""
 
 import dataclasses
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -24,7 +26,7 @@ class MixerConfig:
       channel_ratio: hidden width of the MLP across channels over `width`.
       norm_epsilon: of every LayerNorm.
       dropout: in and after both MLPs.
-      drop_path: stochastic depth of the last block; 0 in the first, linear in between.
+      drop_path: stochastic depth rate of the last block; rises linearly from 0 in the first.
     """
 
     patch_size: int = 16
@@ -38,15 +40,23 @@ class MixerConfig:
 
 
 class Block(nnx.Module):
-    """Mixes across the patches, then across the channels, each with its own shortcut."""
+    """An MLP across the patches, then one across the channels, each with its own shortcut."""
 
-    def __init__(self, config: MixerConfig, patches: int, drop_path: float, *, dtype, rngs):
+    def __init__(
+        self,
+        config: MixerConfig,
+        patches: int,
+        drop_path: float,
+        *,
+        dtype: layers.Dtype,
+        rngs: nnx.Rngs,
+    ):
         width = config.width
 
-        def norm():
+        def norm() -> nnx.LayerNorm:
             return nnx.LayerNorm(width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
 
-        def mlp(features, hidden):
+        def mlp(features: int, hidden: float) -> layers.Mlp:
             return layers.Mlp(
                 features,
                 int(hidden),
@@ -62,7 +72,8 @@ class Block(nnx.Module):
         self.mlp_channels = mlp(width, config.channel_ratio * width)
         self.drop_path = layers.DropPath(drop_path)
 
-    def __call__(self, x, *, rngs=None):
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        # The first MLP acts on (B, C, tokens), the second on (B, tokens, C).
         across = self.mlp_tokens(self.norm1(x).swapaxes(1, 2), rngs=rngs).swapaxes(1, 2)
         x = x + self.drop_path(across, rngs=rngs)
         return x + self.drop_path(self.mlp_channels(self.norm2(x), rngs=rngs), rngs=rngs)
@@ -71,24 +82,35 @@ class Block(nnx.Module):
 class Mixer(nnx.Module):
     """MLP-Mixer (Tolstikhin et al., 2021, arXiv:2105.01601).
 
-    The first MLP has a weight per patch, so images must have the size that the net was made for.
+    The MLP across patches has a fixed number of inputs, so the image size is fixed too.
 
     Args:
       config: the architecture.
       num_classes: width of the logits.
-      image_size: side in pixels of the images.
+      image_size: side of the images in pixels.
       dtype: type of the computation.
-      rngs: where the initial weights come from.
+      rngs: random streams; `params` draws the initial weights.
+
+    Raises:
+      UserError: `patch_size` does not divide the image size.
     """
 
-    def __init__(self, config: MixerConfig, *, num_classes, image_size, dtype=None, rngs):
+    def __init__(
+        self,
+        config: MixerConfig,
+        *,
+        num_classes: int,
+        image_size: int,
+        dtype: layers.Dtype = None,
+        rngs: nnx.Rngs,
+    ):
         if image_size % config.patch_size:
             raise UserError(
                 f"Images of {image_size} pixels cannot be cut into patches of {config.patch_size}: "
                 "choose an image_size that patch_size divides."
             )
         self.image_size = image_size
-        self.stem = nnx.Dict(
+        self.stem: Any = nnx.Dict(
             proj=layers.patch_conv(
                 3,
                 config.width,
@@ -105,27 +127,27 @@ class Mixer(nnx.Module):
             [Block(config, patches, rate, dtype=dtype, rngs=rngs) for rate in rates]
         )
         self.norm = nnx.LayerNorm(config.width, epsilon=config.norm_epsilon, dtype=dtype, rngs=rngs)
-        # The paper starts the classifier at zero; not here, as a zero kernel would pass no gradient
-        # to the rest of the net in the first step.
+        # The paper's zero initialization would pass no gradient to the rest of the model in the
+        # first step.
         self.head = layers.classifier(
             config.width, num_classes, kernel_init=layers.trunc_normal(0.02), dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, x, *, rngs=None):
-        """(batch, image_size, image_size, 3) -> logits (batch, classes)."""
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """Return logits (B, num_classes) of images (B, image_size, image_size, 3)."""
         [x] = self.features(x, rngs=rngs)
         return self.head(layers.global_average_pool(x)).astype(jnp.float32)
 
-    def features(self, x, *, rngs=None):
-        """The normalized patches as one map (batch, side / patch, side / patch, C)."""
+    def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
+        """Return the normalized patches as one map (B, H / patch_size, W / patch_size, C)."""
         if x.shape[1:3] != (self.image_size, self.image_size):
             raise UserError(
-                f"This MLP-Mixer was made for images of {self.image_size}x{self.image_size} "
+                f"This MLP-Mixer was created for images of {self.image_size}x{self.image_size} "
                 f"pixels and got {x.shape[1]}x{x.shape[2]}: pass image_size when you create it."
             )
         x = self.stem.proj(x)
         grid = x.shape
-        x = x.reshape(grid[0], grid[1] * grid[2], grid[3])
+        x = x.reshape(grid[0], grid[1] * grid[2], grid[3])  # (B, tokens, C)
         for block in self.blocks:
             x = block(x, rngs=rngs)
         return [self.norm(x).reshape(grid)]

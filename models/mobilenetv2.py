@@ -1,7 +1,8 @@
-"""MobileNetV2 (Sandler et al., CVPR 2018, arXiv:1801.04381), named as timm names it."""
+"""MobileNetV2 (Sandler et al., CVPR 2018, arXiv:1801.04381), with timm's names."""
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from bocb_jax.models.factory import ModelCard, Variant, register_family, sizes_o
 
 @dataclasses.dataclass(frozen=True)
 class MobileNetV2Config:
-    """Settings of MobileNetV2; the defaults are those of width 1.0 for 224 pixels."""
+    """Architecture of a MobileNetV2; the defaults are width 1.0 for 224 pixels."""
 
     # (expansion, channels, blocks, strides) of each stage
     stages: tuple[tuple[int, int, int, int], ...] = (
@@ -26,25 +27,33 @@ class MobileNetV2Config:
         (6, 160, 3, 2),
         (6, 320, 1, 1),
     )
-    taps: tuple[int, ...] = (1, 2, 4, 6)  # stages whose maps `features` gives
+    taps: tuple[int, ...] = (1, 2, 4, 6)  # stages whose maps `features` returns
     width: float = 1.0  # multiplies every width
-    depth: float = 1.0  # multiplies the number of blocks, but in the first and the last stage
+    depth: float = 1.0  # multiplies the number of blocks of all but the first and last stage
     stem: int = 32  # channels of the stem, before `width`
     stem_strides: int = 2
-    head: int = 1280  # channels before the classifier; `width` > 1 multiplies them
-    scale_ends: bool = True  # whether `width` multiplies the stem and the head too
+    head: int = 1280  # channels before the classifier; multiplied by a `width` above 1
+    scale_ends: bool = True  # whether `width` multiplies the stem and the head
     dropout: float = 0.0  # before the classifier
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.taps or max(self.taps) >= len(self.stages):
-            raise UserError(f"taps {self.taps} name stages that are not among {len(self.stages)}.")
+            raise UserError(f"taps is {self.taps}; there are stages 0 to {len(self.stages) - 1}.")
 
 
 class DepthwiseSeparable(nnx.Module):
-    """Depthwise 3x3, then a linear 1x1: the inverted bottleneck without expansion."""
+    """Depthwise 3x3 and a linear 1x1: an inverted bottleneck without expansion."""
 
-    def __init__(self, in_features, out_features, *, strides, dtype, rngs):
-        kwargs = {"dtype": dtype, "rngs": rngs}
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        strides: int,
+        dtype: layers.Dtype,
+        rngs: nnx.Rngs,
+    ):
+        kwargs: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.conv_dw = layers.depthwise_conv(
             in_features, 3, strides=strides, use_bias=False, **kwargs
         )
@@ -53,18 +62,27 @@ class DepthwiseSeparable(nnx.Module):
         self.bn2 = layers.BatchNorm(out_features, **kwargs)
         self.shortcut = strides == 1 and in_features == out_features
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         y = nnx.relu6(self.bn1(self.conv_dw(x)))
         y = self.bn2(self.conv_pw(y))
         return x + y if self.shortcut else y
 
 
 class InvertedResidual(nnx.Module):
-    """1x1 out to `expansion` times the width, depthwise 3x3, and a linear 1x1 back."""
+    """1x1 to `expansion` times the width, depthwise 3x3, and a linear 1x1 back."""
 
-    def __init__(self, in_features, out_features, *, expansion, strides, dtype, rngs):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        expansion: int,
+        strides: int,
+        dtype: layers.Dtype,
+        rngs: nnx.Rngs,
+    ):
         hidden = expansion * in_features
-        kwargs = {"dtype": dtype, "rngs": rngs}
+        kwargs: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.conv_pw = layers.Conv(in_features, hidden, 1, use_bias=False, **kwargs)
         self.bn1 = layers.BatchNorm(hidden, **kwargs)
         self.conv_dw = layers.depthwise_conv(hidden, 3, strides=strides, use_bias=False, **kwargs)
@@ -73,27 +91,38 @@ class InvertedResidual(nnx.Module):
         self.bn3 = layers.BatchNorm(out_features, **kwargs)
         self.shortcut = strides == 1 and in_features == out_features
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         y = nnx.relu6(self.bn1(self.conv_pw(x)))
         y = nnx.relu6(self.bn2(self.conv_dw(y)))
         y = self.bn3(self.conv_pwl(y))
         return x + y if self.shortcut else y
 
 
+Block = DepthwiseSeparable | InvertedResidual
+
+
 class MobileNetV2(nnx.Module):
-    """MobileNetV2.
+    """MobileNetV2: inverted bottlenecks with linear outputs.
 
     Args:
-      config: settings.
+      config: the architecture.
       num_classes: width of the logits.
-      image_size: side of the images in pixels; any size will do.
+      image_size: unused; images of any size do.
       dtype: type of the computation.
-      rngs: where the initial weights come from.
+      rngs: random streams; `params` draws the initial weights.
     """
 
-    def __init__(self, config: MobileNetV2Config, *, num_classes, image_size, dtype=None, rngs):
+    def __init__(
+        self,
+        config: MobileNetV2Config,
+        *,
+        num_classes: int,
+        image_size: int,
+        dtype: layers.Dtype = None,
+        rngs: nnx.Rngs,
+    ):
         del image_size
-        kwargs = {"dtype": dtype, "rngs": rngs}
+        kwargs: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         ends = config.width if config.scale_ends else 1.0
         width = layers.make_divisible(config.stem * ends)
         self.conv_stem = layers.Conv(
@@ -101,11 +130,11 @@ class MobileNetV2(nnx.Module):
         )
         self.bn1 = layers.BatchNorm(width, **kwargs)
         self.taps = config.taps
-        self.blocks = nnx.List()
+        self.blocks: nnx.List[nnx.List[Block]] = nnx.List()
         for i, (expansion, channels, depth, strides) in enumerate(config.stages):
             if 0 < i < len(config.stages) - 1:
                 depth = math.ceil(depth * config.depth)
-            stage = nnx.List()
+            stage: nnx.List[Block] = nnx.List()
             out = layers.make_divisible(channels * config.width)
             for j in range(depth):
                 step = strides if j == 0 else 1
@@ -124,8 +153,8 @@ class MobileNetV2(nnx.Module):
         self.classifier = layers.classifier(head, num_classes, kernel_init=init, **kwargs)
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
-        """The last map at each of the strides 4, 8, 16 and 32."""
-        del rngs
+        """Return the last map at each of the strides 4, 8, 16 and 32: the stages of `taps`."""
+        del rngs  # dropout is in the head alone
         x = nnx.relu6(self.bn1(self.conv_stem(x)))
         maps = []
         for stage in self.blocks:

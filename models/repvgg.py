@@ -1,6 +1,7 @@
-"""RepVGG (Ding et al., CVPR 2021, arXiv:2101.03697), named as timm names it."""
+"""RepVGG (Ding et al., CVPR 2021, arXiv:2101.03697), with timm's names."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,25 +14,35 @@ from bocb_jax.models.factory import ModelCard, Variant, check_lengths, register_
 
 @dataclasses.dataclass(frozen=True)
 class RepVGGConfig:
-    """Settings of RepVGG; the defaults are A1's."""
+    """Architecture of a RepVGG; the defaults are RepVGG-A1."""
 
     depths: tuple[int, ...] = (2, 4, 14, 1)
     widths: tuple[int, ...] = (64, 128, 256, 1280)
     stem: int = 64  # channels of the stem
     stem_strides: int = 2
     groups: int = 1  # of every second block of a stage
-    deploy: bool = False  # one convolution a block, as `fuse()` gives
+    deploy: bool = False  # one convolution per block, the result of `fuse()`
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_lengths(self, "depths", "widths")
         if any(width % self.groups for width in self.widths):
-            raise UserError(f"groups {self.groups} do not divide the widths {self.widths}.")
+            raise UserError(f"groups is {self.groups}; it must divide the widths {self.widths}.")
 
 
 class ConvNorm(nnx.Module):
-    """Convolution without bias, then batch norm."""
+    """Convolution without bias, and BatchNorm."""
 
-    def __init__(self, in_features, out_features, kernel_size, *, strides, groups, dtype, rngs):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int,
+        *,
+        strides: int,
+        groups: int,
+        dtype: layers.Dtype,
+        rngs: nnx.Rngs,
+    ):
         self.conv = layers.Conv(
             in_features,
             out_features,
@@ -39,36 +50,45 @@ class ConvNorm(nnx.Module):
             strides=strides,
             groups=groups,
             use_bias=False,
-            # He's variance by fan_out / groups
+            # He initialization by fan_out / groups
             kernel_init=nnx.initializers.variance_scaling(2.0 * groups, "fan_out", "normal"),
             dtype=dtype,
             rngs=rngs,
         )
         self.bn = layers.BatchNorm(out_features, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return self.bn(self.conv(x))
 
 
 class Block(nnx.Module):
-    """ReLU of the sum of a 3x3, a 1x1 and, where the shape stays, an identity, each normalized."""
+    """ReLU of the sum of a 3x3, a 1x1 and, if shapes agree, an identity branch with BatchNorms."""
 
-    def __init__(self, in_features, out_features, *, strides, groups, dtype, rngs):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        strides: int,
+        groups: int,
+        dtype: layers.Dtype,
+        rngs: nnx.Rngs,
+    ):
         kwargs = {"strides": strides, "groups": groups, "dtype": dtype, "rngs": rngs}
         same = strides == 1 and in_features == out_features
         self.identity = layers.BatchNorm(out_features, dtype=dtype, rngs=rngs) if same else None
         self.conv_kxk = ConvNorm(in_features, out_features, 3, **kwargs)
         self.conv_1x1 = ConvNorm(in_features, out_features, 1, **kwargs)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         y = self.conv_kxk(x) + self.conv_1x1(x)
         return nnx.relu(y if self.identity is None else y + self.identity(x))
 
     def fuse(self) -> "DeployBlock":
-        """The one convolution that does the same with the running statistics."""
+        """Return the single convolution that equals the block in evaluation mode."""
         conv = self.conv_kxk.conv
         gain, bias = self.conv_kxk.bn.affine()
-        kernel = conv.kernel[...] * layers.per_channel(gain, conv.kernel)
+        kernel = conv.kernel[...] * layers.per_channel(gain, conv.kernel[...])
         gain, shift = self.conv_1x1.bn.affine()
         center = self.conv_1x1.conv.kernel[0, 0] * gain[None]
         bias += shift
@@ -76,66 +96,90 @@ class Block(nnx.Module):
             gain, shift = self.identity.affine()
             center += jnp.tile(jnp.eye(kernel.shape[2]), conv.groups) * gain[None]
             bias += shift
-        block = nnx.eval_shape(  # without drawing weights
+        strides, _ = conv.strides
+        block = nnx.eval_shape(  # no weights are drawn: both are set below
             lambda: DeployBlock(
                 kernel.shape[2] * conv.groups,
                 kernel.shape[3],
-                strides=conv.strides,
+                strides=strides,
                 groups=conv.groups,
                 dtype=conv.dtype,
                 rngs=nnx.Rngs(0),
             )
         )
-        block.reparam_conv.kernel.set_value(kernel.at[1, 1].add(center))
-        block.reparam_conv.bias.set_value(bias)
+        fused = block.reparam_conv
+        assert fused.bias is not None
+        fused.kernel.set_value(kernel.at[1, 1].add(center))
+        fused.bias.set_value(bias)
         return block
 
 
 class DeployBlock(nnx.Module):
-    """The block after re-parameterization: a 3x3 convolution with bias, and ReLU."""
+    """A block after re-parameterization: 3x3 convolution with bias, and ReLU."""
 
-    def __init__(self, in_features, out_features, *, strides, groups, dtype, rngs):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        strides: int,
+        groups: int,
+        dtype: layers.Dtype,
+        rngs: nnx.Rngs,
+    ):
         self.reparam_conv = layers.Conv(
             in_features, out_features, 3, strides=strides, groups=groups, dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return nnx.relu(self.reparam_conv(x))
+
+    def fuse(self) -> "DeployBlock":
+        """Return the block itself: there is nothing left to fuse."""
+        return self
 
 
 class Head(nnx.Module):
-    """The classifier, in the place where timm has it."""
+    """Global average pooling and classifier, nested as in timm."""
 
-    def __init__(self, in_features, num_classes, *, dtype, rngs):
+    def __init__(self, in_features: int, num_classes: int, *, dtype: layers.Dtype, rngs: nnx.Rngs):
         init = nnx.initializers.normal(0.01)
         self.fc = layers.classifier(
             in_features, num_classes, kernel_init=init, dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return self.fc(layers.global_average_pool(x))
 
 
 class RepVGG(nnx.Module):
-    """RepVGG: three branches in training, a plain stack of 3x3 convolutions after `fuse()`.
+    """RepVGG: three branches per block in training, a stack of 3x3 convolutions after `fuse()`.
 
     Args:
-      config: settings.
+      config: the architecture.
       num_classes: width of the logits.
-      image_size: side of the images in pixels; any size will do.
+      image_size: unused; images of any size do.
       dtype: type of the computation.
-      rngs: where the initial weights come from.
+      rngs: random streams; `params` draws the initial weights.
     """
 
-    def __init__(self, config: RepVGGConfig, *, num_classes, image_size, dtype=None, rngs):
+    def __init__(
+        self,
+        config: RepVGGConfig,
+        *,
+        num_classes: int,
+        image_size: int,
+        dtype: layers.Dtype = None,
+        rngs: nnx.Rngs,
+    ):
         del image_size
-        block = DeployBlock if config.deploy else Block
-        kwargs = {"dtype": dtype, "rngs": rngs}
+        block: type[Block | DeployBlock] = DeployBlock if config.deploy else Block
+        kwargs: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.stem = block(3, config.stem, strides=config.stem_strides, groups=1, **kwargs)
-        self.stages = nnx.List()
+        self.stages: nnx.List[nnx.List[Block | DeployBlock]] = nnx.List()
         width = config.stem
         for depth, out in zip(config.depths, config.widths, strict=True):
-            stage = nnx.List()
+            stage: nnx.List[Block | DeployBlock] = nnx.List()
             for i in range(depth):
                 groups = config.groups if i % 2 else 1
                 strides = 2 if i == 0 else 1
@@ -145,9 +189,9 @@ class RepVGG(nnx.Module):
         self.head = Head(width, num_classes, **kwargs)
 
     def fuse(self) -> "RepVGG":
-        """A net with the branches of each block folded into one convolution.
+        """Return a model whose blocks are single convolutions, without BatchNorm.
 
-        It gives the logits that this one gives in evaluation mode, and it has no batch norm left.
+        Its logits are those of this model in evaluation mode.
         """
         fused = nnx.clone(self)
         fused.stem = self.stem.fuse()
@@ -155,8 +199,8 @@ class RepVGG(nnx.Module):
         return fused
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
-        """What each of the four stages gives, at strides 4, 8, 16 and 32."""
-        del rngs
+        """Return the map of each stage, at strides 4, 8, 16 and 32."""
+        del rngs  # nothing is random
         x = self.stem(x)
         maps = []
         for stage in self.stages:

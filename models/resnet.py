@@ -1,7 +1,11 @@
-"""ResNet (He et al., 2016, arXiv:1512.03385), v1.5: a bottleneck strides in its 3x3 convolution."""
+"""ResNet v1.5 (He et al., 2016, arXiv:1512.03385), with the names of timm and torchvision.
+
+In v1.5 the 3x3 convolution of a bottleneck has the stride, not the first 1x1.
+"""
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,28 +18,38 @@ from bocb_jax.models.factory import ModelCard, Variant, check_lengths, register_
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig:
-    """Architecture of a ResNet; the defaults are those of ResNet-50."""
+    """Architecture of a ResNet; the defaults are ResNet-50."""
 
     block: str = "bottleneck"  # or "basic"
     depths: tuple[int, ...] = (3, 4, 6, 3)
-    widths: tuple[int, ...] = (64, 128, 256, 512)  # of each stage's 3x3 convolutions
-    stem: str = "auto"  # "imagenet": 7x7/2 and max-pool; "cifar": 3x3/1; "auto": by image size
+    widths: tuple[int, ...] = (64, 128, 256, 512)  # channels of the 3x3 convolutions
+    stem: str = "auto"  # "imagenet": 7x7/2 and max-pool | "cifar": 3x3/1 | "auto": by image size
     dropout: float = 0.0  # before the classifier
     drop_path: float = 0.0
-    norm: str = "batch"  # or "layer", "group", "none": see `layers.norm`
+    norm: str = "batch"  # or "layer", "group", "none", as in `layers.norm`
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_lengths(self, "depths", "widths")
         if self.block not in ("basic", "bottleneck"):
             raise UserError(f"block is 'basic' or 'bottleneck', not '{self.block}'.")
 
 
 class BasicBlock(nnx.Module):
-    """Two 3x3 convolutions beside a shortcut."""
+    """Two 3x3 convolutions with a shortcut."""
 
     expansion = 1
 
-    def __init__(self, config, in_features, width, stride, drop_path, *, dtype, rngs):
+    def __init__(
+        self,
+        config: ResNetConfig,
+        in_features: int,
+        width: int,
+        stride: int,
+        drop_path: float,
+        *,
+        dtype: layers.Dtype,
+        rngs: nnx.Rngs,
+    ):
         conv = functools.partial(layers.Conv, use_bias=False, dtype=dtype, rngs=rngs)
         norm = functools.partial(layers.norm, config.norm, dtype=dtype, rngs=rngs)
         self.conv1 = conv(in_features, width, 3, strides=stride)
@@ -45,18 +59,28 @@ class BasicBlock(nnx.Module):
         self.drop_path = layers.DropPath(drop_path)
         self.downsample = _downsample(conv, norm, in_features, width, stride)
 
-    def __call__(self, x, *, rngs=None):
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = jax.nn.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         return jax.nn.relu(self.drop_path(y, rngs=rngs) + _shortcut(self.downsample, x))
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3 and 1x1 convolutions beside a shortcut; the last widens fourfold."""
+    """1x1, 3x3 and 1x1 convolution with a shortcut; the last has four times the channels."""
 
     expansion = 4
 
-    def __init__(self, config, in_features, width, stride, drop_path, *, dtype, rngs):
+    def __init__(
+        self,
+        config: ResNetConfig,
+        in_features: int,
+        width: int,
+        stride: int,
+        drop_path: float,
+        *,
+        dtype: layers.Dtype,
+        rngs: nnx.Rngs,
+    ):
         conv = functools.partial(layers.Conv, use_bias=False, dtype=dtype, rngs=rngs)
         norm = functools.partial(layers.norm, config.norm, dtype=dtype, rngs=rngs)
         out_features = width * self.expansion
@@ -69,37 +93,52 @@ class Bottleneck(nnx.Module):
         self.drop_path = layers.DropPath(drop_path)
         self.downsample = _downsample(conv, norm, in_features, out_features, stride)
 
-    def __call__(self, x, *, rngs=None):
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = jax.nn.relu(self.bn1(self.conv1(x)))
         y = jax.nn.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
         return jax.nn.relu(self.drop_path(y, rngs=rngs) + _shortcut(self.downsample, x))
 
 
-def _downsample(conv, norm, in_features, out_features, stride):
+def _downsample(
+    conv: Callable[..., layers.Conv],
+    norm: Callable[..., layers.Layer],
+    in_features: int,
+    out_features: int,
+    stride: int,
+) -> nnx.List | None:
+    """Return the projection of a shortcut, or None where the identity fits."""
     if stride == 1 and in_features == out_features:
         return None
     return nnx.List([conv(in_features, out_features, 1, strides=stride), norm(out_features)])
 
 
-def _shortcut(downsample, x):
+def _shortcut(downsample: nnx.List | None, x: jax.Array) -> jax.Array:
     for layer in downsample or ():
         x = layer(x)
     return x
 
 
 class ResNet(nnx.Module):
-    """ResNet.
+    """ResNet: a stem, stages of residual blocks, global average pooling and a dense layer.
 
     Args:
-      config: architecture.
+      config: the architecture.
       num_classes: width of the logits.
-      image_size: side of the images, of which a stem "auto" takes heed.
+      image_size: side of the images in pixels; selects the stem if `config.stem` is "auto".
       dtype: type of the computation.
-      rngs: where the initial weights come from.
+      rngs: random streams; `params` draws the initial weights.
     """
 
-    def __init__(self, config: ResNetConfig, *, num_classes, image_size, dtype=None, rngs):
+    def __init__(
+        self,
+        config: ResNetConfig,
+        *,
+        num_classes: int,
+        image_size: int,
+        dtype: layers.Dtype = None,
+        rngs: nnx.Rngs,
+    ):
         self.config = config
         block = BasicBlock if config.block == "basic" else Bottleneck
         self.stem = layers.resolve_stem(config.stem, image_size)
@@ -127,8 +166,8 @@ class ResNet(nnx.Module):
             rngs=rngs,
         )
 
-    def features(self, x, *, rngs=None) -> list[jax.Array]:
-        """The maps (batch, h, w, c) of the four stages."""
+    def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
+        """Return the map of each stage, at strides 4, 8, 16, 32 (CIFAR stem: 1, 2, 4, 8)."""
         x = jax.nn.relu(self.bn1(self.conv1(x)))
         if self.stem == "imagenet":
             x = layers.max_pool(x, 3, 2, padding=1)
@@ -139,7 +178,7 @@ class ResNet(nnx.Module):
             maps.append(x)
         return maps
 
-    def __call__(self, x, *, rngs=None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = layers.global_average_pool(self.features(x, rngs=rngs)[-1])
         return self.fc(self.dropout(x, rngs=rngs)).astype(jnp.float32)
 

@@ -1,7 +1,8 @@
-"""Swin Transformer: attention in windows that shift by half a window from block to block."""
+"""Swin Transformer: attention in windows, shifted by half in every other block; timm's names."""
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +25,12 @@ class SwinConfig:
       width: channels of the first stage; each next stage has twice as many.
       depths: blocks of each stage.
       heads: attention heads of each stage.
-      window: side of a window, on maps that are larger; a smaller map is one window.
-      mlp_ratio: hidden channels of a block's MLP over its width.
-      qkv_bias: bias of the query, key and value projection.
-      dropout: after the patches, and in and after each branch.
+      window: side of a window; a map that is not larger is a single window.
+      mlp_ratio: hidden width of a block's MLP over its width.
+      qkv_bias: whether the projection to queries, keys and values has a bias.
+      dropout: after the patch embedding, and in and after each branch.
       attention_dropout: of the attention weights.
-      drop_path: stochastic depth of the last block; 0 in the first, linear in between.
+      drop_path: stochastic depth rate of the last block; rises linearly from 0 in the first.
     """
 
     patch_size: int = 4
@@ -43,7 +44,7 @@ class SwinConfig:
     attention_dropout: float = 0.0
     drop_path: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_lengths(self, "depths", "heads")
         for i, heads in enumerate(self.heads):
             if self.width * 2**i % heads:
@@ -53,7 +54,7 @@ class SwinConfig:
 
 
 def relative_position_index(window: int) -> np.ndarray:
-    """Row of the bias table for each pair of positions in a window: (window**2, window**2)."""
+    """Return the row of the bias table for each pair of positions, (window**2, window**2)."""
     rows, columns = np.divmod(np.arange(window**2), window)
     down = rows[:, None] - rows[None, :] + window - 1
     right = columns[:, None] - columns[None, :] + window - 1
@@ -61,13 +62,13 @@ def relative_position_index(window: int) -> np.ndarray:
 
 
 def shift_mask(height: int, width: int, window: int, shift: int) -> np.ndarray:
-    """Score offsets (windows, window**2, window**2) that part what the shift brought together.
+    """Return the mask (windows, window**2, window**2) that is added to the attention scores.
 
-    A cyclic shift puts opposite borders of the map into one window: pairs of positions that were
-    no neighbors get -100, as in the reference.
+    A cyclic shift brings opposite borders of the map into one window. Pairs of positions from
+    different borders get -100, as in the reference, others 0.
     """
 
-    def region(size):
+    def region(size: int) -> np.ndarray:
         index = np.arange(size)
         return (index >= size - window).astype(int) + (index >= size - shift)
 
@@ -78,25 +79,42 @@ def shift_mask(height: int, width: int, window: int, shift: int) -> np.ndarray:
 
 
 class WindowAttention(nnx.Module):
-    """Self-attention inside windows, with a learned bias per relative position and head."""
+    """Self-attention within windows, with a learned bias per relative position and head."""
 
-    def __init__(self, config: SwinConfig, width: int, heads: int, window: int, **kwargs):
-        dense = functools.partial(layers.Linear, kernel_init=INIT, **kwargs)
+    def __init__(
+        self,
+        config: SwinConfig,
+        width: int,
+        heads: int,
+        window: int,
+        *,
+        dtype: layers.Dtype,
+        rngs: nnx.Rngs,
+    ):
+        dense = functools.partial(layers.Linear, kernel_init=INIT, dtype=dtype, rngs=rngs)
         self.heads = heads
         self.window = window
         self.relative_position_bias_table = nnx.Param(
-            INIT(kwargs["rngs"].params(), ((2 * window - 1) ** 2, heads)), kind="embedding"
+            INIT(rngs.params(), ((2 * window - 1) ** 2, heads)), kind="embedding"
         )
         self.qkv = dense(width, 3 * width, use_bias=config.qkv_bias)
         self.attn_drop = nnx.Dropout(config.attention_dropout)
         self.proj = dense(width, width)
         self.proj_drop = nnx.Dropout(config.dropout)
 
-    def __call__(self, x, mask=None, *, rngs=None):
-        """(batch, windows, window**2, width) -> the same; `mask` is added to the scores."""
+    def __call__(
+        self, x: jax.Array, mask: np.ndarray | None = None, *, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """Map (B, windows, window**2, C) to the same shape.
+
+        Args:
+          x: windows as tokens.
+          mask: (windows, window**2, window**2), added to the scores.
+          rngs: random streams of dropout.
+        """
         qkv = self.qkv(x).reshape(*x.shape[:3], 3, self.heads, -1)
         bias = self.relative_position_bias_table[...][relative_position_index(self.window)]
-        bias = bias.transpose(2, 0, 1)[None, None]
+        bias = bias.transpose(2, 0, 1)[None, None]  # (1, 1, heads, window**2, window**2)
         if mask is not None:
             bias = bias + mask[None, :, None]
         y = layers.attention(
@@ -108,9 +126,21 @@ class WindowAttention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Window attention, shifted in every other block, and MLP, each with its own shortcut."""
+    """Window attention, shifted where `shift` > 0, and MLP, each with a norm and a shortcut."""
 
-    def __init__(self, config, width, heads, window, shift, drop_path, **kwargs):
+    def __init__(
+        self,
+        config: SwinConfig,
+        width: int,
+        heads: int,
+        window: int,
+        shift: int,
+        drop_path: float,
+        *,
+        dtype: layers.Dtype,
+        rngs: nnx.Rngs,
+    ):
+        kwargs: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.window = window
         self.shift = shift
         self.norm1 = _layer_norm(width, **kwargs)
@@ -125,11 +155,12 @@ class Block(nnx.Module):
         )
         self.drop_path = layers.DropPath(drop_path)
 
-    def __call__(self, x, *, rngs=None):
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = x + self.drop_path(self._attend(self.norm1(x), rngs), rngs=rngs)
         return x + self.drop_path(self.mlp(self.norm2(x), rngs=rngs), rngs=rngs)
 
-    def _attend(self, x, rngs):
+    def _attend(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        """Cut the shifted and padded map into windows, attend, and put the map together again."""
         batch, height, width, channels = x.shape
         window, shift = self.window, self.shift
         x = jnp.roll(x, (-shift, -shift), (1, 2)) if shift else x
@@ -137,7 +168,7 @@ class Block(nnx.Module):
         rows, columns = x.shape[1] // window, x.shape[2] // window
         mask = shift_mask(rows * window, columns * window, window, shift) if shift else None
         x = x.reshape(batch, rows, window, columns, window, channels).swapaxes(2, 3)
-        x = x.reshape(batch, rows * columns, window**2, channels)
+        x = x.reshape(batch, rows * columns, window**2, channels)  # (B, windows, tokens, C)
         x = self.attn(x, mask, rngs=rngs)
         x = x.reshape(batch, rows, columns, window, window, channels).swapaxes(2, 3)
         x = x.reshape(batch, rows * window, columns * window, channels)[:, :height, :width]
@@ -145,40 +176,51 @@ class Block(nnx.Module):
 
 
 class PatchMerging(nnx.Module):
-    """Joins each 2x2 patches into one of twice the width."""
+    """Joins 2x2 patches into one of twice the width."""
 
-    def __init__(self, width: int, **kwargs):
-        self.norm = _layer_norm(4 * width, **kwargs)
+    def __init__(self, width: int, *, dtype: layers.Dtype, rngs: nnx.Rngs):
+        self.norm = _layer_norm(4 * width, dtype=dtype, rngs=rngs)
         self.reduction = layers.Linear(
-            4 * width, 2 * width, use_bias=False, kernel_init=INIT, **kwargs
+            4 * width, 2 * width, use_bias=False, kernel_init=INIT, dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
         batch, height, width, channels = x.shape
         x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
-        # Four neighbors in the reference's order: column by column.
+        # The channels of the four neighbors, column by column as in the reference.
         x = x.transpose(0, 1, 3, 4, 2, 5).reshape(batch, height // 2, width // 2, 4 * channels)
         return self.reduction(self.norm(x))
 
 
 class Stage(nnx.Module):
-    """Patch merging (not in the first stage), then the blocks."""
+    """Patch merging (except in the first stage), then the blocks."""
 
-    def __init__(self, config: SwinConfig, index: int, side: int, rates, **kwargs):
+    def __init__(
+        self,
+        config: SwinConfig,
+        index: int,
+        side: int,
+        rates: list[float],
+        *,
+        dtype: layers.Dtype,
+        rngs: nnx.Rngs,
+    ):
         width, heads = config.width * 2**index, config.heads[index]
-        self.downsample = PatchMerging(width // 2, **kwargs) if index else jax.nn.identity
-        # A map that one window covers is one window, and has nothing to shift.
+        self.downsample: layers.Layer = (
+            PatchMerging(width // 2, dtype=dtype, rngs=rngs) if index else jax.nn.identity
+        )
+        # A map that fits into a window is a single window, without a shift.
         window = min(config.window, side)
         shift = config.window // 2 if side > config.window else 0
         self.blocks = nnx.List(
             [
-                Block(config, width, heads, window, shift * (i % 2), rate, **kwargs)
+                Block(config, width, heads, window, shift * (i % 2), rate, dtype=dtype, rngs=rngs)
                 for i, rate in enumerate(rates)
             ]
         )
 
-    def __call__(self, x, *, rngs=None):
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = self.downsample(x)
         for block in self.blocks:
             x = block(x, rngs=rngs)
@@ -191,16 +233,24 @@ class Swin(nnx.Module):
     Args:
       config: the architecture.
       num_classes: width of the logits.
-      image_size: side in pixels of the images that the windows are chosen for; other sizes are
-        taken too, with these windows.
+      image_size: side of the images in pixels, for which the windows are chosen; images of other
+        sizes work with the same windows.
       dtype: type of the computation.
-      rngs: where the initial weights come from.
+      rngs: random streams; `params` draws the initial weights.
     """
 
-    def __init__(self, config: SwinConfig, *, num_classes, image_size, dtype=None, rngs):
-        kwargs = {"dtype": dtype, "rngs": rngs}
+    def __init__(
+        self,
+        config: SwinConfig,
+        *,
+        num_classes: int,
+        image_size: int,
+        dtype: layers.Dtype = None,
+        rngs: nnx.Rngs,
+    ):
+        kwargs: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         patch = config.patch_size
-        self.patch_embed = nnx.Dict(
+        self.patch_embed: Any = nnx.Dict(
             proj=layers.patch_conv(3, config.width, patch, **kwargs),
             norm=_layer_norm(config.width, **kwargs),
         )
@@ -215,15 +265,15 @@ class Swin(nnx.Module):
         width = config.width * 2 ** (len(stages) - 1)
         self.norm = _layer_norm(width, **kwargs)
         fc = layers.classifier(width, num_classes, kernel_init=INIT, **kwargs)
-        self.head = nnx.Dict(fc=fc)
+        self.head: Any = nnx.Dict(fc=fc)
 
-    def __call__(self, x, *, rngs=None):
-        """(batch, height, width, 3) -> logits (batch, classes)."""
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """Return logits (B, num_classes) of images (B, H, W, 3)."""
         x = self.norm(self.features(x, rngs=rngs)[-1])
         return self.head.fc(layers.global_average_pool(x)).astype(jnp.float32)
 
-    def features(self, x, *, rngs=None):
-        """The map after each stage: strides 4, 8, 16, 32 where patches have 4 pixels."""
+    def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
+        """Return the map of each stage, for patches of 4 pixels at strides 4, 8, 16 and 32."""
         patch = self.patch_size
         x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % patch), (0, -x.shape[2] % patch), (0, 0)))
         x = self.patch_embed.norm(self.patch_embed.proj(x))
@@ -235,7 +285,7 @@ class Swin(nnx.Module):
         return maps
 
 
-def _layer_norm(width, **kwargs):
+def _layer_norm(width: int, **kwargs: Any) -> nnx.LayerNorm:
     return nnx.LayerNorm(width, epsilon=1e-5, **kwargs)
 
 

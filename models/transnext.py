@@ -1,8 +1,9 @@
-"""TransNeXt (Shi, CVPR 2024, arXiv:2311.17132), named as the author's repository names it."""
+"""TransNeXt (Shi, CVPR 2024, arXiv:2311.17132), with the names of the author's repository."""
 
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,25 +15,25 @@ from bocb_jax.models import layers
 from bocb_jax.models.factory import ModelCard, Variant, check_lengths, register_family, sizes_of
 
 TAPS = [(i, j) for i in range(3) for j in range(3)]  # the 3x3 window, in the order of its weights
-init = layers.trunc_normal(0.02)
+INIT = layers.trunc_normal(0.02)
 
 
 @dataclasses.dataclass(frozen=True)
 class TransNeXtConfig:
-    """Settings of TransNeXt; the defaults are TransNeXt-Tiny's."""
+    """Architecture of a TransNeXt; the defaults are TransNeXt-Tiny."""
 
     depths: tuple[int, ...] = (2, 2, 15, 2)
     widths: tuple[int, ...] = (72, 144, 288, 576)
     heads: tuple[int, ...] = (3, 6, 12, 24)
     mlp_ratios: tuple[int, ...] = (8, 8, 4, 4)
     patch: int = 4  # stride of the first embedding; its kernel is 2 * patch - 1
-    pretrain_size: int | None = None  # image size that scales the positions; None: that in use
-    epsilon: float = 1e-6  # of the norms outside the embeddings
+    pretrain_size: int | None = None  # image size that scales positions; None: `image_size`
+    epsilon: float = 1e-6  # of the norms outside the patch embeddings
     drop_path: float = 0.0
     dropout: float = 0.0  # after projections and in the channel mixer
     attention_dropout: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_lengths(self, "depths", "widths", "heads", "mlp_ratios")
         for width, heads in zip(self.widths, self.heads, strict=True):
             if width % heads:
@@ -40,17 +41,19 @@ class TransNeXtConfig:
 
 
 @functools.lru_cache(maxsize=64)
-def relative_positions(size, keys, pretrain_size):
-    """Where each query lies from each key, in logarithmic coordinates.
+def relative_positions(
+    size: tuple[int, ...], keys: tuple[int, ...], pretrain_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions of queries relative to keys, in logarithmic coordinates.
 
     Args:
       size: (height, width) of the map of queries.
-      keys: (height, width) of the grid to which the keys are averaged.
-      pretrain_size: side of the map at which coordinates run over -8 .. 8.
+      keys: (height, width) of the grid to which the keys are pooled.
+      pretrain_size: side of the map at which coordinates span -8 to 8.
 
     Returns:
-      The distinct coordinates (m, 2), and for each pair of query and key the row that is its own:
-      integers of shape (queries, keys).
+      The distinct coordinates (m, 2), and the row among them of each pair: integers
+      (queries, keys).
     """
     steps, rows = [], []
     for n, k in zip(size, keys, strict=True):
@@ -66,58 +69,72 @@ def relative_positions(size, keys, pretrain_size):
 
 
 @functools.lru_cache(maxsize=64)
-def inside_window(height, width):
-    """Which of a pixel's nine neighbors lie in the image: booleans (height * width, 9)."""
+def inside_window(height: int, width: int) -> np.ndarray:
+    """Return which of a pixel's nine neighbors lie in the map, booleans (height * width, 9)."""
     padded = np.pad(np.ones((height, width), bool), 1)
     return np.stack([padded[i : i + height, j : j + width].ravel() for i, j in TAPS], axis=-1)
 
 
-def normalize(x):
-    """x divided by its Euclidean norm over the last axis."""
+def normalize(x: jax.Array) -> jax.Array:
+    """Return x divided by its Euclidean norm over the last axis."""
     x32 = x.astype(jnp.float32)
     square = jnp.square(x32).sum(-1, keepdims=True)
     return (x32 * jax.lax.rsqrt(jnp.maximum(square, 1e-24))).astype(x.dtype)
 
 
-def shifted(x):
-    """The nine neighbors of each pixel of (b, h, w, ...), zeros outside, in the order of `TAPS`."""
+def neighbors(x: jax.Array) -> list[jax.Array]:
+    """Return nine shifted copies of (B, H, W, ...), zero-padded, in the order of `TAPS`."""
     _, height, width = x.shape[:3]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), *((0, 0),) * (x.ndim - 3)))
     return [padded[:, i : i + height, j : j + width] for i, j in TAPS]
 
 
 class CosineAttention(nnx.Module):
-    """What both attentions share: query embedding, temperature, position bias, projection."""
+    """Common parts of both attentions: query embedding, temperature, position bias, projection."""
 
-    def __init__(self, features, heads, pretrain_size, config: TransNeXtConfig, **kwargs):
-        dense = functools.partial(layers.Linear, kernel_init=init, **kwargs)
-        rngs = kwargs["rngs"]
+    def __init__(
+        self,
+        features: int,
+        heads: int,
+        pretrain_size: int,
+        config: TransNeXtConfig,
+        *,
+        dtype: layers.Dtype,
+        rngs: nnx.Rngs,
+    ):
+        dense = functools.partial(layers.Linear, kernel_init=INIT, dtype=dtype, rngs=rngs)
+        rngs = rngs
         self.heads = heads
         self.pretrain_size = pretrain_size
-        # softplus(temperature) starts at 1 / 0.24
+        # softplus(temperature) is 1 / 0.24 initially.
         start = jnp.full((heads, 1, 1), math.log(math.expm1(1 / 0.24)), jnp.float32)
         self.temperature = nnx.Param(start, kind="scale")
         shape = (heads, 1, features // heads)
-        self.query_embedding = nnx.Param(init(rngs.params(), shape), kind="embedding")
+        self.query_embedding = nnx.Param(INIT(rngs.params(), shape), kind="embedding")
         self.cpb_fc1 = dense(2, 512)
         self.cpb_fc2 = dense(512, heads)
         self.proj = dense(features, features)
         self.attn_drop = nnx.Dropout(config.attention_dropout)
         self.proj_drop = nnx.Dropout(config.dropout)
 
-    def split(self, x, parts):
-        """(..., parts * c) -> `parts` arrays (..., heads, c / heads)."""
+    def split(self, x: jax.Array, parts: int) -> list[jax.Array]:
+        """Split (..., parts * C) into `parts` arrays (..., heads, C / heads)."""
         x = x.reshape(*x.shape[:-1], parts, self.heads, -1)
         return [x[..., i, :, :] for i in range(parts)]
 
-    def sharpen(self, query, lengths):
-        """Queries (b, h, w, heads, d) with embedding, temperature and the log of what they see."""
+    def scale_queries(self, query: jax.Array, lengths: np.ndarray) -> jax.Array:
+        """Add the query embedding and apply length-scaled temperature.
+
+        Args:
+          query: normalized, (B, H, W, heads, D).
+          lengths: number of keys that each query sees, (1, H, W, 1, 1) or all ones.
+        """
         gain = nnx.softplus(self.temperature[None, None, None, :, 0]) * jnp.log(lengths)
         embedding = self.query_embedding[None, None, None, :, 0]
         return (query + embedding.astype(query.dtype)) * gain.astype(query.dtype)
 
-    def position_bias(self, size, keys):
-        """(1, h, w, heads, keys) of a map and the grid of its keys, from a small MLP."""
+    def position_bias(self, size: tuple[int, ...], keys: tuple[int, ...]) -> jax.Array:
+        """Return the bias (1, H, W, heads, keys) of a map and a grid of keys, from a small MLP."""
         coordinates, rows = relative_positions(size, keys, self.pretrain_size)
         bias = self.cpb_fc2(nnx.relu(self.cpb_fc1(jnp.asarray(coordinates))))
         bias = jnp.take(bias.T, rows, axis=1)  # (heads, queries, keys)
@@ -125,36 +142,49 @@ class CosineAttention(nnx.Module):
 
 
 class AggregatedAttention(CosineAttention):
-    """Each pixel attends to its 3x3 window and to a coarse grid of the map, in one softmax."""
+    """Each pixel attends to its 3x3 window and to a pooled grid of the map, in one softmax."""
 
-    def __init__(self, features, heads, reduction, pretrain_size, config, **kwargs):
+    def __init__(
+        self,
+        features: int,
+        heads: int,
+        reduction: int,
+        pretrain_size: int,
+        config: TransNeXtConfig,
+        *,
+        dtype: layers.Dtype,
+        rngs: nnx.Rngs,
+    ):
+        kwargs: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         super().__init__(features, heads, pretrain_size, config, **kwargs)
         self.reduction = reduction
-        rngs, width = kwargs["rngs"], features // heads
-        self.q = layers.Linear(features, features, kernel_init=init, **kwargs)
-        self.kv = layers.Linear(features, 2 * features, kernel_init=init, **kwargs)
+        rngs, width = rngs, features // heads
+        self.q = layers.Linear(features, features, kernel_init=INIT, **kwargs)
+        self.kv = layers.Linear(features, 2 * features, kernel_init=INIT, **kwargs)
         self.sr = layers.Conv(features, features, 1, **kwargs)
         self.norm = nnx.LayerNorm(features, epsilon=1e-5, **kwargs)
         self.relative_pos_bias_local = nnx.Param(
             layers.trunc_normal(0.0004)(rngs.params(), (heads, 9)), kind="embedding"
         )
-        self.learnable_tokens = nnx.Param(init(rngs.params(), (heads, width, 9)), kind="token")
+        self.learnable_tokens = nnx.Param(INIT(rngs.params(), (heads, width, 9)), kind="token")
         self.learnable_bias = nnx.Param(jnp.zeros((heads, 1, 9), jnp.float32), kind="bias")
 
-    def __call__(self, x, *, rngs=None):
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         batch, height, width, features = x.shape
         grid = (height // self.reduction, width // self.reduction)
         inside = inside_window(height, width).reshape(1, height, width, 1, 9)
-        query = normalize(self.split(self.q(x), 1)[0])
-        sharp = self.sharpen(query, inside.sum(-1, keepdims=True) + math.prod(grid))
+        query = normalize(self.split(self.q(x), 1)[0])  # (B, H, W, heads, D)
+        sharp = self.scale_queries(query, inside.sum(-1, keepdims=True) + math.prod(grid))
         dtype = query.dtype
 
+        # Scores of the nine neighbors, (B, H, W, heads, 9)
         key, value = self.split(self.kv(x), 2)
-        key, value = shifted(normalize(key)), shifted(value)
-        local = jnp.stack([(sharp * k).sum(-1) for k in key], axis=-1)
+        keys, values = neighbors(normalize(key)), neighbors(value)
+        local = jnp.stack([(sharp * k).sum(-1) for k in keys], axis=-1)
         local += self.relative_pos_bias_local[None, None, None].astype(dtype)
         local = jnp.where(inside, local, -jnp.inf)
 
+        # Scores of the pooled grid, (B, H, W, heads, cells)
         pooled = layers.adaptive_avg_pool(layers.gelu(self.sr(x)), grid)
         pooled = self.norm(pooled.reshape(batch, -1, features))
         pool_key, pool_value = self.split(self.kv(pooled), 2)
@@ -167,21 +197,30 @@ class AggregatedAttention(CosineAttention):
         local += jnp.einsum("bhwnd,ndt->bhwnt", query, self.learnable_tokens[...].astype(dtype))
         local += self.learnable_bias[None, None, None, :, 0].astype(dtype)
         y = jnp.einsum("bhwnp,bpnd->bhwnd", pool, pool_value)
-        y += sum(local[..., t : t + 1] * value[t] for t in range(9))
+        y += sum(local[..., t : t + 1] * values[t] for t in range(9))
         return self.proj_drop(self.proj(y.reshape(x.shape)), rngs=rngs)
 
 
 class Attention(CosineAttention):
     """Cosine attention over the whole map."""
 
-    def __init__(self, features, heads, pretrain_size, config, **kwargs):
-        super().__init__(features, heads, pretrain_size, config, **kwargs)
-        self.qkv = layers.Linear(features, 3 * features, kernel_init=init, **kwargs)
+    def __init__(
+        self,
+        features: int,
+        heads: int,
+        pretrain_size: int,
+        config: TransNeXtConfig,
+        *,
+        dtype: layers.Dtype,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(features, heads, pretrain_size, config, dtype=dtype, rngs=rngs)
+        self.qkv = layers.Linear(features, 3 * features, kernel_init=INIT, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, *, rngs=None):
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         batch, *size, _ = x.shape
         query, key, value = self.split(self.qkv(x), 3)
-        sharp = self.sharpen(normalize(query), np.full((1, 1, 1, 1, 1), math.prod(size)))
+        sharp = self.scale_queries(normalize(query), np.full((1, 1, 1, 1, 1), math.prod(size)))
         key, value = (a.reshape(batch, -1, *a.shape[3:]) for a in (normalize(key), value))
         weights = jnp.einsum("bhwnd,bpnd->bhwnp", sharp, key).astype(jnp.float32)
         weights += self.position_bias(tuple(size), tuple(size)).astype(jnp.float32)
@@ -191,63 +230,96 @@ class Attention(CosineAttention):
 
 
 class ConvGLU(nnx.Module):
-    """Channel mixer: a gated linear unit whose gate sees its 3x3 neighborhood."""
+    """Gated linear unit over channels, with a depthwise 3x3 convolution in the gate."""
 
-    def __init__(self, features, hidden, dropout, **kwargs):
+    def __init__(
+        self, features: int, hidden: int, dropout: float, *, dtype: layers.Dtype, rngs: nnx.Rngs
+    ):
+        kwargs: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         hidden = 2 * hidden // 3
-        self.fc1 = layers.Linear(features, 2 * hidden, kernel_init=init, **kwargs)
+        self.fc1 = layers.Linear(features, 2 * hidden, kernel_init=INIT, **kwargs)
         self.dwconv = layers.depthwise_conv(hidden, 3, **kwargs)
-        self.fc2 = layers.Linear(hidden, features, kernel_init=init, **kwargs)
+        self.fc2 = layers.Linear(hidden, features, kernel_init=INIT, **kwargs)
         self.drop = nnx.Dropout(dropout)
 
-    def __call__(self, x, *, rngs=None):
-        gate, value = jnp.split(self.fc1(x), 2, axis=-1)
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        gate, value = jnp.split(self.fc1(x), 2, axis=-1)  # (B, H, W, hidden) each
         x = self.drop(layers.gelu(self.dwconv(gate)) * value, rngs=rngs)
         return self.drop(self.fc2(x), rngs=rngs)
 
 
 class Block(nnx.Module):
-    """Attention and channel mixer, each normalized before and dropped at random."""
+    """Attention and ConvGLU, each with a norm before, DropPath after and a shortcut."""
 
-    def __init__(self, attention, features, mlp_ratio, config, drop_path, **kwargs):
+    def __init__(
+        self,
+        attention,
+        features: int,
+        mlp_ratio: int,
+        config: TransNeXtConfig,
+        drop_path: float,
+        *,
+        dtype: layers.Dtype,
+        rngs: nnx.Rngs,
+    ):
+        kwargs: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.norm1 = nnx.LayerNorm(features, epsilon=config.epsilon, **kwargs)
         self.attn = attention
         self.norm2 = nnx.LayerNorm(features, epsilon=config.epsilon, **kwargs)
         self.mlp = ConvGLU(features, mlp_ratio * features, config.dropout, **kwargs)
         self.drop_path = layers.DropPath(drop_path)
 
-    def __call__(self, x, *, rngs=None):
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = x + self.drop_path(self.attn(self.norm1(x), rngs=rngs), rngs=rngs)
         return x + self.drop_path(self.mlp(self.norm2(x), rngs=rngs), rngs=rngs)
 
 
 class PatchEmbed(nnx.Module):
-    """An overlapping convolution with layer norm."""
+    """Convolution with overlapping windows, and LayerNorm."""
 
-    def __init__(self, in_features, features, kernel_size, strides, **kwargs):
-        self.proj = layers.Conv(in_features, features, kernel_size, strides=strides, **kwargs)
-        self.norm = nnx.LayerNorm(features, epsilon=1e-5, **kwargs)
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        kernel_size: int,
+        strides: int,
+        *,
+        dtype: layers.Dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.proj = layers.Conv(
+            in_features, features, kernel_size, strides=strides, dtype=dtype, rngs=rngs
+        )
+        self.norm = nnx.LayerNorm(features, epsilon=1e-5, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return self.norm(self.proj(x))
 
 
 class TransNeXt(nnx.Module):
-    """TransNeXt.
+    """TransNeXt: aggregated attention in all stages but the last, which attends to the whole map.
 
     Args:
-      config: settings.
+      config: the architecture.
       num_classes: width of the logits.
       image_size: side of the images in pixels.
       dtype: type of the computation.
-      rngs: where the initial weights come from.
+      rngs: random streams; `params` draws the initial weights.
 
     Raises:
-      UserError: the image size is no multiple of the total stride.
+      UserError: the image size is not a multiple of the total stride.
     """
 
-    def __init__(self, config: TransNeXtConfig, *, num_classes, image_size, dtype=None, rngs):
-        kwargs = {"dtype": dtype, "rngs": rngs}
+    def __init__(
+        self,
+        config: TransNeXtConfig,
+        *,
+        num_classes: int,
+        image_size: int,
+        dtype: layers.Dtype = None,
+        rngs: nnx.Rngs,
+    ):
+        kwargs: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.num_stages = len(config.depths)
         stride = config.patch * 2 ** (self.num_stages - 1)
         if image_size % stride:
@@ -261,9 +333,9 @@ class TransNeXt(nnx.Module):
             side = (config.pretrain_size or image_size) // (config.patch * 2**i)
             reduction = 2 ** (self.num_stages - 1 - i)
             kernel_size, step = (2 * config.patch - 1, config.patch) if i == 0 else (3, 2)
-            blocks = nnx.List()
+            blocks: nnx.List[Block] = nnx.List()
             for rate in rates[i]:
-                attention = (
+                attention: CosineAttention = (
                     AggregatedAttention(features, heads, reduction, side, config, **kwargs)
                     if reduction > 1
                     else Attention(features, heads, side, config, **kwargs)
@@ -277,10 +349,10 @@ class TransNeXt(nnx.Module):
             norm = nnx.LayerNorm(features, epsilon=config.epsilon, **kwargs)
             setattr(self, f"norm{i + 1}", norm)
             width = features
-        self.head = layers.classifier(width, num_classes, kernel_init=init, **kwargs)
+        self.head = layers.classifier(width, num_classes, kernel_init=INIT, **kwargs)
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
-        """What each stage gives, normalized."""
+        """Return the normalized map of each stage."""
         parts = ("patch_embed", "block", "norm")
         stages = [[getattr(self, f"{p}{i + 1}") for p in parts] for i in range(self.num_stages)]
         return layers.stage_maps(x, stages, rngs)

@@ -1,7 +1,8 @@
-"""Vision Transformer, in the sizes and with the initialization of DeiT."""
+"""Vision Transformer in the sizes and with the initialization of DeiT; timm's names."""
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +24,12 @@ class ViTConfig:
       width: channels of a token.
       depth: number of blocks.
       heads: attention heads; they divide the width.
-      mlp_ratio: hidden channels of a block's MLP over `width`.
-      qkv_bias: bias of the query, key and value projection.
-      layer_scale: initial value of a learned scale of each branch; None for none.
+      mlp_ratio: hidden width of a block's MLP over `width`.
+      qkv_bias: whether the projection to queries, keys and values has a bias.
+      layer_scale: initial value of each branch's layer scale; None: no layer scale.
       dropout: after the position embedding, and in and after each branch.
       attention_dropout: of the attention weights.
-      drop_path: stochastic depth of the last block; 0 in the first, linear in between.
+      drop_path: stochastic depth rate of the last block; rises linearly from 0 in the first.
     """
 
     patch_size: int = 16
@@ -42,15 +43,15 @@ class ViTConfig:
     attention_dropout: float = 0.0
     drop_path: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.width % self.heads:
             raise UserError(f"heads {self.heads} do not divide the width {self.width}.")
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention over (batch, tokens, width), with one product for q, k and v."""
+    """Multi-head self-attention over (B, tokens, width), with one product for q, k and v."""
 
-    def __init__(self, config: ViTConfig, *, dtype, rngs):
+    def __init__(self, config: ViTConfig, *, dtype: layers.Dtype, rngs: nnx.Rngs):
         self.heads = config.heads
         width = config.width
         self.qkv = _linear(width, 3 * width, use_bias=config.qkv_bias, dtype=dtype, rngs=rngs)
@@ -58,8 +59,8 @@ class Attention(nnx.Module):
         self.proj = _linear(width, width, dtype=dtype, rngs=rngs)
         self.proj_drop = nnx.Dropout(config.dropout)
 
-    def __call__(self, x, *, rngs=None):
-        qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1)
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1)  # (B, tokens, 3, heads, C)
         y = layers.attention(
             *(qkv[:, :, i] for i in range(3)),
             dropout=functools.partial(self.attn_drop, rngs=rngs),
@@ -68,9 +69,9 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm attention and MLP, each with its own shortcut."""
+    """Attention and MLP, each with a norm before and a shortcut."""
 
-    def __init__(self, config: ViTConfig, drop_path: float, *, dtype, rngs):
+    def __init__(self, config: ViTConfig, drop_path: float, *, dtype: layers.Dtype, rngs: nnx.Rngs):
         width = config.width
         self.norm1 = _layer_norm(width, dtype=dtype, rngs=rngs)
         self.attn = Attention(config, dtype=dtype, rngs=rngs)
@@ -87,7 +88,7 @@ class Block(nnx.Module):
         self.ls2 = _layer_scale(config)
         self.drop_path = layers.DropPath(drop_path)
 
-    def __call__(self, x, *, rngs=None):
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rngs=rngs)), rngs=rngs)
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x), rngs=rngs)), rngs=rngs)
 
@@ -98,13 +99,24 @@ class ViT(nnx.Module):
     Args:
       config: the architecture.
       num_classes: width of the logits.
-      image_size: side in pixels of the images that the position embeddings are made for. Others
-        that the patch size divides are taken too: the embeddings are then resized.
+      image_size: side of the images in pixels, for which the position embeddings are made. They
+        are resized for images of other sizes.
       dtype: type of the computation.
-      rngs: where the initial weights come from.
+      rngs: random streams; `params` draws the initial weights.
+
+    Raises:
+      UserError: `patch_size` does not divide the image size.
     """
 
-    def __init__(self, config: ViTConfig, *, num_classes, image_size, dtype=None, rngs):
+    def __init__(
+        self,
+        config: ViTConfig,
+        *,
+        num_classes: int,
+        image_size: int,
+        dtype: layers.Dtype = None,
+        rngs: nnx.Rngs,
+    ):
         if image_size % config.patch_size:
             raise UserError(
                 f"Images of {image_size} pixels cannot be cut into patches of {config.patch_size}: "
@@ -114,7 +126,9 @@ class ViT(nnx.Module):
         self.patch_size = patch
         self.grid = image_size // patch
         init = layers.trunc_normal(0.02)
-        self.patch_embed = nnx.Dict(proj=layers.patch_conv(3, width, patch, dtype=dtype, rngs=rngs))
+        self.patch_embed: Any = nnx.Dict(
+            proj=layers.patch_conv(3, width, patch, dtype=dtype, rngs=rngs)
+        )
         self.cls_token = nnx.Param(init(rngs.params(), (1, 1, width)), kind="token")
         self.pos_embed = nnx.Param(
             init(rngs.params(), (1, 1 + self.grid**2, width)), kind="embedding"
@@ -127,23 +141,24 @@ class ViT(nnx.Module):
             width, num_classes, dtype=dtype, kernel_metadata={"kind": "head"}, rngs=rngs
         )
 
-    def __call__(self, x, *, rngs=None):
-        """(batch, height, width, 3) -> logits (batch, classes)."""
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """Return logits (B, num_classes) of images (B, H, W, 3)."""
         return self.head(self._tokens(x, rngs)[:, 0]).astype(jnp.float32)
 
-    def features(self, x, *, rngs=None):
-        """The normalized patch tokens as one map (batch, height / patch, width / patch, C)."""
+    def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:
+        """Return the normalized patch tokens as one map (B, H / patch_size, W / patch_size, C)."""
         tokens = self._tokens(x, rngs)[:, 1:]
         rows, columns = (side // self.patch_size for side in x.shape[1:3])
         return [tokens.reshape(len(x), rows, columns, -1)]
 
-    def _tokens(self, x, rngs):
+    def _tokens(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        """Return the normalized tokens (B, 1 + patches, C), the class token first."""
         if x.shape[1] % self.patch_size or x.shape[2] % self.patch_size:
             raise UserError(
                 f"Images of {x.shape[1]}x{x.shape[2]} pixels cannot be cut into patches of "
                 f"{self.patch_size}."
             )
-        x = self.patch_embed.proj(x)
+        x = self.patch_embed.proj(x)  # (B, rows, columns, C)
         batch, rows, columns, width = x.shape
         position = self.pos_embed[...]
         if (rows, columns) != (self.grid, self.grid):
@@ -156,16 +171,16 @@ class ViT(nnx.Module):
         return self.norm(x)
 
 
-def _linear(features_in, features_out, **arguments):
+def _linear(in_features: int, out_features: int, **kwargs: Any) -> layers.Linear:
     init = layers.trunc_normal(0.02)
-    return layers.Linear(features_in, features_out, kernel_init=init, **arguments)
+    return layers.Linear(in_features, out_features, kernel_init=init, **kwargs)
 
 
-def _layer_norm(width, *, dtype, rngs):
+def _layer_norm(width: int, *, dtype: layers.Dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(width, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
 
 
-def _layer_scale(config):
+def _layer_scale(config: ViTConfig) -> layers.Layer:
     if config.layer_scale is None:
         return jax.nn.identity
     return layers.LayerScale(config.width, config.layer_scale)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import filled
 
 import bocb_jax
 from bocb_jax import torch_weights
@@ -27,7 +28,7 @@ def abstract(name, num_classes=10):
 def draw(model, seed):
     """A state dict for the model, in PyTorch's names and layouts."""
     rng = np.random.default_rng(seed)
-    shapes = torch_weights.torch_shapes(model)
+    shapes = filled.torch_shapes(model)
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -85,7 +86,7 @@ def test_all_faults_are_named_at_once_and_nothing_changes(model, state_dict):
     for part in (
         "missing: bn1.weight, layer2.0.bn1.running_mean",
         "unexpected: layer9.conv.weight",
-        "of another shape: fc.weight (1000x256 where 10x256 is wanted)",
+        "of another shape: fc.weight (1000x256, expected 10x256)",
         "ResNet",
     ):
         assert part in message

@@ -1,7 +1,7 @@
-"""What a backbone costs: seconds to compile its training step, and images a second.
+"""The cost of a backbone: seconds to compile its training step, and images per second.
 
-Beside it, where an interpreter has PyTorch and timm, the same step of the reference, on as many
-threads. It runs in a process of its own: two pools of threads in one process fight for the cores.
+If an interpreter has PyTorch and timm, the same step of the reference is timed in turn, on the same
+cores. It runs in a process of its own, as two thread pools in one process compete for the cores.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from bocb_jax.resolve import resolve
 
 CLASSES = 1000
 
-# Reads the number of steps of a block, answers with the seconds of one.
+# For each line, the number of steps in a block, prints the seconds per step.
 _REFERENCE = """
 import json, os, sys, time
 import torch
@@ -38,7 +38,7 @@ if library == "timm":
 else:
     import torchvision
     model = getattr(torchvision.models, name)(num_classes=classes)
-if size <= 32:  # our stems for small images
+if size <= 32:  # the stems that we use for small images
     stem = lambda width, **kwargs: torch.nn.Conv2d(3, width, 3, padding=1, **kwargs)
     if name.startswith("resnet"):
         model.conv1, model.maxpool = stem(64, bias=False), torch.nn.Identity()
@@ -59,7 +59,7 @@ def step():
 step()
 print("ready", flush=True)
 for line in sys.stdin:
-    step()  # wakes the threads and fills the caches again
+    step()  # untimed: wakes the threads and refills the caches
     start = time.perf_counter()
     for _ in range(int(line)):
         step()
@@ -69,15 +69,15 @@ for line in sys.stdin:
 
 @dataclasses.dataclass(frozen=True)
 class ModelCost:
-    """Cost of the training step of one backbone, SGD included, augmentation left out."""
+    """Cost of the training step of one backbone with SGD, without augmentation."""
 
     name: str
     image_size: int
     batch_size: int
-    trace_seconds: float  # from Python to StableHLO
-    compile_seconds: float  # from there to machine code, with no cache
-    images_per_second: float | None  # median over rounds; None if not measured
-    reference_ratio: float | None  # over timm's or torchvision's, median of the rounds
+    trace_seconds: float  # Python to StableHLO
+    compile_seconds: float  # StableHLO to machine code, without a cache
+    images_per_second: float | None  # median over rounds; None with 0 rounds
+    reference_ratio: float | None  # speed over the reference's, median over rounds
 
 
 def measure(
@@ -89,15 +89,15 @@ def measure(
     steps: int = 2,
     python: Sequence[str] = (sys.executable,),
 ) -> ModelCost:
-    """Compiles and times the training step of a backbone on one device.
+    """Compile and time the training step of a backbone on one device.
 
     Args:
-      name: of the backbone.
-      image_size: pixels.
-      batch_size: images a step.
-      rounds: timed blocks; in each the reference follows ours. 0: only compile.
-      steps: training steps in a block, after one that is not timed.
-      python: command of an interpreter that has PyTorch, timm and torchvision.
+      name: name of the backbone.
+      image_size: side in pixels.
+      batch_size: images per step.
+      rounds: timed blocks of ours, each followed by one of the reference; 0 only compiles.
+      steps: training steps per block, after an untimed one.
+      python: command of an interpreter with PyTorch, timm and torchvision.
     """
     config = TrainConfig(
         model=name,
@@ -129,13 +129,14 @@ def measure(
     if rounds:
         state = program.init(key, 0.01, 1e-4)
 
-        def ours(steps):
+        def ours(steps: int) -> float:
             nonlocal state
-            begun = None
+            begun: float | None = None
             for _ in range(steps + 1):
                 state, metrics = step(state, batch, key)
                 jax.block_until_ready(metrics)
                 begun = begun or time.perf_counter()
+            assert begun is not None
             return (time.perf_counter() - begun) / steps
 
         with _reference(name, image_size, batch_size, python) as theirs:
@@ -149,7 +150,7 @@ def measure(
 
 
 @contextlib.contextmanager
-def _no_compile_cache():
+def _no_compile_cache() -> Iterator[None]:
     before = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
     try:
@@ -162,26 +163,29 @@ def _no_compile_cache():
 def _reference(
     name: str, image_size: int, batch_size: int, python: Sequence[str]
 ) -> Iterator[Callable[[int], float] | None]:
-    """Times a block of the reference's training steps whenever it is called.
+    """Yield a function that times a block of the reference's training steps, in seconds per step.
 
-    None where there is no such net: its library is no package, or the interpreter lacks it.
+    Yields None if the reference is a repository rather than a package, or the interpreter lacks it.
     """
     library, _, known_as = model_card(name).reference.partition(" ")
     if library not in ("timm", "torchvision"):
         yield None
         return
-    settings = json.dumps([library, known_as, image_size, batch_size, CLASSES])
+    arguments = json.dumps([library, known_as, image_size, batch_size, CLASSES])
     with subprocess.Popen(
-        [*python, "-c", _REFERENCE, settings],
+        [*python, "-c", _REFERENCE, arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
 
-        def block(steps):
-            print(steps, file=process.stdin, flush=True)
-            return float(process.stdout.readline())
+        def block(steps: int) -> float:
+            print(steps, file=stdin, flush=True)
+            return float(stdout.readline())
 
-        yield block if process.stdout.readline() == "ready\n" else None
-        process.stdin.close()
+        yield block if stdout.readline() == "ready\n" else None
+        stdin.close()

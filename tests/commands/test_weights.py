@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from drills import kill_run
 from flax import nnx
+from helpers import filled
 from safetensors.numpy import load_file, save_file
 
 import bocb_jax
@@ -55,7 +56,7 @@ def a_file(folder, classes=10, name="vit_mini", without=(), **changes):
     random = np.random.default_rng(0)
     weights = {
         n: (0.05 * random.standard_normal(shape) + n.endswith("var")).astype(np.float32)
-        for n, shape in torch_weights.torch_shapes(model_of(classes, name)).items()
+        for n, shape in filled.torch_shapes(model_of(classes, name)).items()
         if n not in without
     }
     folder.mkdir(exist_ok=True)
@@ -167,7 +168,7 @@ def test_weights_that_do_not_fit_are_a_sentence_and_nothing_is_written(config, t
         str(tmp_path / "torn"): "The weights in",
         a_file(tmp_path / "a", without=("norm.weight",), **changes): (
             "do not fit ViT: missing: norm.weight; unexpected: layer9.weight; of another shape: "
-            "norm.bias (2x3 where 64 is wanted)."
+            "norm.bias (2x3, expected 64)."
         ),
         a_file(tmp_path / "b", name="resnet_mini"): "do not fit ViT: missing: ",
     }
@@ -216,7 +217,7 @@ def test_settings_of_the_model_come_along(tmp_path):
             "resnet_mini", stem="imagenet", image_size=48, num_classes=3, rngs=nnx.Rngs(0)
         )
     )
-    shapes = torch_weights.torch_shapes(model).items()
+    shapes = filled.torch_shapes(model).items()
     file, out = tmp_path / "in.safetensors", str(tmp_path / "out")
     save_file({n: np.ones(shape, np.float32) for n, shape in shapes}, file)
     arguments = ["import-weights", str(file), "--model", "resnet_mini", "--out", out]

@@ -1,4 +1,4 @@
-"""Backbones with made-up weights: many times quicker to make than initialized ones."""
+"""Backbones with weights drawn by NumPy: built many times faster than initialized ones."""
 
 import jax
 import jax.numpy as jnp
@@ -7,36 +7,15 @@ import pytest
 from flax import nnx
 
 import bocb_jax
+from bocb_jax import paper, torch_weights
 from bocb_jax.models.parameters import count_params
 
 # The 21 backbones of the benchmark.
-PAPER = [
-    "alexnet",
-    "vgg13_bn",
-    "resnet50",
-    "resnet101",
-    "densenet121",
-    "mobilenetv2",
-    "efficientnet_b0",
-    "repvgg_a1",
-    "vit_s",
-    "mixer_s",
-    "swin_t",
-    "convnext_t",
-    "convnextv2_t",
-    "moganet_s",
-    "unireplknet_t",
-    "transnext_t",
-    "identityformer_s12",
-    "poolformerv2_s12",
-    "convformer_s12",
-    "attentionformer_s12",
-    "caformer_s12",
-]
+PAPER = [*(row["model"] for row in paper.rows("backbones")), "resnet101"]
 
 
 def abstract(name, num_classes, image_size, **overrides):
-    """The model without values: shapes only."""
+    """Return a model of shapes, without values."""
     return nnx.eval_shape(
         lambda: bocb_jax.create_model(
             name, num_classes=num_classes, image_size=image_size, rngs=nnx.Rngs(0), **overrides
@@ -45,7 +24,7 @@ def abstract(name, num_classes, image_size, **overrides):
 
 
 def build(name, *, num_classes=10, image_size=32, seed=0, **overrides):
-    """The model with every value drawn by NumPy, at the scale of a trained net's."""
+    """Return a model with all values drawn by NumPy, at the scale of a trained model's."""
     graph, state = nnx.split(abstract(name, num_classes, image_size, **overrides))
     random = np.random.default_rng(seed)
 
@@ -64,13 +43,13 @@ def build(name, *, num_classes=10, image_size=32, seed=0, **overrides):
 
 
 def images(batch=2, size=32, seed=0):
-    """Standard normal images (batch, size, size, 3)."""
+    """Return standard normal images (batch, size, size, 3)."""
     z = np.random.default_rng(seed).standard_normal((batch, size, size, 3))
     return jnp.asarray(z, jnp.float32)
 
 
 def run(model, x, *, dropout=None, method="__call__"):
-    """What the model makes of `x`, compiled, in the mode it is in; as NumPy arrays."""
+    """Return a method's output for `x` as NumPy arrays, compiled, in the model's current mode."""
     graph, state = nnx.split(model)
 
     @jax.jit
@@ -82,14 +61,24 @@ def run(model, x, *, dropout=None, method="__call__"):
 
 
 def counts(name, image_size=224, **overrides):
-    """Numbers of learned values at 100 and at 1000 classes, counted without making them."""
+    """Return the parameter counts at 100 and at 1000 classes, without allocating any."""
     return tuple(
         count_params(abstract(name, classes, image_size, **overrides)) for classes in (100, 1000)
     )
 
 
+def torch_shapes(model):
+    """Return the shape of each entry of a model's PyTorch state dict, by name."""
+    shapes = {}
+    for path, variable in torch_weights.variables(model):
+        *window, features, out = variable.shape if path[-1] == "kernel" else (0, 0)
+        shape = (out, features, *window) if path[-1] == "kernel" else variable.shape
+        shapes[torch_weights.torch_name(model, path, variable)] = shape
+    return shapes
+
+
 def feature_shapes(name, image_size, **overrides):
-    """Shapes of the stage maps of a batch of two, without computing them."""
+    """Return the shapes of the stage maps of a batch of two, without computing them."""
     graph, state = nnx.split(abstract(name, 10, image_size, **overrides))
     x = jax.ShapeDtypeStruct((2, image_size, image_size, 3), jnp.float32)
     maps = jax.eval_shape(lambda state, x: nnx.merge(graph, state).features(x), state, x)
@@ -97,7 +86,7 @@ def feature_shapes(name, image_size, **overrides):
 
 
 def count_cases(table, fast):
-    """The rows of a table of counts as test parameters; all but the `fast` ones are slow."""
+    """Return the rows of a table of counts as test parameters; all but the `fast` ones are slow."""
     return [
         pytest.param(name, *counts, marks=() if name in fast else pytest.mark.slow)
         for name, counts in table.items()

@@ -1,4 +1,4 @@
-"""The weights and images that the goldens of the backbones were made with."""
+"""Weights and images that the golden outputs of the backbones were made with."""
 
 import zlib
 
@@ -11,7 +11,7 @@ def normal(name, shape, seed):
 
 
 def fill(name, shape, seed):
-    """One tensor of the state dict, by the rule that the reference's was made by."""
+    """Return one tensor of the state dict, by the rule that filled the reference's."""
     z = normal(name, shape, seed)
     last = name.rsplit(".", 1)[-1]
     if last == "running_var":

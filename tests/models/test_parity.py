@@ -51,7 +51,7 @@ def test_names_and_shapes_are_the_references(name):
             for n, tensor in reference(name).state_dict().items()
             if tensor.is_floating_point()  # not the counters of batches
         }
-    assert torch_weights.torch_shapes(filled.abstract(name, CLASSES, 224)) == theirs
+    assert filled.torch_shapes(filled.abstract(name, CLASSES, 224)) == theirs
 
 
 @pytest.mark.parametrize(
