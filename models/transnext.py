@@ -253,7 +253,7 @@ class Block(nnx.Module):
 
     def __init__(
         self,
-        attention,
+        attention: CosineAttention,
         features: int,
         mlp_ratio: int,
         config: TransNeXtConfig,
