@@ -1,10 +1,23 @@
-"""How strongly backbones and optimizers bind each other, beginning with the published tables."""
+"""How strongly backbones and optimizers are coupled: statistics of tables of scores.
+
+| module | holds |
+|---|---|
+| `scores`, `score_table`, `curves` | tables of scores from the paper, a CSV file or a sweep |
+| `analysis`, `result` | `analyze`, and the `Analysis` that it returns |
+| `cells`, `decomposition`, `noncentral` | shares of variance, coupling of each row and column |
+| `significance`, `contrasts`, `features` | tests, categories of optimizers, features of backbones |
+| `strength`, `outliers`, `failures`, `caveats` | the verdict, and what limits it |
+| `ranking`, `structure`, `tuning` | rankings and profiles, axes and clusters, cost of tuning |
+| `recommend`, `placement` | what to try first, and published backbones that are similar |
+"""
+
+from typing import Any
 
 __all__ = ["analyze"]
 
 
-def __getattr__(name: str):
-    # Imported when first asked for: the published tables alone need no statistics.
+def __getattr__(name: str) -> Any:
+    # Imported when first asked for, because the statistics take a second to import.
     if name == "analyze":
         from bocb_jax.coupling.analysis import analyze
 
@@ -12,5 +25,5 @@ def __getattr__(name: str):
     raise AttributeError(f"module 'bocb_jax.coupling' has no attribute '{name}'")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return __all__

@@ -1,4 +1,4 @@
-"""The whole analysis of a table of scores, section by section.
+"""The whole analysis of a table of scores.
 
 >>> from bocb_jax.coupling import analyze
 >>> from bocb_jax.coupling.scores import from_published
@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas
 
 from bocb_jax.coupling import (
@@ -25,151 +24,30 @@ from bocb_jax.coupling import (
     structure,
     tuning,
 )
-from bocb_jax.coupling.contrasts import Families
-from bocb_jax.coupling.decomposition import Decomposition, Tukey
-from bocb_jax.coupling.features import features_of
-from bocb_jax.coupling.features import predict as predict_preference
-from bocb_jax.coupling.outliers import Marks, column_statistics, mark
-from bocb_jax.coupling.ranking import Profiles
-from bocb_jax.coupling.scores import ScoreTable
-from bocb_jax.coupling.significance import Friedman, Nemenyi
-from bocb_jax.coupling.structure import Clusters, Structure
-from bocb_jax.coupling.tuning import Budget, Hyperparameters
+from bocb_jax.coupling.cells import cells_of_table
+from bocb_jax.coupling.contrasts import CategoryContrast
+from bocb_jax.coupling.decomposition import Decomposition
+from bocb_jax.coupling.features import features_of, predict
+from bocb_jax.coupling.outliers import Outliers, column_statistics, find_outliers
+from bocb_jax.coupling.result import Analysis
+from bocb_jax.coupling.score_table import ScoreTable, regret_of
+from bocb_jax.coupling.structure import Structure
 from bocb_jax.errors import UserError
 
-__all__ = [
-    "Analysis",
-    "Budget",
-    "Clusters",
-    "Decomposition",
-    "Families",
-    "Friedman",
-    "Hyperparameters",
-    "Marks",
-    "Nemenyi",
-    "Profiles",
-    "ScoreTable",
-    "Structure",
-    "Tukey",
-    "analyze",
-]
+__all__ = ["Analysis", "analyze"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Analysis:
-    """Everything `analyze` found. A section that the data cannot give is None; warnings say why."""
+class _Draws:
+    """Confidence of all intervals, and the draws of every bootstrap and permutation."""
 
-    table: ScoreTable
-    rule: str
     confidence: float
     resamples: int
     seed: int
-    marks: Marks
-    # index backbone: n, mean, std, range (the paper's: without the worst and the best two; range
-    # without the worst), median, mad (times 1.4826), best, worst, best_optimizer, worst_optimizer,
-    # outliers
-    column_statistics: pandas.DataFrame
-    decomposition: Decomposition | None
-    # The same without the optimizers that fail (`.dropped` names them; empty if none does).
-    decomposition_without_failures: Decomposition | None
-    # index backbone: n (optimizers with a score), seeds (median per cell), one_seed_cells;
-    # coupling_rms, coupling_rms_without_failures (each with _low and _high),
-    # coupling_polished (root mean square in the polished table without failures), coupling_mad,
-    # worst_loss, worst_optimizer; best_optimizer, best, best_share (share of bootstrap resamples
-    # with this best), tied (others that seeds cannot tell from it), within_1, within_2 (number
-    # within `near[0]` and `near[1]` of the best), mean_regret, median_regret; sgd_minus_adamw
-    # (with _low and _high); strength ("weak", "moderate", "strong", "unknown")
-    backbones: pandas.DataFrame
-    # index optimizer: n, seeds, one_seed_cells; coupling as above, worst_loss, worst_backbone;
-    # mean_score, mean_regret, mean_regret_low, mean_regret_high (over families of backbones),
-    # median_regret, worst_regret, share_within_1, share_within_2; outliers, failed (cells),
-    # category, fails (left out of `decomposition_without_failures`), strength
-    optimizers: pandas.DataFrame
-    near: tuple[float, float]  # what within_1 and within_2 count, in the unit
-    regret: pandas.DataFrame  # best of the column minus the cell, >= 0, optimizers x backbones
-    # residuals of the median polish, optimizers x backbones; positive is better than additive
-    coupling: pandas.DataFrame
-    # backbone, optimizer, best, difference, p_value, p_holm, n, n_best: each optimizer against the
-    # backbone's best over seeds; None without seeds
-    against_best: pandas.DataFrame | None
-    families: Families | None
-    structure: Structure | None
-    clusters: Clusters | None
-    taxonomy: pandas.DataFrame  # index backbone: family, norm, stages, stem, mixer, ..., recipe
-    # index feature: levels, n, families, in_sample_r2, error (leave one family out, root mean
-    # square), error_without (the same without the feature), skill (1 - ratio of squares), p_value,
-    # p_holm, helps. What is predicted is the contrast of `families`.
-    features: pandas.DataFrame | None
-    # index optimizer, best first: overall_rank, overall (weighted), performance_rank,
-    # performance, hyperparameter_rank, hyperparameter_distance, flag, computation_rank, seconds
-    ranking: pandas.DataFrame
-    friedman: Friedman | None
-    nemenyi: Nemenyi | None
-    # first, second, n, median_difference, statistic, p_value, p_holm, p_family, families
-    pairwise: pandas.DataFrame | None
-    profiles: Profiles | None
-    hyperparameters: Hyperparameters | None
-    budget: Budget | None
-    # backbone, optimizer, trials, within (number of trials within 1 unit of the best), share,
-    # learning_rate_low, learning_rate_high, learning_rate_factor, best_learning_rate,
-    # best_weight_decay, at_edge
-    width: pandas.DataFrame | None
-    # one row per marked or unfinished cell: backbone, optimizer, label ("diverged", "never left the
-    # start", "under-fitted", "over-fitted", "did not finish", "unclear"), reason, score, regret,
-    # train_loss, n
-    failures: pandas.DataFrame
-    strength_rule: str  # the cut-offs behind `strength`, in words
-    warnings: list[str]  # plain sentences on what the data cannot say
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON-able dicts and lists; NaN and infinity become None.
-
-        A frame is {"index": [...], "columns": [...], "data": [[...], ...]}, a series a dict. Of the
-        table there are mean scores, counts and source, not every run.
-        """
-        fields = {
-            field.name: _plain(getattr(self, field.name))
-            for field in dataclasses.fields(self)
-            if field.name != "table"
-        }
-        table = self.table
-        about = ("score", "unit", "higher_is_better", "chance", "source", "dataset", "notes")
-        fields["table"] = {name: _plain(getattr(table, name)) for name in about} | {
-            "matrix": _plain(table.matrix()),
-            "counts": _plain(table.counts()),
-            "failed": _plain(table.failed()),
-            "runs": len(table.runs),
-            "trials": 0 if table.trials is None else len(table.trials),
-        }
-        return fields
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, pandas.DataFrame):
-        return {
-            "index": _plain(value.index.tolist()),
-            "columns": [str(name) for name in value.columns],
-            "data": [_plain(list(row)) for row in value.itertuples(index=False, name=None)],
-        }
-    if isinstance(value, pandas.Series):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if dataclasses.is_dataclass(value):
-        return {
-            field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)
-        }
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    if isinstance(value, int | np.integer):
-        return int(value)
-    if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
-    return value if value is None or isinstance(value, str) else str(value)
+    def options(self) -> dict[str, Any]:
+        """As keyword arguments."""
+        return dataclasses.asdict(self)
 
 
 def analyze(
@@ -182,107 +60,154 @@ def analyze(
     categories: Mapping[str, str] | None = None,
     features: pandas.DataFrame | None = None,
 ) -> Analysis:
-    """Analyses a table of scores.
+    """Analyze a table of scores.
 
     Args:
       table: from `from_published`, `from_csv` or `from_results`.
-      rule: what marks a cell: "paper_marks", "paper_eq1" or "regret", or with a parameter in the
-        unit of the score, "regret(2)".
+      rule: what makes a cell an outlier: "paper_marks", "paper_eq1" or "regret", or with a
+        parameter in the unit of the score, "regret(2)".
       confidence: of all intervals.
       resamples: draws of every bootstrap and permutation.
       seed: of these draws; the same seed gives the same figures.
       categories: optimizer -> category, for optimizers that the paper does not have.
-      features: one row a backbone (index), one column a feature, beside those known of the paper's.
+      features: of backbones (index), a column each, in addition to those known of the paper's.
 
     Raises:
       UserError: there is no score, the rule is unknown, the confidence is not between 0 and 1, or
         there are no resamples.
     """
     if not 0 < confidence < 1:
-        raise UserError(f"The confidence is between 0 and 1, such as 0.95, and not {confidence}.")
+        raise UserError(
+            f"The confidence is {confidence}; it must be between 0 and 1, such as 0.95."
+        )
     if resamples < 1:
-        raise UserError(f"The number of resamples is at least 1, and not {resamples}.")
+        raise UserError(f"The number of resamples is {resamples}; it must be at least 1.")
     if not table.runs["score"].notna().any():
         raise UserError(f"There is no score in the table from {table.source}.")
-    marks = mark(table, rule)
-    goodness = strength.goodness_of(table)
-    regret = strength.regret_of(goodness)
-    coupling = decomposition.median_polish(goodness)
-    draws = {"confidence": confidence, "resamples": resamples, "seed": seed}
-
-    taxonomy = features_of(table.backbones, features)
-    families = taxonomy["family"]
-    grouped = families if families.duplicated().any() else None
+    draws = _Draws(confidence, resamples, seed)
+    outliers = find_outliers(table, rule)
+    regret = regret_of(table.goodness())
     kinds = contrasts.category_of(table.optimizers, categories)
+    taxonomy = features_of(table.backbones, features)
+    found = Analysis(
+        table=table,
+        rule=outliers.rule,
+        outliers=outliers,
+        column_statistics=column_statistics(table, outliers),
+        near=table.within,
+        regret=regret,
+        taxonomy=taxonomy,
+        failures=failures.label(table, outliers, regret),
+        profiles=ranking.profile(table),
+        warnings=[],
+        **_effects(table, outliers, regret, kinds, taxonomy["family"], draws),
+        **_preferences(table, kinds, taxonomy, draws),
+        **_rank_tests(table, taxonomy["family"], draws),
+        **_tuning(table, outliers, draws),
+        **draws.options(),
+    )
+    return dataclasses.replace(found, warnings=caveats.warn(found))
 
+
+def _effects(
+    table: ScoreTable,
+    outliers: Outliers,
+    regret: pandas.DataFrame,
+    categories: pandas.Series,
+    families: pandas.Series,
+    draws: _Draws,
+) -> dict[str, Any]:
+    """Return the sections on variance: shares, and the coupling of backbones and optimizers."""
+    coupling = decomposition.median_polish(table.goodness())
     failing = strength.failing(regret, table)
-    full = decomposition.decompose(table, **draws)
-    without = decomposition.decompose(table, dropped=failing, **draws) if failing else full
-    apart = significance.against_best(table)
-    backbones, optimizers = strength.strengths(table, failing, coupling, confidence)
-    backbones = strength.backbones(table, backbones, regret, apart, **draws)
-    optimizers = strength.optimizers(table, optimizers, regret, marks, kinds, families, **draws)
+    full = decomposition.decompose(table, **draws.options())
+    without = full
+    if failing:
+        without = decomposition.decompose(table, dropped=failing, **draws.options())
+    against_best = significance.against_best(table)
+    backbones, optimizers = strength.coupling_by_axis(table, failing, coupling, draws.confidence)
+    backbones = strength.describe_backbones(
+        table, backbones, regret, against_best, **draws.options()
+    )
+    optimizers = strength.describe_optimizers(
+        table, optimizers, regret, outliers, categories, families, **draws.options()
+    )
     noise = without.noise_std if without is not None else None
-    backbones["strength"], strength_rule = strength.words(
+    backbones["strength"], rule = strength.classify(
         backbones["coupling_polished"], table.unit, noise
     )
     optimizers["fails"] = optimizers.index.isin(failing)
-    optimizers["strength"] = strength.words(optimizers["coupling_polished"], table.unit, noise)[0]
-
-    contrast = contrasts.contrast(table, kinds, families, **draws)
-    tuned = tuning.settings_of(table)
-    hyperparameters = tuning.distances(tuned, trials=table.trials)
-    sections = Analysis(
-        table=table,
-        rule=marks.rule,
-        marks=marks,
-        column_statistics=column_statistics(table, marks),
-        decomposition=full,
-        decomposition_without_failures=without,
-        backbones=backbones,
-        optimizers=optimizers,
-        near=table.within,
-        regret=regret,
-        coupling=coupling,
-        against_best=apart,
-        families=contrast,
-        structure=_structure(table, without, resamples, seed),
-        clusters=structure.cluster(goodness, resamples=resamples, seed=seed),
-        taxonomy=taxonomy,
-        features=_features(contrast, taxonomy, resamples, seed),
-        ranking=ranking.rank(table, marks, hyperparameters),
-        friedman=significance.friedman(goodness, grouped),
-        nemenyi=significance.nemenyi(goodness, confidence=confidence),
-        pairwise=significance.pairwise(goodness, grouped),
-        profiles=ranking.profile(table),
-        hyperparameters=hyperparameters,
-        budget=tuning.budget(table, confidence=confidence, seed=seed),
-        width=tuning.width(table),
-        failures=failures.label(table, marks, regret),
-        strength_rule=strength_rule,
-        warnings=[],
-        **draws,
+    optimizers["strength"], _ = strength.classify(
+        optimizers["coupling_polished"], table.unit, noise
     )
-    return dataclasses.replace(sections, warnings=caveats.warn(sections))
+    return {
+        "decomposition": full,
+        "decomposition_without_failures": without,
+        "backbones": backbones,
+        "optimizers": optimizers,
+        "coupling": coupling,
+        "against_best": against_best,
+        "structure": _structure(table, without, draws),
+        "strength_rule": rule,
+    }
 
 
-def _structure(table, without: Decomposition | None, resamples, seed) -> Structure | None:
-    """Axes of the interaction without the optimizers that fail, who would be axis 1."""
+def _structure(table: ScoreTable, without: Decomposition | None, draws: _Draws) -> Structure | None:
+    """Return the axes of the interaction without the optimizers that fail.
+
+    With them the first axis would only tell who fails.
+    """
     if without is None:
         return None
     kept = table.select(optimizers=without.interaction.index)
-    sign = 1 if table.higher_is_better else -1
     return structure.decompose(
-        sign * without.interaction,
-        decomposition.cells_of_table(kept),
-        resamples=resamples,
-        seed=seed,
+        table.sign * without.interaction,
+        cells_of_table(kept),
+        resamples=draws.resamples,
+        seed=draws.seed,
     )
 
 
-def _features(contrast: Families | None, taxonomy, resamples, seed) -> pandas.DataFrame | None:
+def _preferences(
+    table: ScoreTable, categories: pandas.Series, taxonomy: pandas.DataFrame, draws: _Draws
+) -> dict[str, Any]:
+    """Return the sections on what backbones prefer, and what predicts it."""
+    contrast = contrasts.contrast(table, categories, taxonomy["family"], **draws.options())
+    return {
+        "category_contrast": contrast,
+        "features": _prediction(contrast, taxonomy, draws),
+        "clusters": structure.cluster(table.goodness(), resamples=draws.resamples, seed=draws.seed),
+    }
+
+
+def _prediction(
+    contrast: CategoryContrast | None, taxonomy: pandas.DataFrame, draws: _Draws
+) -> pandas.DataFrame | None:
     if contrast is None:
         return None
     target = contrast.contrasts["contrast"]
     known = taxonomy.reindex(target.index)
-    return predict_preference(target, known, resamples=resamples, seed=seed)
+    return predict(target, known, resamples=draws.resamples, seed=draws.seed)
+
+
+def _rank_tests(table: ScoreTable, families: pandas.Series, draws: _Draws) -> dict[str, Any]:
+    """Return the sections that compare optimizers over backbones by rank."""
+    goodness = table.goodness()
+    blocks = families if families.duplicated().any() else None
+    return {
+        "friedman": significance.friedman(goodness, blocks),
+        "nemenyi": significance.nemenyi(goodness, confidence=draws.confidence),
+        "pairwise": significance.pairwise(goodness, blocks),
+    }
+
+
+def _tuning(table: ScoreTable, outliers: Outliers, draws: _Draws) -> dict[str, Any]:
+    """Return the sections on tuning, and the paper's ranking, which takes it into account."""
+    tuned = tuning.tuned_values_of(table)
+    hyperparameters = tuning.distances(tuned, trials=table.trials)
+    return {
+        "hyperparameters": hyperparameters,
+        "budget": tuning.budget(table, confidence=draws.confidence, seed=draws.seed),
+        "width": tuning.width(table),
+        "ranking": ranking.rank(table, outliers, hyperparameters),
+    }

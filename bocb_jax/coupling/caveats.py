@@ -1,17 +1,13 @@
 """What a table cannot say, in plain sentences."""
 
-from typing import TYPE_CHECKING
-
 import pandas
 
+from bocb_jax.coupling.result import Analysis
 from bocb_jax.paper.categories import category
 
-if TYPE_CHECKING:
-    from bocb_jax.coupling.analysis import Analysis
 
-
-def warn(analysis: "Analysis") -> list[str]:
-    """Sentences on an analysis: its noise, its gaps, what it left out and what it cannot show."""
+def warn(analysis: Analysis) -> list[str]:
+    """Return sentences on an analysis: its noise, gaps, omissions and what it cannot show."""
     table = analysis.table
     found = list(table.notes)
     found += _seeds(analysis)
@@ -33,7 +29,7 @@ def warn(analysis: "Analysis") -> list[str]:
     return found
 
 
-def _seeds(analysis: "Analysis") -> list[str]:
+def _seeds(analysis: Analysis) -> list[str]:
     table = analysis.table
     counts = table.counts()
     single, scored = int((counts == 1).to_numpy().sum()), int((counts > 0).to_numpy().sum())
@@ -61,7 +57,7 @@ def _seeds(analysis: "Analysis") -> list[str]:
     return found
 
 
-def _gaps(analysis: "Analysis") -> list[str]:
+def _gaps(analysis: Analysis) -> list[str]:
     matrix = analysis.table.matrix()
     missing = int(matrix.isna().to_numpy().sum())
     if not missing:
@@ -72,7 +68,7 @@ def _gaps(analysis: "Analysis") -> list[str]:
     ]
 
 
-def _failures(analysis: "Analysis") -> list[str]:
+def _failures(analysis: Analysis) -> list[str]:
     full, without = analysis.decomposition, analysis.decomposition_without_failures
     if full is None or without is None or not without.dropped:
         return []
@@ -86,7 +82,7 @@ def _failures(analysis: "Analysis") -> list[str]:
     ]
 
 
-def _omitted(analysis: "Analysis") -> list[str]:
+def _omitted(analysis: Analysis) -> list[str]:
     table = analysis.table
     rows, columns = len(table.optimizers), len(table.backbones)
     reasons = {
@@ -94,7 +90,7 @@ def _omitted(analysis: "Analysis") -> list[str]:
         "structure": "axes of preference need three optimizers and three backbones that differ",
         "clusters": "groups of backbones need four of them and three optimizers",
         "friedman": "a test of ranks needs three optimizers on two complete backbones",
-        "families": "a contrast of categories a and b needs two optimizers of each",
+        "category_contrast": "a contrast of categories a and b needs two optimizers of each",
         "features": "predicting a preference needs four families of known backbones",
         "hyperparameters": "distances of tuned values need learning rates and weight decays",
     }
@@ -105,10 +101,10 @@ def _omitted(analysis: "Analysis") -> list[str]:
         if getattr(analysis, name) is None
     ]
     unknown = analysis.optimizers.index[analysis.optimizers["category"].isna()]
-    if len(unknown) and analysis.families is not None:
-        reasons = "; ".join(f"{name} ({category(name)[1]})" for name in unknown[:4])
+    if len(unknown) and analysis.category_contrast is not None:
+        listed = "; ".join(f"{name} ({category(name)[1]})" for name in unknown[:4])
         more = f"; and {len(unknown) - 4} more" if len(unknown) > 4 else ""
-        found.append(f"Of no known category, so in no contrast: {reasons}{more}.")
+        found.append(f"Of no known category, so in no contrast: {listed}{more}.")
     nemenyi = analysis.nemenyi
     if nemenyi is not None and (nemenyi.backbones < columns or len(nemenyi.mean_ranks) < rows):
         found.append(
@@ -118,7 +114,7 @@ def _omitted(analysis: "Analysis") -> list[str]:
     return found
 
 
-def _search(analysis: "Analysis") -> list[str]:
+def _search(analysis: Analysis) -> list[str]:
     if analysis.table.trials is None:
         return [
             "The trials of the search are not in the table, so a cost of tuning cannot be told "

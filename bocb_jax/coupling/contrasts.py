@@ -1,44 +1,48 @@
-"""Is one category of optimizers better than another, and does that depend on the backbone?"""
+"""Contrast of two categories of optimizers: which is better, and does it depend on the backbone?"""
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas
 from scipy import stats
 
-from bocb_jax.coupling.scores import ScoreTable
+from bocb_jax.coupling.score_table import ScoreTable
 from bocb_jax.coupling.significance import holm
 from bocb_jax.paper.categories import category, to_opt
 
 
 @dataclasses.dataclass(frozen=True)
-class Families:
-    """Contrast of two categories of optimizers on every backbone: median of one minus the other."""
+class CategoryContrast:
+    """Contrast of two categories of optimizers: median of one minus median of the other."""
 
     first: str  # category, e.g. "a"
     second: str  # e.g. "b"
     first_optimizers: tuple[str, ...]
     second_optimizers: tuple[str, ...]
-    # index backbone: contrast (of medians, larger is better for `first`), shift (Hodges-Lehmann),
+    # Index backbone: contrast (of medians, larger is better for `first`), shift (Hodges-Lehmann),
     # low, high (exact interval of the shift; infinite with too few optimizers), p_value
-    # (Mann-Whitney), p_holm, n_first, n_second, best_first, best_second (names)
+    # (Mann-Whitney), p_holm, n_first, n_second, best_first, best_second (names).
     contrasts: pandas.DataFrame
     overall: float  # median contrast over backbones
     overall_low: float  # bootstrap over families of backbones
     overall_high: float
     differs_p: float | None  # does the contrast differ between backbones (permutation test)
-    permutations: int  # how many assignments of optimizers to categories that took
-    exact: bool  # whether these were all there are
+    permutations: int  # assignments of optimizers to categories behind that p-value
+    exact: bool  # whether these were all assignments
     description: str  # what was tested, in words
 
 
 def category_of(
     optimizers: list[str], categories: Mapping[str, str] | None = None
 ) -> pandas.Series:
-    """Category of every optimizer by the paper's definition, or as given; None if neither knows."""
+    """Return the category of every optimizer, as given or else by the paper's definition.
+
+    None where neither gives one.
+    """
     own = categories or {}
     found = {name: own.get(name) or category(to_opt(name))[0] for name in optimizers}
     return pandas.Series(found, dtype=object)
@@ -54,12 +58,12 @@ def contrast(
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
-) -> Families | None:
-    """Compares two categories of optimizers on every backbone.
+) -> CategoryContrast | None:
+    """Compare two categories of optimizers on every backbone.
 
-    Whether the contrast differs between backbones (the paper's headline) is tested by moving whole
-    optimizers between the two categories: an optimizer's scores on twenty backbones are one draw,
-    not twenty. Main effects of optimizers are taken out before.
+    Whether the contrast differs between backbones (the paper's headline) is tested by permuting
+    whole optimizers between the two categories, because an optimizer's scores on twenty backbones
+    are not twenty independent draws. Main effects of optimizers are removed first.
 
     Args:
       table: the scores.
@@ -67,13 +71,13 @@ def contrast(
       families: of every backbone.
       first, second: the categories.
       confidence: of the intervals.
-      resamples: draws of the bootstrap, and of the permutations where there are more.
+      resamples: draws of the bootstrap, and at most so many permutations.
       seed: of the draws.
 
     Returns:
       None if either category has fewer than two optimizers.
     """
-    matrix = table.matrix() * (1 if table.higher_is_better else -1)
+    matrix = table.goodness()
     sides = [[o for o in matrix.index if categories.get(o) == side] for side in (first, second)]
     if min(map(len, sides)) < 2:
         return None
@@ -92,7 +96,7 @@ def contrast(
         values, families.reindex(values.index), np.median, confidence, resamples, rng
     )
     p_value, count, exact = _differs(matrix.loc[sides[0] + sides[1]], len(sides[0]), resamples, rng)
-    return Families(
+    return CategoryContrast(
         first=first,
         second=second,
         first_optimizers=tuple(sides[0]),
@@ -104,16 +108,23 @@ def contrast(
         differs_p=p_value,
         permutations=count,
         exact=exact,
-        description=(
-            f"On every backbone the median of category {first} minus that of category {second}. "
-            "Whether it differs between backbones: spread of the contrast over backbones, against "
-            f"{'all' if exact else 'random'} {count} ways to call {len(sides[0])} of these "
-            f"{len(sides[0]) + len(sides[1])} optimizers category {first}."
-        ),
+        description=_described(first, second, *map(len, sides), count=count, exact=exact),
     )
 
 
-def _row(left: pandas.Series, right: pandas.Series, confidence: float) -> dict:
+def _described(
+    first: str, second: str, n_first: int, n_second: int, *, count: int, exact: bool
+) -> str:
+    return (
+        f"On every backbone the median of category {first} minus that of category {second}. "
+        "Whether it differs between backbones: spread of the contrast over backbones, against "
+        f"{'all' if exact else 'random'} {count} ways to call {n_first} of these "
+        f"{n_first + n_second} optimizers category {first}."
+    )
+
+
+def _row(left: pandas.Series, right: pandas.Series, confidence: float) -> dict[str, Any]:
+    """Return a row of `CategoryContrast.contrasts` from the scores of both categories."""
     shift, low, high = hodges_lehmann(left.to_numpy(), right.to_numpy(), confidence)
     return {
         "contrast": left.median() - right.median(),
@@ -131,10 +142,13 @@ def _row(left: pandas.Series, right: pandas.Series, confidence: float) -> dict:
 def hodges_lehmann(
     first: np.ndarray, second: np.ndarray, confidence: float
 ) -> tuple[float, float, float]:
-    """Median of all differences, and the interval that the Mann-Whitney test does not reject.
+    """Return the median of all differences, and the shifts that Mann-Whitney does not reject.
 
-    Exact for shifted distributions. With too few scores no interval has the confidence, and its
+    Exact for shifted distributions. With too few scores no interval reaches the confidence, and the
     bounds are infinite.
+
+    Returns:
+      center, low, high.
     """
     differences = np.sort(np.subtract.outer(first, second).ravel())
     cumulative = np.cumsum(mann_whitney_counts(len(first), len(second)))
@@ -148,7 +162,10 @@ def hodges_lehmann(
 
 
 def mann_whitney_counts(first: int, second: int) -> np.ndarray:
-    """In how many orders of two samples U is 0, 1, ..., first * second (all equally likely)."""
+    """Return in how many orders of two samples U is 0, 1, ..., first * second.
+
+    All orders are equally likely without an effect.
+    """
     # The coefficients of the Gaussian binomial: product of (1 - q^(second + i)) / (1 - q^i).
     counts = np.zeros(first * second + 1)
     counts[0] = 1
@@ -164,7 +181,14 @@ def mann_whitney_counts(first: int, second: int) -> np.ndarray:
 def _differs(
     matrix: pandas.DataFrame, size: int, resamples: int, rng: np.random.Generator
 ) -> tuple[float | None, int, bool]:
-    """p-value, number of assignments and whether these are all."""
+    """Return whether the contrast differs between backbones: p-value, assignments, whether all.
+
+    Args:
+      matrix: optimizers x backbones, those of the first category first.
+      size: number of optimizers in the first category.
+      resamples: assignments to draw if there are more.
+      rng: of the draws.
+    """
     matrix = matrix.dropna(axis=1)
     count = len(matrix)
     if matrix.shape[1] < 2:
@@ -186,7 +210,7 @@ def _differs(
             for rows in inside
         ]
     )
-    # The first is the assignment itself.
+    # The first is the true assignment.
     p_value = float((spread >= spread[0] * (1 - 1e-9)).mean())
     return p_value, total if exact else resamples, exact
 
@@ -194,15 +218,15 @@ def _differs(
 def block_bootstrap(
     values: pandas.Series,
     blocks: pandas.Series,
-    statistic,
+    statistic: Callable[[np.ndarray], float],
     confidence: float,
     resamples: int,
     rng: np.random.Generator,
 ) -> tuple[float, float]:
-    """Percentile interval of a statistic when whole blocks (families) are drawn.
+    """Return the percentile interval of a statistic when whole blocks (families) are resampled.
 
     Args:
-      values: one a member.
+      values: one per member.
       blocks: the block of every member.
       statistic: of a NumPy array.
       confidence: of the interval.

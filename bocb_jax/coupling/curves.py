@@ -1,35 +1,36 @@
-"""Training curves of a table's runs, thinned: one run a cell."""
+"""Training curves of a table's runs, thinned: one run per cell."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
 
-from bocb_jax.coupling.scores import ScoreTable
+from bocb_jax.coupling.score_table import ScoreTable
 
-POINTS = 60  # at most so many a run: more would not be seen, and a report holds hundreds of runs
+POINTS = 60  # per run at most: more would not show, and a report holds hundreds of runs
 COLUMNS = ("backbone", "optimizer", "run", "seed", "epoch", "loss", "accuracy", "failed")
 
 
 def read(table: ScoreTable, workdir: str | Path) -> pandas.DataFrame:
-    """Curves of the final runs of a folder of runs: of each cell the run with the middle score.
+    """Read the training curves of a table: those of the run with the middle score of each cell.
 
-    Runs without a readable `metrics.jsonl` are left out; so is a line cut off by a kill.
+    Runs without a readable `metrics.jsonl` are left out, and so are lines cut off by a kill.
 
     Args:
-      table: whose `run` column names folders in `workdir`.
-      workdir: the folder of runs.
+      table: whose `run` column names run directories in `workdir`.
+      workdir: the folder that holds them.
 
     Returns:
       Columns backbone, optimizer, run, seed, epoch, loss (nats), accuracy (of the validation split,
-      in percent; NaN where it was not measured) and failed; at most `POINTS` rows a cell.
+      in percent; NaN where it was not measured) and failed; at most `POINTS` rows per cell.
     """
     workdir, parts = Path(workdir), []
     for (backbone, optimizer), cell in table.runs.groupby(["backbone", "optimizer"], sort=False):
         run = cell.sort_values("score", kind="stable", na_position="first").iloc[len(cell) // 2]
         name = str(run["run"])
-        # The name of a folder, not a way out of it.
+        # A name with separators could lead out of the folder.
         if not name or Path(name).name != name:
             continue
         points = _points(workdir / name / "metrics.jsonl")
@@ -47,7 +48,7 @@ def _points(path: Path) -> pandas.DataFrame | None:
         lines = path.read_text("utf-8", errors="replace").splitlines()
     except OSError:
         return None
-    # Evaluations if there are any: they hold the training loss as well.
+    # Lines of evaluations, where there are any, hold the training loss as well.
     evaluations = [line for line in lines if '"validation_accuracy"' in line]
     lines = evaluations if len(evaluations) > 1 else lines
     chosen = np.unique(np.linspace(0, len(lines) - 1, min(POINTS, len(lines))).round().astype(int))
@@ -64,7 +65,7 @@ def _points(path: Path) -> pandas.DataFrame | None:
     )
 
 
-def _parsed(line: str) -> dict | None:
+def _parsed(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
     except ValueError:
@@ -72,6 +73,6 @@ def _parsed(line: str) -> dict | None:
     return record if isinstance(record, dict) and "epoch" in record else None
 
 
-def _number(record: dict, name: str) -> float:
+def _number(record: dict[str, Any], name: str) -> float:
     value = record.get(name)
     return float(value) if isinstance(value, int | float) and np.isfinite(value) else np.nan

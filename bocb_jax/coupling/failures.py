@@ -1,15 +1,15 @@
-"""Why a cell failed, as far as its losses tell."""
+"""Labels that say why a cell failed, as far as its training losses tell."""
 
 import numpy as np
 import pandas
 
-from bocb_jax.coupling.outliers import Marks
-from bocb_jax.coupling.scores import ScoreTable
+from bocb_jax.coupling.outliers import Outliers
+from bocb_jax.coupling.score_table import ScoreTable
 
-# The loss of the last epoch is at least this share of the first epoch's: nothing was learnt.
+# Nothing was learnt if the loss of the last epoch is at least this share of the first epoch's.
 STUCK = 0.95
-# Under-fitted: training loss above the column's median by a quarter, and by 0.05 nats at least (a
-# quarter of a loss near zero says nothing).
+# Under-fitted: training loss above the column's median by a quarter, and by at least 0.05 nats,
+# because a quarter of a loss near zero says nothing.
 UNDERFITTED_FACTOR, UNDERFITTED_NATS = 1.25, 0.05
 
 LABELS = (
@@ -22,15 +22,20 @@ LABELS = (
 )
 
 
-def label(table: ScoreTable, marks: Marks, regret: pandas.DataFrame) -> pandas.DataFrame:
-    """A label for every cell that is marked an outlier or has no finished run.
+def label(table: ScoreTable, outliers: Outliers, regret: pandas.DataFrame) -> pandas.DataFrame:
+    """Label every cell that is an outlier or has no finished run.
 
-    Training losses are compared within a backbone, whose runs share a recipe; the median is over
+    Training losses are compared within a backbone, whose runs share a recipe: the median is over
     its optimizers.
 
+    Args:
+      table: the scores.
+      outliers: of the table.
+      regret: optimizers x backbones, from `regret_of`.
+
     Returns:
-      backbone, optimizer, label, reason (with its figures), score, regret, train_loss, n (runs);
-      worst regret first.
+      Columns backbone, optimizer, label (one of `LABELS`), reason (with its figures), score,
+      regret, train_loss, n (runs); worst regret first.
     """
     losses = (
         table.runs.groupby(["optimizer", "backbone"], sort=False)["train_loss"].mean().unstack()
@@ -43,7 +48,7 @@ def label(table: ScoreTable, marks: Marks, regret: pandas.DataFrame) -> pandas.D
     rows = []
     for (optimizer, backbone), runs in cells:
         if (
-            marks.marks.loc[optimizer, backbone] != "outlier"
+            outliers.labels.loc[optimizer, backbone] != "outlier"
             and not failed.loc[optimizer, backbone]
         ):
             continue

@@ -1,7 +1,7 @@
-"""Does a property of backbones (norm, stages, mixer, residual) predict which optimizer they prefer?
+"""Does a feature of backbones (norm, stages, mixer, residual) predict which optimizer they prefer?
 
-Comparisons between different nets show what goes with what, never why: nets that share a norm share
-an age, a recipe and an author as well. The recipe is among the features for that reason.
+Comparing different backbones shows association, not cause: those that share a norm also share an
+age, a recipe and often authors. The recipe is among the features for that reason.
 """
 
 import numpy as np
@@ -12,17 +12,16 @@ from bocb_jax.paper import taxonomy
 
 
 def features_of(backbones: list[str], extra: pandas.DataFrame | None = None) -> pandas.DataFrame:
-    """What is known of backbones, by the paper's names or this project's.
+    """Return the features of backbones, by the paper's names or this project's.
 
-    A twin or another size has the features of its family's published backbone. A backbone that is
-    not known is a family of its own, without features.
+    A backbone that `taxonomy.find` does not know is a family of its own, without features.
 
     Args:
       backbones: names.
-      extra: further features, one row a backbone; a column "family" overrides the family.
+      extra: further features, indexed by backbone; a column "family" overrides the family.
 
     Returns:
-      A row a backbone: family, norm, stages, stem, mixer, residual, recipe, and those of `extra`.
+      Index backbone: family, norm, stages, stem, mixer, residual, recipe, and those of `extra`.
     """
     found = {name: _features(name) for name in backbones}
     columns = ["family", "norm", "stages", "stem", "mixer", "residual", "recipe"]
@@ -60,23 +59,23 @@ def predict(
     resamples: int = 2000,
     seed: int = 0,
 ) -> pandas.DataFrame | None:
-    """How well each feature alone predicts a preference on families it has not seen.
+    """Test how well each feature alone predicts a preference on unseen families.
 
-    The prediction for a backbone is the mean over backbones of other families with the same level
-    (or of all other families, if no other has that level). The p-value moves whole families: the
-    between-level sum of squares of family means, against the means in random order.
+    The prediction for a backbone is the mean over backbones of other families with the same level,
+    or of all other families if none has that level. The p-value permutes whole families, and
+    compares the between-level sum of squares of their means.
 
     Args:
-      target: preference of each backbone, e.g. the contrast of two categories of optimizers.
-      features: as `features_of` gives them, with a column "family".
+      target: preference of each backbone, such as the contrast of two categories of optimizers.
+      features: from `features_of`, with a column "family".
       resamples: permutations.
       seed: of the permutations.
 
     Returns:
-      index feature: levels, n (backbones), families, in_sample_r2, error (root mean square, one
-      family left out at a time), error_without (the same without the feature), skill
-      (1 - error^2 / error_without^2; below 0 the feature misleads), p_value, p_holm, helps (skill
-      above 0 and p_holm below 0.05). None with fewer than four families.
+      Index feature, best skill first: levels, n (backbones), families, in_sample_r2, error (root
+      mean square, leaving one family out at a time), error_without (the same without the feature),
+      skill (1 - error^2 / error_without^2; below 0 the feature misleads), p_value, p_holm, helps
+      (skill above 0 and p_holm below 0.05). None with fewer than four families.
     """
     rng = np.random.default_rng(seed)
     rows = {}
@@ -98,7 +97,7 @@ def predict(
             "error": error,
             "error_without": error_without,
             "skill": 1 - (error / error_without) ** 2 if error_without > 0 else np.nan,
-            "p_value": _permuted(both, resamples, rng),
+            "p_value": _permutation_p(both, resamples, rng),
         }
     if not rows:
         return None
@@ -109,6 +108,7 @@ def predict(
 
 
 def _left_out(y: np.ndarray, level: np.ndarray, family: np.ndarray) -> tuple[float, float]:
+    """Return the root mean square error of the prediction, with the feature and without."""
     squares = np.zeros(2)
     for left in np.unique(family):
         outside = family != left
@@ -120,7 +120,14 @@ def _left_out(y: np.ndarray, level: np.ndarray, family: np.ndarray) -> tuple[flo
     return float(error), float(error_without)
 
 
-def _permuted(both: pandas.DataFrame, resamples: int, rng: np.random.Generator) -> float:
+def _permutation_p(both: pandas.DataFrame, resamples: int, rng: np.random.Generator) -> float:
+    """Return the p-value of the between-level spread of family means.
+
+    Args:
+      both: a row per backbone: y, level, family.
+      resamples: permutations.
+      rng: of the permutations.
+    """
     families = both.groupby("family", sort=False)
     means = families["y"].mean().to_numpy()
     levels = families["level"].agg(lambda values: values.mode().iloc[0]).to_numpy()

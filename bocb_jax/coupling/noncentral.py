@@ -1,28 +1,30 @@
-"""Intervals for a planted sum of squares: the noncentral F and its relatives."""
+"""Intervals for a true sum of squares, from the noncentral F and chi-square distributions."""
+
+from collections.abc import Callable
 
 import numpy as np
 from scipy import optimize, special, stats
 
-# Above this noncentrality Sankaran's approximation is exact to 1e-6 and much faster.
+# Above this noncentrality Sankaran's approximation is accurate to 1e-6 and much faster.
 _LARGE = 1e4
-_NODES = 64
+_NODES = 64  # of the average over the unknown variance
 
 
 def f_p_value(f: float, numerator: float, denominator: float) -> float:
-    """Probability of an F at least this large without an effect."""
+    """Return the probability of an F at least this large without an effect."""
     return float(stats.f.sf(f, numerator, denominator))
 
 
 def f_interval(
     f: float, numerator: float, denominator: float, confidence: float
 ) -> tuple[float, float]:
-    """Interval for the noncentrality of an F, by inverting its distribution (Steiger 2004).
+    """Return an interval for the noncentrality of an F, by inverting it (Steiger 2004).
 
-    Exact for normal noise of equal variance. Divided by the number of runs it is the ratio of the
-    effect's mean square over cells to the noise variance.
+    Exact for normal noise of equal variance. Divided by the number of runs, a bound is the ratio of
+    the effect's mean square over cells to the noise variance.
     """
 
-    def excess(noncentrality, probability):
+    def excess(noncentrality: float, probability: float) -> float:
         return stats.ncf.cdf(f, numerator, denominator, noncentrality) - probability
 
     return _inverted(excess, numerator * f, numerator, confidence)
@@ -31,12 +33,12 @@ def f_interval(
 def sum_of_squares_interval(
     squares: float, noise: float, degrees: float, noise_degrees: float, confidence: float
 ) -> tuple[float, float]:
-    """Generalized confidence interval for the true part of a sum of squares (Weerahandi 1993).
+    """Return a generalized interval for the true part of a sum of squares (Weerahandi 1993).
 
-    `squares` / variance is noncentral chi-square, and the variance itself is known from `noise`,
-    the mean square within cells. An interval that took `noise` for the truth would be too narrow
-    with few runs; a ratio to it (`f_interval`) is a ratio, not points. Here the unknown variance is
-    averaged over its fiducial distribution.
+    `squares` / variance is noncentral chi-square, and `noise`, the mean square within cells,
+    estimates the variance. An interval that took `noise` for the variance would be too narrow with
+    few runs, and `f_interval` gives a ratio instead of points. Here the variance is averaged over
+    its fiducial distribution.
 
     Args:
       squares: observed sum of squares.
@@ -46,21 +48,29 @@ def sum_of_squares_interval(
       confidence: of the interval.
 
     Returns:
-      Bounds of the sum of squares without noise, at least 0.
+      Lower and upper bound of the sum of squares without noise, at least 0.
     """
     if not noise > 0:
         return squares, squares
     middles = (np.arange(_NODES) + 0.5) / _NODES
     variances = noise * noise_degrees / stats.chi2.ppf(middles, noise_degrees)
 
-    def excess(true, probability):
+    def excess(true: float, probability: float) -> float:
         return chi_square_cdf(squares / variances, degrees, true / variances).mean() - probability
 
     return _inverted(excess, squares, degrees * noise, confidence)
 
 
-def _inverted(excess, start: float, scale: float, confidence: float) -> tuple[float, float]:
-    """The two noncentralities at which the cumulative probability takes the interval's tails."""
+def _inverted(
+    excess: Callable[[float, float], float], start: float, scale: float, confidence: float
+) -> tuple[float, float]:
+    """Return the noncentralities at which the cumulative probability equals the two tails.
+
+    Args:
+      excess: of (noncentrality, probability): the cumulative probability minus `probability`.
+      start, scale: order of magnitude of the noncentrality.
+      confidence: 1 minus both tails.
+    """
     if not np.isfinite(start):
         return start, start
     tail = (1 - confidence) / 2
@@ -77,12 +87,12 @@ def _inverted(excess, start: float, scale: float, confidence: float) -> tuple[fl
 
 
 def chi_square_cdf(x: np.ndarray, degrees: float, noncentrality: np.ndarray) -> np.ndarray:
-    """Cumulative noncentral chi-square; arrays of one shape."""
+    """Return the cumulative noncentral chi-square of arrays of one shape."""
     large = noncentrality > _LARGE
     exact = special.chndtr(x, degrees, np.where(large, 0.0, noncentrality))
     if not large.any():
         return exact
-    # Sankaran (1963): a power of the variable is close to normal.
+    # Sankaran (1963): a power of the variable is nearly normal.
     mean = degrees + noncentrality
     spread = degrees + 2 * noncentrality
     power = 1 - 2 * mean * (degrees + 3 * noncentrality) / (3 * spread**2)

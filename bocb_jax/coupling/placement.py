@@ -1,4 +1,4 @@
-"""Where a backbone stands among known ones, by what it loses with a few optimizers."""
+"""Published backbones that resemble one of your own, by what each optimizer loses on them."""
 
 import numpy as np
 import pandas
@@ -8,18 +8,18 @@ from bocb_jax.paper.categories import published_category, to_paper
 
 
 def place(regret: pandas.Series) -> pandas.DataFrame:
-    """The published backbones, the most similar first.
+    """Return the published backbones, the most similar first.
 
-    Both sides are regrets over the same few optimizers: the distance to the best of them. The
-    published ones are from CIFAR-100 after 200 epochs, so likeness is a hint and no more.
+    Both sides are regrets over the same few optimizers: points behind the best of them. The
+    published scores are those of CIFAR-100 after 200 epochs, so similarity is only a hint.
 
     Args:
-      regret: points, by optimizer under this project's names; those that the paper lacks and
-        empty ones are left out.
+      regret: points by optimizer, under this project's names; optimizers that the paper lacks and
+        missing values are left out.
 
     Returns:
-      Index: the paper's backbones. Columns: distance (root mean square of the differences, points),
-      and the regret with each optimizer; empty with fewer than two optimizers in common.
+      Index: the paper's backbones. Columns: the regret with each optimizer, and distance (root mean
+      square of the differences, points). Empty with fewer than two optimizers in common.
     """
     regret = regret.dropna()
     common = [opt for opt in regret.index if published_category(opt) and "@" not in opt]

@@ -1,13 +1,14 @@
-"""Optimizers in order: the paper's weighted ranking, and performance profiles."""
+"""Rankings of optimizers: the paper's weighted ranking, and performance profiles."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pandas
 
 from bocb_jax import paper
-from bocb_jax.coupling.outliers import Marks
-from bocb_jax.coupling.scores import ScoreTable
+from bocb_jax.coupling.outliers import Outliers
+from bocb_jax.coupling.score_table import ScoreTable, regret_of
 from bocb_jax.coupling.tuning import Hyperparameters
 
 # The weights of the paper's Table 4.
@@ -30,18 +31,21 @@ class Profiles:
     """
 
     by_regret: pandas.DataFrame  # index tau in the unit of the score, columns optimizers
-    by_error_ratio: pandas.DataFrame | None  # index tau, error over the column's lowest error
-    by_time_ratio: pandas.DataFrame | None  # index tau, seconds to target over the fastest
-    # index optimizer: n (backbones with a score), regret, error_ratio, time_ratio: area, 0 to 1
+    by_error_ratio: pandas.DataFrame | None  # index tau: error over the column's lowest error
+    by_time_ratio: pandas.DataFrame | None  # index tau: seconds to target over the fastest
+    # Index optimizer: n (backbones with a score); regret, error_ratio, time_ratio (areas, 0 to 1).
     scores: pandas.DataFrame
     backbones: int
 
 
 def overall(components: pandas.DataFrame) -> pandas.Series:
-    """Weighted sum of ranks as in the paper's Table 4, smaller is better.
+    """Return the weighted sum of ranks of the paper's Table 4; smaller is better.
 
-    The flag counts as the bare 0 or 1 that the paper uses, so next to ranks up to 20 it hardly
-    counts. A component that is missing for all is left out and the other weights grow.
+    The flag enters as the 0 or 1 that the paper uses, so beside ranks up to 20 it hardly counts. A
+    component that is missing for any optimizer is left out, and the other weights grow.
+
+    Args:
+      components: index optimizer, columns as in `WEIGHTS`.
     """
     present = [name for name in WEIGHTS if components[name].notna().all()]
     weights = pandas.Series(WEIGHTS)[present]
@@ -49,32 +53,30 @@ def overall(components: pandas.DataFrame) -> pandas.Series:
 
 
 def rank(
-    table: ScoreTable, marks: Marks, hyperparameters: Hyperparameters | None
+    table: ScoreTable, outliers: Outliers, hyperparameters: Hyperparameters | None
 ) -> pandas.DataFrame:
-    """The paper's ranking of optimizers, from a table's own figures.
+    """Rank optimizers as the paper does, from a table's own figures.
 
-    Performance is the mean score without the optimizer's worst backbone, a missing cell being
-    filled from the additive fit; hyper-parameters the mean distance of its tuned values; the flag
-    whether any of its cells is marked; computation its time relative to the fastest
-    of the backbone (on the published tables, whose times are not known, the paper's own rank).
+    Performance is the mean score without the optimizer's worst backbone, where missing cells are
+    filled from the additive fit; hyper-parameters count by the mean distance of the tuned values;
+    the flag says whether any cell is an outlier; computation is the time relative to the fastest of
+    the backbone (on the published tables, whose times are not known, the paper's own rank).
 
     Returns:
-      index optimizer, best first: overall_rank, overall, performance_rank, performance,
+      Index optimizer, best first: overall_rank, overall, performance_rank, performance,
       hyperparameter_rank, hyperparameter_distance, flag, computation_rank, seconds (mean of a run;
       NaN if not known), n (backbones with a score).
     """
-    sign = 1 if table.higher_is_better else -1
-    matrix = table.matrix()
-    goodness = sign * matrix
+    goodness = table.goodness()
     filled = goodness.where(goodness.notna(), _additive(goodness))
     performance = filled.apply(_without_worst, axis=1)
     frame = pandas.DataFrame(
         {
             "performance_rank": _ranks(-performance),
-            "performance": sign * performance,
+            "performance": table.sign * performance,
             "hyperparameter_rank": np.nan,
             "hyperparameter_distance": np.nan,
-            "flag": (marks.marks == "outlier").any(axis=1).astype(int),
+            "flag": (outliers.labels == "outlier").any(axis=1).astype(int),
             "computation_rank": np.nan,
             "seconds": np.nan,
             "n": goodness.notna().sum(axis=1),
@@ -88,8 +90,8 @@ def rank(
         frame["seconds"] = seconds.mean(axis=1)
         frame["computation_rank"] = _ranks((seconds / seconds.min()).mean(axis=1))
     elif table.dataset in ("cifar100", "imagenet", "coco"):
-        printed = paper.table("ranking")["computation_rank"]
-        frame["computation_rank"] = printed.reindex(frame.index).astype(float)
+        ranks = paper.table("ranking")["computation_rank"]
+        frame["computation_rank"] = ranks.reindex(frame.index).astype(float)
     frame.insert(0, "overall", overall(frame))
     frame.insert(0, "overall_rank", _ranks(frame["overall"].round(9)))
     return frame.sort_values(["overall", "performance_rank"], kind="stable").rename_axis(
@@ -98,8 +100,8 @@ def rank(
 
 
 def _without_worst(scores: pandas.Series) -> float:
-    scores = np.sort(scores.dropna().to_numpy())
-    return float(scores[1:].mean()) if len(scores) > 2 else float(scores.mean())
+    ordered = np.sort(scores.dropna().to_numpy())
+    return float(ordered[1:].mean()) if len(ordered) > 2 else float(ordered.mean())
 
 
 def _ranks(values: pandas.Series) -> pandas.Series:
@@ -107,7 +109,7 @@ def _ranks(values: pandas.Series) -> pandas.Series:
 
 
 def _additive(goodness: pandas.DataFrame) -> pandas.DataFrame:
-    """Mean + row effect + column effect, by sweeping means until they settle."""
+    """Return mean + row effect + column effect, by sweeping means until they converge."""
     left, fit = goodness, 0 * goodness.fillna(0)
     for _ in range(200):
         rows = left.mean(axis=1).fillna(0)
@@ -127,11 +129,9 @@ def _pivot(table: ScoreTable, column: str) -> pandas.DataFrame | None:
 
 
 def profile(table: ScoreTable) -> Profiles:
-    """On which share of the backbones each optimizer is within tau of the best."""
-    sign = 1 if table.higher_is_better else -1
-    matrix = table.matrix()
-    goodness = sign * matrix
-    regret = goodness.max() - goodness
+    """Return on which share of the backbones each optimizer is within tau of the best."""
+    matrix, goodness = table.matrix(), table.goodness()
+    regret = regret_of(goodness)
     taus = np.linspace(0, _LARGEST_REGRET[table.unit], _POINTS)
     ratios = np.linspace(1, _LARGEST_RATIO, _POINTS)
     by_regret = _profile(regret, taus)
@@ -142,10 +142,10 @@ def profile(table: ScoreTable) -> Profiles:
     seconds = _pivot(table, "seconds_to_target")
     by_time = None
     if seconds is not None:
-        # Who did not reach the target is never within any ratio, but counts.
+        # An optimizer that did not reach the target is within no ratio, but counts.
         reached = (seconds / seconds.min()).where(seconds.notna(), np.inf)
         by_time = _profile(reached.where(goodness.notna()), ratios)
-    areas = {"n": goodness.notna().sum(axis=1)}
+    areas: dict[str, Any] = {"n": goodness.notna().sum(axis=1)}
     for name, curve in (("regret", by_regret), ("error_ratio", by_error), ("time_ratio", by_time)):
         areas[name] = np.nan if curve is None else _area(curve)
     return Profiles(
@@ -158,7 +158,10 @@ def profile(table: ScoreTable) -> Profiles:
 
 
 def _profile(distance: pandas.DataFrame, taus: np.ndarray) -> pandas.DataFrame:
-    """Share of an optimizer's backbones no farther than tau; backbones without a score are out."""
+    """Return each optimizer's share of backbones with a distance of at most tau.
+
+    Backbones on which it has no score do not count.
+    """
     values = distance.to_numpy()
     known = ~np.isnan(values)
     within = (np.where(known, values, np.inf)[..., None] <= taus + 1e-9).sum(axis=1)

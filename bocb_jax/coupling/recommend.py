@@ -1,19 +1,20 @@
-"""Which optimizer to try first on a backbone, with which rates, and on what evidence."""
+"""Which optimizer to try first on a backbone, with which learning rate, and on what evidence."""
 
 import dataclasses
 import difflib
 from collections.abc import Sequence
 
 import numpy as np
+import pandas
 
 from bocb_jax import paper
-from bocb_jax.coupling.scores import ScoreTable
+from bocb_jax.coupling.score_table import ScoreTable, regret_of
 from bocb_jax.paper.categories import to_opt
 from bocb_jax.paper.taxonomy import series_of, to_model
 
-# Differences that seeds could turn around, in points: among optimizers this close to the best, the
+# Differences in points that other seeds could reverse: among optimizers this close to the best, the
 # one that costs least over all backbones comes first. The paper's figures have no spread; seeds of
-# one net differ by some tenths of a point on CIFAR-100.
+# one backbone differ by some tenths of a point on CIFAR-100.
 TIE = 1.0
 RULE = (
     "Optimizers within {tie:g} {unit} of the best count as equal, because seeds could turn that "
@@ -26,7 +27,7 @@ class Choice:
     """One optimizer to try."""
 
     optimizer: str
-    score: float  # mean over seeds, in the table's unit; NaN where only other backbones speak
+    score: float  # mean over seeds, in the table's unit; NaN where the advice is for all backbones
     behind: float  # distance to the best of the backbone, in the unit; NaN likewise
     seeds: int  # number of figures behind `score`
     mean_regret: float  # over all backbones of the table, in the unit
@@ -40,14 +41,14 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-    """What a table says for one backbone."""
+    """What a table recommends for one backbone."""
 
     model: str  # as it was asked for
     backbone: str | None  # whose scores these are; None: all backbones together
     exact: bool  # whether that is the backbone that was asked for
-    why: str  # which scores stand behind it, in a sentence
+    why: str  # which scores the advice rests on, in a sentence
     choices: tuple[Choice, ...]  # the best first
-    avoid: tuple[str, ...]  # optimizers whose runs failed or that are far below, in words
+    avoid: tuple[str, ...]  # optimizers whose runs failed or that are far behind, in words
     candidates: int  # optimizers with a score
     source: str
     unit: str
@@ -57,25 +58,25 @@ class Advice:
 def recommend(
     table: ScoreTable, model: str, *, most: int = 3, tie: float | None = None
 ) -> Advice | None:
-    """What to try first on a backbone, from a table of scores.
+    """Return what to try first on a backbone, from a table of scores.
 
-    A backbone that the table lacks gets the advice for its family, and one of no known family the
-    optimizers with the lowest mean regret over all backbones; `why` says so.
+    A backbone that the table lacks gets the advice for its relative there, and one without a
+    relative the optimizers with the lowest mean regret over all backbones; `why` says so.
 
     Args:
-      table: scores of any kind; the published ones or your own.
-      model: a backbone, as the table or as this project names it.
+      table: any scores, published or your own.
+      model: a backbone, as the table, the paper or this project names it.
       most: number of choices.
-      tie: distance that counts as equal, in the table's unit; default 1 point, elsewhere 0.02 of
-        the range of the scores.
+      tie: distance that counts as equal, in the table's unit; by default 1 point, and 0.02 of the
+        range of the scores in other units.
 
     Returns:
       None where the table has no two optimizers to choose among.
     """
-    matrix = table.matrix() if table.higher_is_better else -table.matrix()
-    regret = matrix.max() - matrix
+    goodness = table.goodness()
+    regret = regret_of(goodness)
     if tie is None:
-        spread = float(np.nanmax(matrix.to_numpy()) - np.nanmin(matrix.to_numpy()))
+        spread = float(np.nanmax(goodness.to_numpy()) - np.nanmin(goodness.to_numpy()))
         tie = TIE if table.unit == "points" else 0.02 * spread
     backbone, exact, why = _stand_in(table, model)
     if backbone is not None and regret[backbone].count() < 2:
@@ -86,11 +87,12 @@ def recommend(
     if len(column) < 2:
         return None
     overall = regret.mean(axis=1).reindex(column.index)
-    order = sorted(
-        column.index, key=lambda name: (column[name] > tie, _key(column, overall, name, tie))
-    )
-    if backbone is None:
-        order = list(column.sort_values(kind="stable").index)
+    order = list(column.sort_values(kind="stable").index)
+    if backbone is not None:
+        # Ties by what they cost over all backbones, the others by their distance to the best.
+        tied = column <= tie
+        keys = overall.where(tied, column)
+        order = sorted(column.index, key=lambda name: (not tied[name], keys[name]))
     choices = [_choice(table, regret, backbone, name) for name in order[:most]]
     return Advice(
         model=model,
@@ -106,12 +108,8 @@ def recommend(
     )
 
 
-def _key(column, overall, name, tie) -> float:
-    return float(overall[name] if column[name] <= tie else column[name])
-
-
 def _stand_in(table: ScoreTable, model: str) -> tuple[str | None, bool, str]:
-    """The table's backbone for a model, whether it is the model itself, and a sentence."""
+    """Return the table's backbone for a model, whether it is the model itself, and a sentence."""
     known = {to_model(name): name for name in reversed(table.backbones)}
     known |= {name: name for name in table.backbones}  # as it is written there, before all
     base = to_model(model)
@@ -140,7 +138,7 @@ def _both(model: str, name: str) -> str:
     return model if model == name else f"{model} ({name})"
 
 
-def _choice(table: ScoreTable, regret, backbone: str | None, name: str) -> Choice:
+def _choice(table: ScoreTable, regret: pandas.DataFrame, backbone: str | None, name: str) -> Choice:
     row = regret.loc[name].dropna()
     cell = None
     if backbone is not None:
@@ -162,7 +160,10 @@ def _choice(table: ScoreTable, regret, backbone: str | None, name: str) -> Choic
     )
 
 
-def _rates(table, cell, backbone, optimizer) -> tuple[float | None, float | None, str]:
+def _rates(
+    table: ScoreTable, cell: pandas.DataFrame | None, backbone: str | None, optimizer: str
+) -> tuple[float | None, float | None, str]:
+    """Return learning rate and weight decay to start with, and where they come from in words."""
     if cell is not None and cell["learning_rate"].notna().any():
         best = cell.sort_values("score", ascending=not table.higher_is_better, kind="stable")
         best = best[best["learning_rate"].notna()].iloc[0]
@@ -185,8 +186,8 @@ def _rates(table, cell, backbone, optimizer) -> tuple[float | None, float | None
     return None, None, "not recorded"
 
 
-def _avoid(table: ScoreTable, regret, backbone: str | None) -> tuple[str, ...]:
-    """What failed or is far off on this backbone: more than 5 points, or every run failed."""
+def _avoid(table: ScoreTable, regret: pandas.DataFrame, backbone: str | None) -> tuple[str, ...]:
+    """Name what is more than 5 points behind on a backbone, or had no run that finished."""
     if backbone is None:
         return ()
     failed = table.failed()[backbone]
@@ -200,7 +201,7 @@ def _avoid(table: ScoreTable, regret, backbone: str | None) -> tuple[str, ...]:
 
 
 def sentences(advice: Advice) -> Sequence[str]:
-    """The advice in words: what to try first, with which rates, and on what evidence."""
+    """Return the advice in words: what to try first, with which values, and on what evidence."""
     first, *others = advice.choices
     lines = [f"Try {first.optimizer} first{_with_rates(first)}."]
     if np.isfinite(first.score):

@@ -1,7 +1,7 @@
-"""Do optimizers differ at all, which ones, and how much of it is chance?
+"""Is it chance? Tests of the interaction, of optimizers over backbones, and within a backbone.
 
-Backbones are the blocks. Backbones of one family (five MetaFormers, two ConvNeXts) are not
-independent, so each test is also given with families as blocks.
+Tests over backbones take them as blocks. Backbones of one family (five MetaFormers, two ConvNeXts)
+are not independent, so each of these tests is also given with families as blocks.
 """
 
 import dataclasses
@@ -12,12 +12,30 @@ import pandas
 import scikit_posthocs
 from scipy import stats
 
-from bocb_jax.coupling.scores import ScoreTable
+from bocb_jax.coupling import noncentral
+from bocb_jax.coupling.cells import Cells
+from bocb_jax.coupling.score_table import ScoreTable
+
+_CHUNK = 2**22  # numbers that one batch of permutations may hold
+
+
+@dataclasses.dataclass(frozen=True)
+class Tukey:
+    """Tukey's test for one degree of freedom of interaction, for tables of one seed per cell.
+
+    It detects only coupling that is a multiple of (optimizer effect x backbone effect).
+    """
+
+    f: float
+    degrees_of_freedom: tuple[int, int]
+    p_value: float
+    coefficient: float  # of the product of backbone and optimizer effects
+    share: float  # of the interaction's sum of squares that this product explains
 
 
 @dataclasses.dataclass(frozen=True)
 class Friedman:
-    """Do optimizers differ in rank over backbones?"""
+    """Friedman's test: do optimizers differ in rank over backbones?"""
 
     statistic: float
     p_value: float
@@ -26,7 +44,7 @@ class Friedman:
     kendall_w: float  # agreement of the backbones, 0 to 1
     backbones: int  # blocks
     optimizers: int
-    # The same over families of backbones, whose members are not independent; None if unknown.
+    # With families of backbones as blocks; None if families are not known.
     family_p_value: float | None
     families: int | None
 
@@ -43,18 +61,85 @@ class Nemenyi:
     alpha: float
 
 
-def complete(goodness: pandas.DataFrame) -> pandas.DataFrame:
-    """The part of a table without missing cells, for tests that know no others.
+# -- of the interaction ----------------------------------------------------------------------------
 
-    Optimizers with a score on less than half of the backbones go first, then every backbone that
-    still misses one.
+
+def permutation_test(cells: Cells, permutations: int, rng: np.random.Generator) -> float | None:
+    """Return the p-value of the interaction by Freedman and Lane's test.
+
+    It permutes the residuals of the additive model over runs (Freedman and Lane 1983; Anderson and
+    ter Braak 2003) and recomputes the F of interaction over noise. The fitted part need not be
+    added back, because the projection removes it again.
+
+    Returns:
+      None if no cell has two runs or the additive model leaves no degree of freedom.
+    """
+    between, within = cells.degrees_of_freedom
+    if within == 0 or between == 0:
+        return None
+    means = cells.means(cells.values)
+    additive = means - cells.interaction(means)
+    residuals = cells.values - np.repeat(additive, cells.counts)
+    total = (residuals**2).sum()
+
+    def ratio(values: np.ndarray) -> np.ndarray:
+        means = cells.means(values)
+        interaction = (cells.counts * cells.interaction(means) ** 2).sum(-1)
+        noise = total - (cells.counts * means**2).sum(-1)
+        return interaction / np.maximum(noise, 1e-12 * total)
+
+    if not total > 1e-24 * (cells.values**2).sum():
+        return 1.0
+    observed = ratio(residuals)
+    larger = 0
+    step = max(1, _CHUNK // len(residuals))
+    for start in range(0, permutations, step):
+        count = min(step, permutations - start)
+        drawn = rng.permuted(np.broadcast_to(residuals, (count, len(residuals))), axis=1)
+        larger += int((ratio(drawn) >= observed * (1 - 1e-9)).sum())
+    return (1 + larger) / (1 + permutations)
+
+
+def tukey_test(cells: Cells) -> Tukey | None:
+    """Return Tukey's (1949) test on the cell means; None with too few cells."""
+    means = cells.means(cells.values)
+    residuals = cells.interaction(means)
+    degrees = cells.degrees_of_freedom[0] - 1
+    _, rows, columns = cells.effects()
+    whole = rows[cells.optimizer] * columns[cells.backbone]
+    product = cells.interaction(whole)
+    size = (cells.counts * product**2).sum()
+    total = float((cells.counts * residuals**2).sum())
+    rounding = 1e-20 * (cells.counts * means**2).sum()
+    if degrees < 1 or not size > 1e-18 * (cells.counts * whole**2).sum() or not total > rounding:
+        return None
+    coefficient = float((cells.counts * product * residuals).sum() / size)
+    explained = coefficient**2 * float(size)
+    f = explained / max((total - explained) / degrees, 1e-300)
+    return Tukey(
+        f=f,
+        degrees_of_freedom=(1, degrees),
+        p_value=noncentral.f_p_value(f, 1, degrees),
+        coefficient=coefficient,
+        share=explained / total,
+    )
+
+
+# -- of optimizers over backbones ------------------------------------------------------------------
+
+
+def complete(goodness: pandas.DataFrame) -> pandas.DataFrame:
+    """Return the part of a table without missing cells, which rank tests need.
+
+    Optimizers with a score on less than half of the backbones are dropped first, then every
+    backbone that still lacks one.
     """
     goodness = goodness.loc[goodness.notna().mean(axis=1) >= 0.5]
     return goodness.dropna(axis=1, how="any")
 
 
 def friedman(goodness: pandas.DataFrame, families: pandas.Series | None) -> Friedman | None:
-    """Friedman's test (SciPy) with the F of Iman and Davenport (1980), which is less timid.
+    """Return Friedman's test, with the less conservative F of Iman and Davenport (1980).
 
     Args:
       goodness: optimizers x backbones, larger is better.
@@ -95,16 +180,19 @@ def _all_tied(scores: pandas.DataFrame) -> bool:
 
 
 def family_means(goodness: pandas.DataFrame, families: pandas.Series) -> pandas.DataFrame:
-    """Optimizers x families: mean over the backbones of a family, after each backbone's mean.
+    """Average goodness over the backbones of each family, centered per backbone first.
 
-    Without the latter a family's figure would follow its easiest backbone.
+    Without centering a family's figure would follow its easiest backbone.
+
+    Returns:
+      Optimizers x families.
     """
     centered = goodness - goodness.mean()
     return centered.T.groupby(families.reindex(goodness.columns).to_numpy(), sort=False).mean().T
 
 
 def nemenyi(goodness: pandas.DataFrame, *, confidence: float = 0.95) -> Nemenyi | None:
-    """Nemenyi's test (scikit-posthocs) and its critical difference.
+    """Return Nemenyi's test and its critical difference.
 
     Returns:
       None with fewer than three optimizers or two backbones that are complete.
@@ -129,7 +217,7 @@ def nemenyi(goodness: pandas.DataFrame, *, confidence: float = 0.95) -> Nemenyi 
 
 
 def _groups(ranks: pandas.Series, difference: float) -> tuple[tuple[str, ...], ...]:
-    """Longest runs of neighbors that lie within the critical difference."""
+    """Return the longest runs of neighboring ranks that lie within the critical difference."""
     found, end_before = [], -1
     values = ranks.to_numpy()
     for start in range(len(values)):
@@ -141,9 +229,13 @@ def _groups(ranks: pandas.Series, difference: float) -> tuple[tuple[str, ...], .
 
 
 def pairwise(goodness: pandas.DataFrame, families: pandas.Series | None) -> pandas.DataFrame | None:
-    """Wilcoxon's signed-rank test of every two optimizers over backbones, with Holm's correction.
+    """Compare every two optimizers over backbones: Wilcoxon's signed-rank test, Holm's correction.
 
-    Zeros are treated as Pratt (1959) does. The p-value is exact, but normal with ties.
+    Zeros are treated as in Pratt (1959). The p-value is exact without ties, else asymptotic.
+
+    Args:
+      goodness: optimizers x backbones, larger is better.
+      families: family of every backbone, or None.
 
     Returns:
       A row a pair: first, second, n (backbones with both), median_difference (first - second, in
@@ -176,12 +268,12 @@ def pairwise(goodness: pandas.DataFrame, families: pandas.Series | None) -> pand
 
 
 def _wilcoxon(differences: np.ndarray) -> np.ndarray:
-    """(2, rows): statistic and p-value of every row, NaN being missing."""
+    """Return (2, rows): statistic and p-value of every row of differences; NaN is missing."""
     found = np.full((2, len(differences)), np.nan)
     known = ~np.isnan(differences)
     counts = known.sum(axis=1)
     sizes = np.sort(np.abs(np.where(known, differences, np.inf)), axis=1)
-    # Exact without ties; with them SciPy would permute, a second for every pair.
+    # With ties SciPy's exact method would permute, which takes a second for every pair.
     tied = (sizes[:, 0] == 0) | ((sizes[:, 1:] == sizes[:, :-1]) & (sizes[:, 1:] < np.inf)).any(1)
     tied |= counts > 50
     nothing = (counts > 1) & (np.nanmax(np.where(known, np.abs(differences), 0), axis=1) == 0)
@@ -198,12 +290,12 @@ def _wilcoxon(differences: np.ndarray) -> np.ndarray:
 
 
 def holm(p_values: pandas.Series) -> pandas.Series:
-    """Holm's step-down correction; NaN stays NaN and does not count."""
+    """Return p-values after Holm's step-down correction; NaN stays NaN and does not count."""
     known = p_values.notna()
     corrected = pandas.Series(np.nan, index=p_values.index)
     values = p_values[known].to_numpy(float, copy=True)
-    # As statsmodels' multipletests, which collects garbage at every call: a third of a second with
-    # a large table in memory.
+    # Written out because statsmodels' multipletests runs the garbage collector at every call, which
+    # takes a third of a second with a large table in memory.
     order = np.argsort(values, kind="stable")
     steps = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
     values[order] = np.minimum(steps, 1)
@@ -211,18 +303,21 @@ def holm(p_values: pandas.Series) -> pandas.Series:
     return corrected
 
 
-def against_best(table: ScoreTable) -> pandas.DataFrame | None:
-    """On every backbone, which optimizers are told apart from the best by the seeds there are.
+# -- within a backbone -----------------------------------------------------------------------------
 
-    Welch's t-test of the best optimizer (by mean) and each other, Holm's correction within the
-    backbone. The best is chosen by the same seeds, so p-values lean to the small side.
+
+def against_best(table: ScoreTable) -> pandas.DataFrame | None:
+    """Compare the best optimizer of every backbone (by mean) with each other one, over seeds.
+
+    Welch's t-test with Holm's correction within the backbone. The best is chosen by the same seeds,
+    so the p-values are somewhat too small.
 
     Returns:
       backbone, optimizer, best, difference, p_value, p_holm, n, n_best; None without seeds.
     """
     if table.one_seed:
         return None
-    sign = 1 if table.higher_is_better else -1
+    sign = table.sign
     rows = []
     for backbone, runs in table.runs.dropna(subset="score").groupby("backbone", sort=False):
         groups = {
@@ -252,11 +347,13 @@ def against_best(table: ScoreTable) -> pandas.DataFrame | None:
     return frame
 
 
-def welch(first: np.ndarray, second: np.ndarray, confidence: float = 0.95) -> tuple:
-    """Interval and p-value of a difference of means, variances not taken for equal.
+def welch(
+    first: np.ndarray, second: np.ndarray, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """Return the interval and p-value of a difference of means with unequal variances.
 
     Returns:
-      low, high, p_value; NaN where a side has one score or neither has a spread.
+      low, high, p_value; NaN where a side has fewer than two scores.
     """
     sides = [np.asarray(side, float) for side in (first, second)]
     if min(map(len, sides)) < 2:

@@ -1,40 +1,30 @@
-"""How strongly each backbone and each optimizer is bound, and what the choice costs."""
+"""How strongly each backbone and each optimizer is coupled, and what the choice costs."""
 
 import numpy as np
 import pandas
 
 from bocb_jax.coupling import decomposition, significance
-from bocb_jax.coupling.outliers import MAD_SCALE, Marks
-from bocb_jax.coupling.scores import ScoreTable
+from bocb_jax.coupling.cells import cells_of_table, resampled_means
+from bocb_jax.coupling.outliers import MAD_SCALE, Outliers
+from bocb_jax.coupling.score_table import ScoreTable
+from bocb_jax.paper.categories import to_opt
 
-# Weak below, strong from. In points these are the paper's own thresholds, gamma on ImageNet and on
-# CIFAR-100; in log-odds and nats a twentieth, what a point is near 75 percent accuracy.
-CUTS = {"points": (1.0, 3.0)}
-OTHER_CUTS = (0.05, 0.15)
-# Where noise is known, weak is at least this many standard deviations of a seed.
+# Coupling is weak below the first threshold and strong from the second on. In points these are the
+# paper's gamma on ImageNet and on CIFAR-100; in log-odds and nats a twentieth of it, which is what
+# a point is near 75 percent accuracy.
+THRESHOLDS = {"points": (1.0, 3.0)}
+OTHER_THRESHOLDS = (0.05, 0.15)
+# Where noise is known, the first threshold is at least this many standard deviations of a seed.
 NOISE_FACTOR = 3.0
 # An optimizer fails if its mean regret is this many MADs above the median optimizer's.
 FAILING_MADS = 3.0
 
 
-def goodness_of(table: ScoreTable) -> pandas.DataFrame:
-    """Mean scores turned so that larger is better, optimizers x backbones."""
-    return table.matrix() * (1 if table.higher_is_better else -1)
-
-
-def regret_of(goodness: pandas.DataFrame) -> pandas.DataFrame:
-    """Best of the backbone minus the cell, at least 0.
-
-    The best of noisy means is a little too good, so regrets are a little too large.
-    """
-    return goodness.max() - goodness
-
-
 def failing(regret: pandas.DataFrame, table: ScoreTable) -> tuple[str, ...]:
-    """Optimizers that fail on the whole: mean regret above median + 3 x 1.4826 MAD of all.
+    """Return the optimizers that fail overall: mean regret above median + 3 x 1.4826 MAD of all.
 
-    Never fewer than `table.within[1]` above the median, and none of fewer than five optimizers. On
-    the paper's CIFAR-100 table it names AdaGrad and LARS.
+    The margin is at least `table.within[1]`, and with fewer than five optimizers none fails. On the
+    paper's CIFAR-100 table it names AdaGrad and LARS.
     """
     means = regret.mean(axis=1).dropna()
     if len(means) < 5:
@@ -44,15 +34,21 @@ def failing(regret: pandas.DataFrame, table: ScoreTable) -> tuple[str, ...]:
     return tuple(means.index[means > limit])
 
 
-def words(polished: pandas.Series, unit: str, noise: float | None) -> tuple[pandas.Series, str]:
-    """ "weak", "moderate" or "strong" for each, and the rule in words.
+def classify(polished: pandas.Series, unit: str, noise: float | None) -> tuple[pandas.Series, str]:
+    """Return "weak", "moderate", "strong" or "unknown" for each, and the rule in words.
 
-    The polished table decides, not least squares: there one backbone that fails with an optimizer
-    pulls that optimizer's mean down, and all others seem to gain by it.
+    The polished table decides and not least squares, where one backbone that fails with an
+    optimizer lowers the mean of that optimizer, so that all other backbones seem to gain with it.
+
+    Args:
+      polished: root mean square in the polished table, in the unit.
+      unit: of the scores.
+      noise: standard deviation between seeds; None if not known.
     """
-    low, high = CUTS.get(unit, OTHER_CUTS)
-    widened = noise is not None and NOISE_FACTOR * noise > low
-    if widened:
+    low, high = THRESHOLDS.get(unit, OTHER_THRESHOLDS)
+    widened = False
+    if noise is not None and NOISE_FACTOR * noise > low:
+        widened = True
         low, high = NOISE_FACTOR * noise, NOISE_FACTOR * noise * high / low
     rule = (
         f"Weak is a coupling below {low:.3g}, strong one of {high:.3g} or more (in {unit}; root "
@@ -64,47 +60,47 @@ def words(polished: pandas.Series, unit: str, noise: float | None) -> tuple[pand
         rule += f"; a seed's standard deviation is {noise:.2g}, and weak is below three of them)."
     else:
         rule += f"; a seed's standard deviation is {noise:.2g})."
-    word = np.select(
+    words = np.select(
         [polished < low, polished < high, polished >= high],
         ["weak", "moderate", "strong"],
         "unknown",
     )
-    return pandas.Series(word, index=polished.index), rule
+    return pandas.Series(words, index=polished.index), rule
 
 
-def _rows(table: ScoreTable, axis: str, confidence: float) -> pandas.DataFrame:
+def _intervals(table: ScoreTable, axis: str, confidence: float) -> pandas.DataFrame:
     names = table.optimizers if axis == "optimizer" else table.backbones
-    frame = decomposition.row_intervals(decomposition.cells_of_table(table), axis, confidence)
+    frame = decomposition.row_intervals(cells_of_table(table), axis, confidence)
     return frame.set_index(pandas.Index(names, name=axis))
 
 
-def strengths(
+def coupling_by_axis(
     table: ScoreTable, dropped: tuple[str, ...], coupling: pandas.DataFrame, confidence: float
 ) -> tuple[pandas.DataFrame, pandas.DataFrame]:
-    """Coupling of every backbone and of every optimizer.
+    """Return the coupling of every backbone, and that of every optimizer.
 
     Args:
       table: the scores.
-      dropped: failing optimizers.
+      dropped: optimizers that fail.
       coupling: residuals of the median polish, larger is better.
       confidence: of the intervals.
 
     Returns:
       Two frames: n, seeds, one_seed_cells, coupling_rms, coupling_rms_low, coupling_rms_high,
       coupling_rms_without_failures (with _low and _high; NaN for the optimizers left out),
-      coupling_polished (root mean square in the polished table without the failing optimizers; of
-      these themselves in the whole one), coupling_mad, worst_loss, worst_optimizer or
+      coupling_polished (root mean square in the polished table without the failing optimizers; for
+      these themselves in the whole table), coupling_mad, worst_loss, worst_optimizer or
       worst_backbone.
     """
     counts = table.counts()
     kept = table.select(optimizers=[o for o in table.optimizers if o not in dropped])
-    polished = decomposition.median_polish(goodness_of(kept)) if dropped else coupling
+    polished = decomposition.median_polish(kept.goodness()) if dropped else coupling
     found = []
     for axis, other in (("backbone", "optimizer"), ("optimizer", "backbone")):
         across = 0 if axis == "backbone" else 1
-        full = _rows(table, axis, confidence).add_prefix("coupling_rms_")
+        full = _intervals(table, axis, confidence).add_prefix("coupling_rms_")
         full = full.rename(columns={"coupling_rms_rms": "coupling_rms"})
-        without = _rows(kept, axis, confidence).add_prefix("coupling_rms_without_failures_")
+        without = _intervals(kept, axis, confidence).add_prefix("coupling_rms_without_failures_")
         without = without.rename(
             columns={"coupling_rms_without_failures_rms": "coupling_rms_without_failures"}
         )
@@ -120,20 +116,20 @@ def strengths(
         frame["coupling_polished"] = np.sqrt(squares[0].reindex(frame.index).fillna(squares[1]))
         frame["coupling_mad"] = MAD_SCALE * coupling.abs().median(axis=across)
         frame["worst_loss"] = (-coupling.min(axis=across)).clip(lower=0)
-        frame[f"worst_{other}"] = _where(coupling, across, smallest=True)
+        frame[f"worst_{other}"] = _extreme(coupling, across, smallest=True)
         found.append(frame.rename_axis(axis))
     return found[0], found[1]
 
 
-def _where(values: pandas.DataFrame, axis: int, *, smallest: bool) -> pandas.Series:
-    """Name of the smallest or largest of each row or column; None where all are missing."""
+def _extreme(values: pandas.DataFrame, axis: int, *, smallest: bool) -> pandas.Series:
+    """Return the name of the smallest or largest along an axis; None where all are missing."""
     known = values.notna().any(axis=axis)
     kept = values.loc[:, known] if axis == 0 else values.loc[known]
     names = kept.idxmin(axis=axis) if smallest else kept.idxmax(axis=axis)
     return names.reindex(known.index).astype(object).where(known, None)
 
 
-def backbones(
+def describe_backbones(
     table: ScoreTable,
     frame: pandas.DataFrame,
     regret: pandas.DataFrame,
@@ -143,22 +139,22 @@ def backbones(
     resamples: int,
     seed: int,
 ) -> pandas.DataFrame:
-    """Adds to every backbone its best optimizer, how many are close, and SGD against AdamW.
+    """Add each backbone's best optimizer, the number close to it, and SGD against AdamW.
 
     Args:
       table: the scores.
-      frame: its coupling, from `strengths`.
+      frame: coupling of the backbones, from `coupling_by_axis`.
       regret: from `regret_of`.
       apart: from `significance.against_best`.
       confidence: of the intervals.
       resamples: bootstrap draws over seeds.
       seed: of the draws.
     """
-    goodness = goodness_of(table)
+    goodness = table.goodness()
     near, far = table.within
     frame = frame.copy()
-    frame["best_optimizer"] = _where(goodness, 0, smallest=False)
-    frame["best"] = goodness.max() * (1 if table.higher_is_better else -1)
+    frame["best_optimizer"] = _extreme(goodness, 0, smallest=False)
+    frame["best"] = goodness.max() * table.sign
     frame["best_share"] = _best_share(table, frame["best_optimizer"], resamples, seed)
     frame["tied"] = np.nan
     if apart is not None:
@@ -175,14 +171,15 @@ def backbones(
     return frame
 
 
-def _best_share(table, best: pandas.Series, resamples: int, seed: int) -> pandas.Series:
-    cells = decomposition.cells_of_table(table)
-    means = decomposition.resampled_means(cells, resamples, np.random.default_rng(seed))
+def _best_share(table: ScoreTable, best: pandas.Series, resamples: int, seed: int) -> pandas.Series:
+    """Return in what share of resamples of the seeds the best optimizer stays the best."""
+    cells = cells_of_table(table)
+    means = resampled_means(cells, resamples, np.random.default_rng(seed))
     shares = pandas.Series(np.nan, index=best.index)
     if means is None:
         return shares
     full = np.full((len(means), *cells.shape), -np.inf)
-    full[:, cells.optimizer, cells.backbone] = means if table.higher_is_better else -means
+    full[:, cells.optimizer, cells.backbone] = table.sign * means
     winners = full.argmax(axis=1)
     for column, (backbone, name) in enumerate(best.items()):
         if name is not None:
@@ -190,24 +187,26 @@ def _best_share(table, best: pandas.Series, resamples: int, seed: int) -> pandas
     return shares
 
 
-def _sgd_against_adamw(table: ScoreTable, backbone: str, confidence: float):
-    sign = 1 if table.higher_is_better else -1
+def _sgd_against_adamw(
+    table: ScoreTable, backbone: str, confidence: float
+) -> tuple[float, float, float]:
+    """Return SGD minus AdamW over seeds, larger is better for SGD, and Welch's interval."""
     runs = table.runs[table.runs["backbone"] == backbone].dropna(subset="score")
-    sides = []
-    for names in (("SGD-M", "sgd"), ("AdamW", "adamw")):
-        scores = sign * runs.loc[runs["optimizer"].isin(names), "score"].to_numpy(float)
-        if not len(scores):
-            return np.nan, np.nan, np.nan
-        sides.append(scores)
-    low, high, _ = significance.welch(*sides, confidence)
-    return sides[0].mean() - sides[1].mean(), low, high
+    names = runs["optimizer"].map(to_opt)
+    sgd, adamw = (
+        table.sign * runs.loc[names == opt, "score"].to_numpy(float) for opt in ("sgd", "adamw")
+    )
+    if not len(sgd) or not len(adamw):
+        return np.nan, np.nan, np.nan
+    low, high, _ = significance.welch(sgd, adamw, confidence)
+    return sgd.mean() - adamw.mean(), low, high
 
 
-def optimizers(
+def describe_optimizers(
     table: ScoreTable,
     frame: pandas.DataFrame,
     regret: pandas.DataFrame,
-    marks: Marks,
+    outliers: Outliers,
     categories: pandas.Series,
     families: pandas.Series,
     *,
@@ -215,13 +214,13 @@ def optimizers(
     resamples: int,
     seed: int,
 ) -> pandas.DataFrame:
-    """Adds to every optimizer its regret, with an interval over families of backbones.
+    """Add each optimizer's regret, with an interval over families of backbones.
 
     Args:
       table: the scores.
-      frame: its coupling, from `strengths`.
+      frame: coupling of the optimizers, from `coupling_by_axis`.
       regret: from `regret_of`.
-      marks: which cells are outliers.
+      outliers: of the table.
       categories: of every optimizer.
       families: of every backbone.
       confidence: of the intervals.
@@ -239,14 +238,16 @@ def optimizers(
     frame["worst_regret"] = regret.max(axis=1)
     frame["share_within_1"] = (regret <= near + 1e-9).sum(axis=1) / known
     frame["share_within_2"] = (regret <= far + 1e-9).sum(axis=1) / known
-    frame["outliers"] = (marks.marks == "outlier").sum(axis=1)
+    frame["outliers"] = (outliers.labels == "outlier").sum(axis=1)
     frame["failed"] = table.failed().sum(axis=1)
     frame["category"] = categories.reindex(frame.index)
     return frame
 
 
-def _mean_over_families(regret, families, confidence, resamples, seed):
-    """Percentiles of every row's mean when families of columns are drawn."""
+def _mean_over_families(
+    regret: pandas.DataFrame, families: pandas.Series, confidence: float, resamples: int, seed: int
+) -> tuple[np.ndarray | float, np.ndarray | float]:
+    """Return percentiles of every row's mean when families of columns are resampled."""
     members = pandas.get_dummies(families.reindex(regret.columns)).to_numpy(float)
     number = members.shape[1]
     if number < 2:

@@ -1,15 +1,14 @@
-"""What the coupling looks like: axes of preference, and groups of backbones that share one."""
+"""Structure of the coupling: axes of preference, and clusters of backbones that share one."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import pandas
 from scipy.cluster import hierarchy
 
-from bocb_jax.coupling import decomposition
+from bocb_jax.coupling.cells import Cells, resampled_means
 
-# Draws where each costs a decomposition; their percentiles need no more.
+# At most so many draws where each costs a decomposition; their percentiles need no more.
 _DRAWS = 500
 _REFERENCES = 200
 _MOST_CLUSTERS = 8
@@ -20,34 +19,33 @@ class Structure:
     """Singular value decomposition of the interaction (a biplot of preferences)."""
 
     shares: pandas.Series  # of the interaction's sum of squares, by axis 1, 2, ...
-    # By axis: 95th percentile of the share if the interaction were noise without structure.
+    # By axis, the 95th percentile of the share if the interaction were unstructured noise.
     shares_by_chance: pandas.Series
-    backbones: pandas.DataFrame  # coordinates, columns 1 and 2; inner products give the interaction
-    optimizers: pandas.DataFrame
-    # cosine between an axis and its bootstrap copies (median over resamples), by axis; 1 is stable.
+    backbones: pandas.DataFrame  # coordinates on axes 1 and 2; inner products give the interaction
+    optimizers: pandas.DataFrame  # likewise
+    # By axis, median cosine between the axis and its bootstrap copies; 1 is stable.
     stability: pandas.Series | None
-    resampled: str  # "seeds" or "optimizers": what the bootstrap drew
+    resampled: str  # what the bootstrap drew: "seeds" or "optimizers"
 
 
 @dataclasses.dataclass(frozen=True)
 class Clusters:
-    """Groups of backbones with similar preferences; the number by the gap statistic."""
+    """Clusters of backbones with similar preferences; the gap statistic gives their number."""
 
-    labels: pandas.Series  # by backbone: 1, 2, ...; all 1 if there are no groups
+    labels: pandas.Series  # by backbone: 1, 2, ...; all 1 if there is one cluster
     number: int
-    # index number of clusters: gap, standard_error, dispersion
-    gap: pandas.DataFrame
-    linkage: Any  # SciPy's linkage array, (backbones - 1, 4)
-    order: tuple[str, ...]  # backbones as a dendrogram puts them
+    gap: pandas.DataFrame  # index number of clusters: gap, standard_error, dispersion
+    linkage: np.ndarray  # (backbones - 1, 4), as SciPy has it
+    order: tuple[str, ...]  # backbones in the order of a dendrogram
     optimizer_order: tuple[str, ...]  # optimizers likewise
-    # share of bootstrap resamples (of optimizers) in which two backbones share a cluster
+    # Share of bootstrap resamples (of optimizers) in which two backbones share a cluster.
     stability: pandas.DataFrame | None
 
 
 def decompose(
-    interaction: pandas.DataFrame, cells: decomposition.Cells, *, resamples: int, seed: int
+    interaction: pandas.DataFrame, cells: Cells, *, resamples: int, seed: int
 ) -> Structure | None:
-    """Axes of the interaction of the least-squares fit.
+    """Decompose the interaction of the least-squares fit into axes.
 
     Missing cells count as no interaction.
 
@@ -66,30 +64,17 @@ def decompose(
     rng = np.random.default_rng(seed)
     draws = min(resamples, _DRAWS)
     left, sizes, right = np.linalg.svd(values, full_matrices=False)
-    # Double centering takes an axis away.
+    # Double centering removes one axis.
     axes = min(values.shape) - 1
     sizes, left, right = sizes[:axes], left[:, :axes], right[:axes]
     names = pandas.RangeIndex(1, axes + 1, name="axis")
     shares = pandas.Series(sizes**2 / (sizes**2).sum(), index=names)
-    noise = rng.standard_normal((draws, *values.shape))
-    noise -= noise.mean(axis=1, keepdims=True)
-    noise -= noise.mean(axis=2, keepdims=True)
-    squares = np.linalg.svd(noise, compute_uv=False)[:, :axes] ** 2
-    by_chance = np.quantile(squares / squares.sum(axis=1, keepdims=True), 0.95, axis=0)
-    means = decomposition.resampled_means(cells, draws, rng)
-    if means is None:
-        resampled = "optimizers"
-        chosen = rng.integers(len(values), size=(draws, len(values)))
-        copies = values[chosen]
-        copies = copies - copies.mean(axis=1, keepdims=True)
-    else:
-        resampled = "seeds"
-        copies = np.zeros((draws, *cells.shape))
-        copies[:, cells.optimizer, cells.backbone] = cells.interaction(means)
-    turned = np.linalg.svd(copies, full_matrices=False)[2][:, :axes]
-    cosines = np.abs(np.einsum("kb,rkb->rk", right, turned))
+    by_chance = _shares_by_chance(values.shape, axes, draws, rng)
+    copies, resampled = _bootstrap_copies(values, cells, draws, rng)
+    copied_axes = np.linalg.svd(copies, full_matrices=False)[2][:, :axes]
+    cosines = np.abs(np.einsum("kb,rkb->rk", right, copied_axes))
     two = min(2, axes)
-    # The sign of an axis is free: its largest backbone is put on the positive side.
+    # The sign of an axis is arbitrary: the backbone farthest out gets a positive coordinate.
     signs = np.sign(right[np.arange(axes), np.abs(right).argmax(axis=1)])
     scale = (np.sqrt(sizes) * signs)[:two]
     return Structure(
@@ -106,13 +91,37 @@ def decompose(
     )
 
 
-def cluster(goodness: pandas.DataFrame, *, resamples: int, seed: int) -> Clusters | None:
-    """Groups backbones by their ranking of the optimizers.
+def _shares_by_chance(
+    shape: tuple[int, ...], axes: int, draws: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the 95th percentile of each axis' share in double-centered normal noise."""
+    noise = rng.standard_normal((draws, *shape))
+    noise -= noise.mean(axis=1, keepdims=True)
+    noise -= noise.mean(axis=2, keepdims=True)
+    squares = np.linalg.svd(noise, compute_uv=False)[:, :axes] ** 2
+    return np.quantile(squares / squares.sum(axis=1, keepdims=True), 0.95, axis=0)
 
-    Ranks within each backbone: neither its level nor one failed cell decides. Ward's method on
-    them; the number of groups is the smallest k with gap(k) >= gap(k + 1) - its standard error
-    (Tibshirani, Walther and Hastie 2001), with references drawn uniformly along the principal axes.
-    A missing cell takes the middle rank.
+
+def _bootstrap_copies(
+    values: np.ndarray, cells: Cells, draws: int, rng: np.random.Generator
+) -> tuple[np.ndarray, str]:
+    """Return (draws, optimizers, backbones) resampled interactions, and what was resampled."""
+    means = resampled_means(cells, draws, rng)
+    if means is None:
+        copies = values[rng.integers(len(values), size=(draws, len(values)))]
+        return copies - copies.mean(axis=1, keepdims=True), "optimizers"
+    copies = np.zeros((draws, *cells.shape))
+    copies[:, cells.optimizer, cells.backbone] = cells.interaction(means)
+    return copies, "seeds"
+
+
+def cluster(goodness: pandas.DataFrame, *, resamples: int, seed: int) -> Clusters | None:
+    """Cluster backbones by their ranking of the optimizers, with Ward's method.
+
+    With ranks within each backbone neither its level nor one failed cell dominates; a missing cell
+    takes the middle rank. The number of clusters is the smallest k with
+    gap(k) >= gap(k + 1) - its standard error (Tibshirani, Walther and Hastie 2001), with references
+    drawn uniformly along the principal axes.
 
     Args:
       goodness: optimizers x backbones, larger is better.
@@ -131,14 +140,7 @@ def cluster(goodness: pandas.DataFrame, *, resamples: int, seed: int) -> Cluster
     gap = _gap(ranks, linkage, rng)
     number = _chosen(gap)
     labels = _renumbered(hierarchy.fcluster(linkage, number, "maxclust"))
-    together = np.zeros((backbones, backbones))
-    draws = min(resamples, _DRAWS)
-    if number > 1:
-        for _ in range(draws):
-            columns = rng.integers(optimizers, size=optimizers)
-            copy = hierarchy.linkage(ranks[:, columns], "ward")
-            drawn = hierarchy.fcluster(copy, number, "maxclust")
-            together += drawn[:, None] == drawn
+    together = _together(ranks, number, min(resamples, _DRAWS), rng) if number > 1 else None
     names = goodness.columns
     columns = goodness.rank(axis=1, pct=True).fillna(0.5).to_numpy()
     return Clusters(
@@ -151,19 +153,32 @@ def cluster(goodness: pandas.DataFrame, *, resamples: int, seed: int) -> Cluster
             goodness.index[hierarchy.leaves_list(hierarchy.linkage(columns, "ward"))]
         ),
         stability=(
-            pandas.DataFrame(together / draws, index=names, columns=names) if number > 1 else None
+            None if together is None else pandas.DataFrame(together, index=names, columns=names)
         ),
     )
 
 
+def _together(ranks: np.ndarray, number: int, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Return how often two backbones share a cluster when the optimizers are resampled."""
+    backbones, optimizers = ranks.shape
+    together = np.zeros((backbones, backbones))
+    for _ in range(draws):
+        columns = rng.integers(optimizers, size=optimizers)
+        copy = hierarchy.linkage(ranks[:, columns], "ward")
+        drawn = hierarchy.fcluster(copy, number, "maxclust")
+        together += drawn[:, None] == drawn
+    return together / draws
+
+
 def _dispersions(linkage: np.ndarray, most: int) -> np.ndarray:
-    """Within-group sums of squares for 1, ..., most groups, from the heights of Ward's merges."""
+    """Return within-cluster sums of squares for 1, ..., most clusters, from Ward's heights."""
     merged = np.concatenate([[0], np.cumsum(linkage[:, 2] ** 2 / 2)])
     return merged[::-1][:most]
 
 
 def _gap(points: np.ndarray, linkage: np.ndarray, rng: np.random.Generator) -> pandas.DataFrame:
-    # One more than may be chosen: gap(k) is compared with gap(k + 1).
+    """Return the gap statistic of 1, 2, ... clusters of points (backbones, optimizers)."""
+    # One more than may be chosen, because gap(k) is compared with gap(k + 1).
     most = min(_MOST_CLUSTERS, len(points) - 2) + 1
     center = points.mean(axis=0)
     turn = np.linalg.svd(points - center, full_matrices=False)[2]
@@ -173,7 +188,7 @@ def _gap(points: np.ndarray, linkage: np.ndarray, rng: np.random.Generator) -> p
     own = np.log(np.maximum(_dispersions(linkage, most), floor))
     drawn = np.empty((_REFERENCES, most))
     for i in range(_REFERENCES):
-        # Turning the box back changes no distance, so it stays as it is.
+        # Rotating the box back would change no distance.
         reference = rng.uniform(low, high, size=along.shape)
         drawn[i] = _dispersions(hierarchy.linkage(reference, "ward"), most)
     drawn = np.log(np.maximum(drawn, floor))
@@ -194,6 +209,6 @@ def _chosen(gap: pandas.DataFrame) -> int:
 
 
 def _renumbered(labels: np.ndarray) -> np.ndarray:
-    """Group 1 is that of the first backbone, 2 that of the first of the others, and so on."""
+    """Number clusters by first appearance: 1 is that of the first backbone, and so on."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse] + 1

@@ -1,4 +1,4 @@
-"""Tuning: how far the best setting wanders, what more trials buy, how wide the good region is."""
+"""Tuning: how far the best values move, what more trials gain, how wide the good region is."""
 
 import dataclasses
 
@@ -6,25 +6,25 @@ import numpy as np
 import pandas
 from scipy import special, stats
 
-from bocb_jax import paper
-from bocb_jax.coupling.scores import ScoreTable
+from bocb_jax.coupling.score_table import ScoreTable
 
-_SETTINGS = ("learning_rate", "weight_decay")
-# More values than a grid has: a random search, measured in factors of two.
+_TUNED = ("learning_rate", "weight_decay")
+# With more distinct values it was a random search, where distances are in factors of two.
 _LARGEST_GRID = 10
-# A verdict on tuning needs this share of the coupling to go (or to stay).
+# Coupling is a cost of tuning if at least the first share of it disappears with more trials, and a
+# ceiling if at most the second does.
 _MOSTLY, _HARDLY = 0.5, 0.2
 _BOOTSTRAP = 200
 
 
 @dataclasses.dataclass(frozen=True)
 class Hyperparameters:
-    """Ordinal distance of tuned learning rate and weight decay to an optimizer's usual ones."""
+    """Ordinal distance of tuned learning rates and weight decays to an optimizer's usual ones."""
 
     distances: pandas.DataFrame  # optimizers x backbones: steps in learning rate + weight decay
     learning_rate_steps: pandas.DataFrame
     weight_decay_steps: pandas.DataFrame
-    # index backbone / optimizer: n, mean, q1, median, q3, max
+    # Index backbone and index optimizer: n, mean, q1, median, q3, max.
     by_backbone: pandas.DataFrame
     by_optimizer: pandas.DataFrame
     modes: pandas.DataFrame  # index optimizer: learning_rate, weight_decay, n
@@ -35,62 +35,62 @@ class Hyperparameters:
 class Budget:
     """Scores and coupling against the number of trials (expected best of k)."""
 
-    # backbone, optimizer, trials (k), expected_best, standard_error, n (trials recorded)
+    # backbone, optimizer, trials (k), expected_best, standard_error, n (trials recorded).
     curves: pandas.DataFrame
-    # index trials (k): interaction_std, interaction_share, mean_regret, cells
+    # Index trials (k): interaction_std, interaction_share, mean_regret, cells.
     coupling: pandas.DataFrame
     tuning_share: float | None  # share of the coupling at 1 trial that is gone at the largest k
     verdict: str  # in words: a cost of tuning or a ceiling
-    # backbone, optimizer, learning_rate, weight_decay, score, best, gap: score with the setting
-    # that loses least on the other backbones ("default"), and how far it is below the best
+    # backbone, optimizer, learning_rate, weight_decay, score, best, gap: the score with the values
+    # that lose least on the other backbones ("defaults"), and how far it is below the best.
     defaults: pandas.DataFrame | None
-    # mean of (winner's score in the search - score of fresh seeds on the same split), in the unit
+    # Mean of (winner's score in the search - score of fresh seeds on the same split), in the unit.
     optimism: float | None
     optimism_low: float | None
     optimism_high: float | None
     optimism_cells: int
 
 
-def published_settings() -> pandas.DataFrame:
-    """The paper's tuned values: optimizer, backbone, learning_rate, weight_decay."""
-    return paper.table("hyperparameters")
+def tuned_values_of(table: ScoreTable) -> pandas.DataFrame:
+    """Return the tuned values of a table's pairs, which are those of its final runs.
 
-
-def settings_of(table: ScoreTable) -> pandas.DataFrame:
-    """The tuned values of a table's pairs, as its final runs have them."""
-    frame = table.runs[["optimizer", "backbone", *_SETTINGS]].dropna(subset=list(_SETTINGS))
+    Returns:
+      Columns optimizer, backbone, learning_rate, weight_decay; one row a pair.
+    """
+    frame = table.runs[["optimizer", "backbone", *_TUNED]].dropna(subset=list(_TUNED))
     return frame.drop_duplicates(["optimizer", "backbone"])
 
 
 def distances(
-    settings: pandas.DataFrame,
+    tuned: pandas.DataFrame,
     *,
     center: str = "mode",
     trials: pandas.DataFrame | None = None,
 ) -> Hyperparameters | None:
-    """How far each pair's best setting is from the optimizer's usual one, in steps of the search.
+    """Measure how far each pair's tuned values are from the optimizer's usual ones, in steps.
 
-    The paper speaks of one-hot codes, and its box plots hold odd numbers, which one-hot codes
-    cannot give: the distance is between positions in the sorted list of values, those tried for the
-    optimizer or, where the search was not recorded, those that won.
+    A step is one position in the sorted list of values: those tried for the optimizer or, where the
+    search was not recorded, those that won. The paper speaks of one-hot codes, but its box plots
+    contain odd distances, which one-hot codes cannot give.
 
     Args:
-      settings: optimizer, backbone, learning_rate, weight_decay; one row a pair.
+      tuned: optimizer, backbone, learning_rate, weight_decay; one row a pair.
       center: "mode" (the paper's text; among ties the one with the least mean distance) or "median"
         (closer to the paper's box plots).
       trials: the search's runs.
 
     Returns:
-      None without settings of two backbones.
+      None without tuned values of two backbones.
     """
-    if settings["backbone"].nunique() < 2:
+    if tuned["backbone"].nunique() < 2:
         return None
-    optimizers = pandas.unique(settings["optimizer"])
-    backbones = pandas.unique(settings["backbone"])
-    steps, modes = {}, {}
-    for optimizer, rows in settings.groupby("optimizer", sort=False):
-        modes[optimizer] = {"n": len(rows)}
-        for name in _SETTINGS:
+    optimizers = pandas.unique(tuned["optimizer"])
+    empty = pandas.DataFrame(np.nan, index=optimizers, columns=pandas.unique(tuned["backbone"]))
+    empty = empty.rename_axis("optimizer").rename_axis("backbone", axis=1)
+    steps = {name: empty.copy() for name in _TUNED}
+    modes = pandas.DataFrame(np.nan, index=empty.index, columns=[*_TUNED, "n"])
+    for optimizer, rows in tuned.groupby("optimizer", sort=False):
+        for name in _TUNED:
             values = rows[name].to_numpy(float)
             tried = values
             if trials is not None:
@@ -98,28 +98,17 @@ def distances(
                 tried = np.concatenate([values, own])
             codes = _positions(values, np.unique(tried))
             middle = _center(codes, center)
-            modes[optimizer][name] = float(values[np.abs(codes - middle).argmin()])
-            for backbone, code in zip(rows["backbone"], codes, strict=True):
-                steps[name, optimizer, backbone] = abs(code - middle)
-
-    def grid(name):
-        frame = pandas.DataFrame(np.nan, index=optimizers, columns=backbones)
-        for (setting, optimizer, backbone), value in steps.items():
-            if setting == name:
-                frame.loc[optimizer, backbone] = value
-        return frame.rename_axis("optimizer").rename_axis("backbone", axis=1)
-
-    rates, decays = grid("learning_rate"), grid("weight_decay")
-    total = rates + decays
+            modes.loc[optimizer, name] = values[np.abs(codes - middle).argmin()]
+            steps[name].loc[optimizer, rows["backbone"]] = np.abs(codes - middle)
+        modes.loc[optimizer, "n"] = len(rows)
+    total = steps["learning_rate"] + steps["weight_decay"]
     return Hyperparameters(
         distances=total,
-        learning_rate_steps=rates,
-        weight_decay_steps=decays,
+        learning_rate_steps=steps["learning_rate"],
+        weight_decay_steps=steps["weight_decay"],
         by_backbone=_summary(total),
         by_optimizer=_summary(total.T),
-        modes=pandas.DataFrame.from_dict(modes, orient="index").rename_axis("optimizer")[
-            [*_SETTINGS, "n"]
-        ],
+        modes=modes.astype({"n": int}),
         description=(
             "Steps in the sorted list of values between a pair's best learning rate and the "
             f"optimizer's {center}, plus the same for weight decay."
@@ -128,6 +117,7 @@ def distances(
 
 
 def _positions(values: np.ndarray, tried: np.ndarray) -> np.ndarray:
+    """Return the positions of values among the sorted tried ones, or their logarithms to base 2."""
     if len(tried) <= _LARGEST_GRID:
         return np.searchsorted(tried, values).astype(float)
     positive = tried[tried > 0]
@@ -158,7 +148,7 @@ def _summary(grid: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def expected_best(scores: np.ndarray) -> np.ndarray:
-    """Expected best of k trials drawn without replacement from those recorded, k = 1, ..., n.
+    """Return the expected best of k of the recorded trials, drawn without replacement.
 
     The estimator is unbiased (Tang et al. 2020); drawing with replacement (Dodge et al. 2019)
     underestimates.
@@ -167,16 +157,16 @@ def expected_best(scores: np.ndarray) -> np.ndarray:
       scores: (..., n) larger is better.
 
     Returns:
-      (..., n) estimates; the first is the mean, the last the maximum.
+      (..., n) estimates for k = 1, ..., n: the first is the mean, the last the maximum.
     """
     return np.sort(scores, axis=-1) @ _weights(np.shape(scores)[-1])
 
 
 def _weights(n: int) -> np.ndarray:
-    """(n, n): column k - 1 has the probability that the i-th smallest of n is the best of k."""
+    """Return (n, n): column k - 1 is the probability that the i-th smallest is the best of k."""
     i, k = np.arange(1, n + 1)[:, None], np.arange(1, n + 1)
 
-    def log_binomial(top, bottom):
+    def log_binomial(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
         known = (bottom >= 0) & (bottom <= top)
         top, bottom = np.where(known, top, 0), np.where(known, bottom, 0)
         logs = special.gammaln(top + 1) - special.gammaln(bottom + 1)
@@ -186,19 +176,23 @@ def _weights(n: int) -> np.ndarray:
 
 
 def budget(table: ScoreTable, *, confidence: float = 0.95, seed: int = 0) -> Budget | None:
-    """What more trials buy, and how much coupling they leave.
+    """Measure what more trials gain, and how much coupling they leave.
 
     Coupling that fades with the number of trials is a cost of tuning; coupling that stays is a
     ceiling. Scores are those of the search: of one seed, on the validation split.
 
+    Args:
+      table: the scores, with trials.
+      confidence: of the interval of the optimism.
+      seed: of the bootstrap over trials.
+
     Returns:
       None if no pair has two trials with a score.
     """
-    sign = 1 if table.higher_is_better else -1
     if table.trials is None:
         return None
     groups = {
-        pair: sign * scores.to_numpy(float)
+        pair: table.sign * scores.to_numpy(float)
         for pair, scores in table.trials.dropna(subset="score").groupby(
             ["optimizer", "backbone"], sort=False
         )["score"]
@@ -217,7 +211,7 @@ def budget(table: ScoreTable, *, confidence: float = 0.95, seed: int = 0) -> Bud
                     "backbone": backbone,
                     "optimizer": optimizer,
                     "trials": np.arange(1, n + 1),
-                    "expected_best": sign * best,
+                    "expected_best": table.sign * best,
                     "standard_error": drawn.std(axis=0, ddof=1),
                     "n": n,
                 }
@@ -228,19 +222,22 @@ def budget(table: ScoreTable, *, confidence: float = 0.95, seed: int = 0) -> Bud
     if coupling is not None and len(coupling) > 1:
         first, last = coupling["interaction_std"].iloc[[0, -1]]
         share = float(1 - last / first) if first > 0 else None
-    optimism = _optimism(table, sign, confidence)
+    optimism, low, high, cells = _optimism(table, table.trials, confidence)
     return Budget(
         curves=pandas.concat(parts, ignore_index=True),
         coupling=coupling if coupling is not None else pandas.DataFrame(),
         tuning_share=share,
         verdict=_verdict(coupling, share, table.unit),
-        defaults=_defaults(table, sign),
-        **optimism,
+        defaults=_defaults(table.trials, table.sign),
+        optimism=optimism,
+        optimism_low=low,
+        optimism_high=high,
+        optimism_cells=cells,
     )
 
 
-def _coupling_by_trials(curves: dict) -> pandas.DataFrame | None:
-    """Interaction of the table of expected bests, for every k that nine in ten pairs reach."""
+def _coupling_by_trials(curves: dict[tuple[str, str], np.ndarray]) -> pandas.DataFrame | None:
+    """Return the interaction of the expected bests, for every k that nine in ten pairs reach."""
     lengths = np.array([len(curve) for curve in curves.values()])
     most = int(np.quantile(lengths, 0.1, method="lower"))
     rows = {}
@@ -248,7 +245,7 @@ def _coupling_by_trials(curves: dict) -> pandas.DataFrame | None:
         {pair: curve[:most] for pair, curve in curves.items() if len(curve) >= most}
     )
     for k in range(1, most + 1):
-        # Only backbones and optimizers with all their cells: means stay comparable.
+        # Only backbones and optimizers with all their cells, so that means stay comparable.
         matrix = full.iloc[k - 1].unstack()
         matrix = matrix.loc[:, matrix.notna().mean() > 0.5].dropna(axis=0)
         if min(matrix.shape) < 2:
@@ -269,7 +266,7 @@ def _coupling_by_trials(curves: dict) -> pandas.DataFrame | None:
 
 
 def _verdict(coupling: pandas.DataFrame | None, share: float | None, unit: str) -> str:
-    if share is None:
+    if coupling is None or share is None:
         return "Too few trials in common to tell a cost of tuning from a ceiling."
     first, last = coupling["interaction_std"].iloc[[0, -1]]
     most = coupling.index[-1]
@@ -285,77 +282,72 @@ def _verdict(coupling: pandas.DataFrame | None, share: float | None, unit: str) 
     return f"The coupling is partly a cost of tuning and partly a ceiling: it falls {figures}."
 
 
-def _defaults(table: ScoreTable, sign: int) -> pandas.DataFrame | None:
-    """Each pair with the one setting that loses least on the optimizer's other backbones."""
-    trials = table.trials.dropna(subset=["score", *_SETTINGS])
+def _defaults(trials: pandas.DataFrame, sign: int) -> pandas.DataFrame | None:
+    """Return each pair's score with the values that lose least on the other backbones."""
+    trials = trials.dropna(subset=["score", *_TUNED])
     rows = []
     for optimizer, own in trials.groupby("optimizer", sort=False):
-        grid = sign * own.groupby([*_SETTINGS, "backbone"])["score"].mean().unstack()
+        grid = sign * own.groupby([*_TUNED, "backbone"])["score"].mean().unstack()
         if grid.shape[1] < 2:
             continue
         scores = grid.to_numpy()
         best = np.nanmax(scores, axis=0)
         tried = ~np.isnan(scores)
         losses = np.where(tried, best - scores, 0)
-        # Everything but the column itself.
+        # Sums over all columns but the column itself.
         others = tried.sum(axis=1, keepdims=True) - tried
         means = (losses.sum(axis=1, keepdims=True) - losses) / np.maximum(others, 1)
         # Tried on this backbone, and on most of the others.
         usable = tried & (others > 0.5 * (scores.shape[1] - 1))
         chosen = np.where(usable, means, np.inf).argmin(axis=0)
         for column in np.flatnonzero(usable.any(axis=0)):
-            setting = chosen[column]
-            score = scores[setting, column]
+            row = chosen[column]
+            score = scores[row, column]
             figures = sign * score, sign * best[column], best[column] - score
-            rows.append((grid.columns[column], optimizer, *grid.index[setting], *figures))
-    columns = ["backbone", "optimizer", *_SETTINGS, "score", "best", "gap"]
+            rows.append((grid.columns[column], optimizer, *grid.index[row], *figures))
+    columns = ["backbone", "optimizer", *_TUNED, "score", "best", "gap"]
     return pandas.DataFrame(rows, columns=columns) if rows else None
 
 
-def _optimism(table: ScoreTable, sign: int, confidence: float) -> dict:
+def _optimism(
+    table: ScoreTable, trials: pandas.DataFrame, confidence: float
+) -> tuple[float | None, float | None, float | None, int]:
+    """Return the mean optimism of the search, its interval, and the cells behind it."""
     pair = ["optimizer", "backbone"]
-    searched = (sign * table.trials["score"]).groupby([table.trials[name] for name in pair]).max()
-    fresh = table.runs.dropna(subset="validation_score")
-    fresh = (sign * fresh["validation_score"]).groupby([fresh[name] for name in pair]).mean()
+    searched = (table.sign * trials["score"]).groupby([trials[name] for name in pair]).max()
+    runs = table.runs.dropna(subset="validation_score")
+    fresh = (table.sign * runs["validation_score"]).groupby([runs[name] for name in pair]).mean()
     excess = (searched - fresh).dropna().to_numpy()
     if len(excess) == 0 or table.score == "train loss":
-        return {
-            "optimism": None, "optimism_low": None, "optimism_high": None, "optimism_cells": 0,
-        }  # fmt: skip
-    low = high = None
-    if len(excess) > 1:
-        reach = stats.t.ppf((1 + confidence) / 2, len(excess) - 1) * stats.sem(excess)
-        low, high = float(excess.mean() - reach), float(excess.mean() + reach)
-    return {
-        "optimism": float(excess.mean()),
-        "optimism_low": low,
-        "optimism_high": high,
-        "optimism_cells": len(excess),
-    }
+        return None, None, None, 0
+    if len(excess) == 1:
+        return float(excess.mean()), None, None, 1
+    reach = stats.t.ppf((1 + confidence) / 2, len(excess) - 1) * stats.sem(excess)
+    mean = excess.mean()
+    return float(mean), float(mean - reach), float(mean + reach), len(excess)
 
 
 def width(table: ScoreTable) -> pandas.DataFrame | None:
-    """Of the settings searched for a pair, how many are as good as the best.
+    """Count, for each pair, the trials that are about as good as the best.
 
-    It depends on what was searched: a wider search has a smaller share.
+    The share depends on the search space: a wider search has a smaller share.
 
     Returns:
-      A row a pair: backbone, optimizer, trials, within (trials no more than `table.within[0]` below
+      A row per pair: backbone, optimizer, trials, within (trials at most `table.within[0]` below
       the best), share, learning_rate_low, learning_rate_high (of these), learning_rate_factor
       (their ratio), best_learning_rate, best_weight_decay, at_edge (the best is at the lowest or
       highest learning rate or weight decay of three or more tried). None without trials.
     """
     if table.trials is None:
         return None
-    sign = 1 if table.higher_is_better else -1
     rows = []
     trials = table.trials.dropna(subset=["score", "learning_rate"])
     for (backbone, optimizer), own in trials.groupby(["backbone", "optimizer"], sort=False):
-        goodness = sign * own["score"].to_numpy(float)
+        goodness = table.sign * own["score"].to_numpy(float)
         rates = own["learning_rate"].to_numpy(float)
         best = int(goodness.argmax())
         good = goodness >= goodness[best] - table.within[0]
-        edges = [_at_edge(own[name].to_numpy(float), best) for name in _SETTINGS]
+        edges = [_at_edge(own[name].to_numpy(float), best) for name in _TUNED]
         rows.append(
             {
                 "backbone": backbone,

@@ -9,8 +9,10 @@ import statsmodels.api
 import statsmodels.formula.api
 from hypothesis import strategies as st
 
-from bocb_jax.coupling import decomposition, noncentral
-from bocb_jax.coupling.scores import ScoreTable
+from bocb_jax.coupling import decomposition, noncentral, significance
+from bocb_jax.coupling.cells import cells_of as group_cells
+from bocb_jax.coupling.cells import noise_variance
+from bocb_jax.coupling.score_table import ScoreTable
 
 TABLES = 1000
 
@@ -46,7 +48,7 @@ def random_tables(rng, shape, interaction=0.0, noise=1.0):
 def cells_of(values):
     values = np.asarray(values)
     o, b, _ = np.nonzero(~np.isnan(values))
-    return decomposition.cells_of(values[~np.isnan(values)], o, b, values.shape[:2])
+    return group_cells(values[~np.isnan(values)], o, b, values.shape[:2])
 
 
 # -- against statsmodels, by hand ------------------------------------------------------------------
@@ -101,7 +103,7 @@ def test_tukeys_test_by_the_textbook_formula():
     explained = (row @ values @ column) ** 2 / ((row**2).sum() * (column**2).sum())
     left = values - values.mean() - row[:, None] - column
     rest = ((left**2).sum() - explained) / 11
-    found = decomposition.tukey_test(cells_of(values[..., None]))
+    found = significance.tukey_test(cells_of(values[..., None]))
     assert found.f == pytest.approx(explained / rest)
     assert found.p_value == pytest.approx(scipy.stats.f.sf(explained / rest, 1, 11))
 
@@ -196,7 +198,7 @@ def covered(tables, interaction, noise, shape=(5, 4, 3), seed=0):
     for _ in range(tables):
         cells = cells_of(random_tables(rng, shape, interaction, noise))
         squares = decomposition.sums_of_squares(cells)
-        variance = decomposition.noise_variance(cells)
+        variance = noise_variance(cells)
         low, high = noncentral.f_interval(
             squares["interaction"] / between / variance, between, within, 0.95
         )
@@ -228,7 +230,7 @@ def test_planted_coupling_lies_in_its_interval(tables, interaction):
 def rejected(tables, shape, permutations, interaction=0.0, seed=1):
     rng = np.random.default_rng(seed)
     found = [
-        decomposition.permutation_test(
+        significance.permutation_test(
             cells_of(random_tables(rng, shape, interaction)), permutations, rng
         )
         for _ in range(tables)

@@ -6,10 +6,10 @@ import pytest
 
 from bocb_jax import paper
 from bocb_jax.coupling import analyze
-from bocb_jax.coupling.outliers import column_statistics, mark
+from bocb_jax.coupling.outliers import column_statistics, find_outliers
 from bocb_jax.coupling.ranking import overall
 from bocb_jax.coupling.scores import from_published
-from bocb_jax.coupling.tuning import distances, published_settings
+from bocb_jax.coupling.tuning import distances
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +23,13 @@ def analysis(cifar):
 
 
 def agreement(table, rule, printed):
-    ours = (mark(table, rule).marks == "outlier").to_numpy()
+    ours = (find_outliers(table, rule).labels == "outlier").to_numpy()
     theirs = (printed == "outlier").to_numpy()
     return (ours & theirs).sum() / ours.sum(), (ours & theirs).sum() / theirs.sum(), ours.sum()
 
 
 def test_means_stds_and_ranges_are_the_printed_digits(cifar):
-    ours = column_statistics(cifar, mark(cifar))
+    ours = column_statistics(cifar, find_outliers(cifar))
     printed = paper.table("cifar100_printed").T
     wrong = {
         "mean": ours.index[ours["mean"].round(2) != printed["mean"]],
@@ -51,7 +51,7 @@ def test_means_stds_and_ranges_are_the_printed_digits(cifar):
 def test_paper_marks_give_the_printed_marks(cifar):
     precision, recall, count = agreement(cifar, "paper_marks", paper.table("cifar100_marks"))
     assert (precision, recall, count) == (1.0, 0.98, 49)
-    assert mark(cifar).rule == "paper_marks(2)"
+    assert find_outliers(cifar).rule == "paper_marks(2)"
 
 
 def test_the_printed_equation_does_not_give_the_printed_marks(cifar):
@@ -62,12 +62,12 @@ def test_the_printed_equation_does_not_give_the_printed_marks(cifar):
 def test_imagenet_is_marked_with_one_point():
     table = from_published("imagenet")
     precision, recall, count = agreement(table, "paper_marks", paper.table("imagenet_marks"))
-    assert mark(table).rule == "paper_marks(1)"
+    assert find_outliers(table).rule == "paper_marks(1)"
     assert (precision, round(recall, 2), count) == (1.0, 0.82, 9)
 
 
 def test_top_four_are_the_printed_ones_but_for_their_known_mistakes(cifar):
-    ours, printed = mark(cifar).marks, paper.table("cifar100_marks")
+    ours, printed = find_outliers(cifar).labels, paper.table("cifar100_marks")
     top = ["best", "top4"]
     different = ours.isin(top) != printed.isin(top)
     cells = {(o, b) for o in different.index for b in different.columns if different.loc[o, b]}
@@ -119,7 +119,7 @@ def test_components_of_the_ranking_from_the_tables(analysis):
 
 
 def test_hyperparameter_distances():
-    found = distances(published_settings())
+    found = distances(paper.table("hyperparameters"))
     ranks = paper.table("ranking")["hyperparameter_rank"]
     assert found.by_optimizer["mean"].corr(ranks.astype(float), "spearman") > 0.85
     # What the authors read off their figure: these need most tuning, and AdamW and LAMB least.

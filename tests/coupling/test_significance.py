@@ -11,7 +11,8 @@ import scipy.stats
 from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 
-from bocb_jax.coupling import contrasts, decomposition, features, significance, structure
+from bocb_jax.coupling import contrasts, features, significance, structure
+from bocb_jax.coupling.cells import cells_of
 from bocb_jax.coupling.scores import from_published
 
 
@@ -133,7 +134,7 @@ def test_hodges_lehmann_holds_what_the_test_does_not_reject():
 
 def test_the_contrast_of_families_in_the_published_table():
     table = from_published()
-    taxonomy = features.taxonomy(table.backbones)
+    taxonomy = features.features_of(table.backbones)
     found = contrasts.contrast(table, contrasts.category_of(table.optimizers), taxonomy["family"])
     scores = table.matrix()
     by_hand = (
@@ -157,7 +158,7 @@ def planted(rng, strength, noise=0.3):
 def test_axes_and_groups_of_a_planted_preference():
     goodness = frame(planted(np.random.default_rng(0), 3.0))
     o, b = np.divmod(np.arange(48), 6)
-    cells = decomposition.cells_of(goodness.to_numpy().ravel(), o, b, (8, 6))
+    cells = cells_of(goodness.to_numpy().ravel(), o, b, (8, 6))
     interaction = frame(cells.grid(cells.interaction(cells.means(cells.values))))
     found = structure.decompose(interaction, cells, resamples=100, seed=0)
     assert found.shares[1] > 0.95 > found.shares_by_chance[1]
@@ -225,10 +226,10 @@ def test_a_label_that_belongs_to_one_family_predicts_no_other():
 
 
 def test_taxonomy_knows_twins_sizes_and_strangers():
-    found = features.taxonomy(["R-50", "resnet_mini", "vgg16", "vgg16_bn", "convnextv2_b", "mine"])
+    found = features.features_of(["R-50", "resnet_mini", "vgg16", "vgg16_bn", "convnextv2_b", "mine"])
     assert found["family"].tolist() == ["resnet", "resnet", "plain", "plain", "convnext", "mine"]
     assert found["norm"].tolist()[:5] == ["batch", "batch", "none", "batch", "layer"]
     extra = pandas.DataFrame({"norm": ["group"], "depth": [3]}, index=["mine"])
-    found = features.taxonomy(["R-50", "mine"], extra)
+    found = features.features_of(["R-50", "mine"], extra)
     assert found["norm"].tolist() == ["batch", "group"]
     assert found.loc["mine", "depth"] == 3

@@ -1,5 +1,6 @@
 """Tuning, ranking, labels of failures, and the whole analysis of tables with gaps."""
 
+import dataclasses
 import itertools
 import json
 import time
@@ -144,16 +145,16 @@ def test_profiles_by_hand():
 
 def test_marks_by_hand():
     scores = scores_of([[70], [71], [72], [73], [66]])
-    found = outliers.mark(scores, "paper_marks(2)")
+    found = outliers.find_outliers(scores, "paper_marks(2)")
     # Median 71, MAD 1: the cut is 71 - max(2, 1.4826).
     assert found.cuts["b0"] == 69
-    assert found.marks["b0"].tolist() == ["top4", "top4", "top4", "best", "outlier"]
-    assert outliers.mark(scores, "regret(1.5)").marks["b0"].tolist().count("outlier") == 3
-    assert outliers.mark(scores, "paper_eq1").cuts["b0"] == 73 - 2
+    assert found.labels["b0"].tolist() == ["top4", "top4", "top4", "best", "outlier"]
+    assert outliers.find_outliers(scores, "regret(1.5)").labels["b0"].tolist().count("outlier") == 3
+    assert outliers.find_outliers(scores, "paper_eq1").cuts["b0"] == 73 - 2
     with pytest.raises(
-        UserError, match=r"no rule 'best' for marks\. There are: paper_marks, paper_eq1"
+        UserError, match=r"no rule 'best' for outliers\. There are: paper_marks, paper_eq1"
     ):
-        outliers.mark(scores, "best")
+        outliers.find_outliers(scores, "best")
 
 
 def test_labels_of_failed_cells():
@@ -161,7 +162,7 @@ def test_labels_of_failed_cells():
     scores = [[80, 80], [79, 80], [60, 80], [61, 80], [5, 80], [1, 80]]
     status = [["finished"] * 2] * 5 + [["diverged", "finished"]]
     made = scores_of(scores, train_loss=losses, status=status, first_train_loss=np.full((6, 2), 4))
-    marked = outliers.mark(made, "regret(2)")
+    marked = outliers.find_outliers(made, "regret(2)")
     found = failures.label(made, marked, made.matrix().max() - made.matrix())
     assert found.set_index("optimizer")["label"].to_dict() == {
         "o2": "under-fitted", "o3": "over-fitted", "o4": "never left the start", "o5": "diverged",
@@ -194,7 +195,7 @@ def test_a_backbone_that_is_bound_does_not_bind_the_others():
 
 def test_losses_are_better_when_lower():
     made = scores_of([[2.0, 1.0], [1.0, 1.5], [1.2, 1.2]])
-    made = scores.dataclasses.replace(
+    made = dataclasses.replace(
         made, score="train loss", unit="nats", higher_is_better=False, chance=np.log(10)
     )
     found = analyze(made, resamples=10)
