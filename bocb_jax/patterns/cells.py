@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas
 
-from bocb_jax.coupling.analysis import Analysis
-from bocb_jax.coupling.scores import ScoreTable
+from bocb_jax.coupling.result import Analysis
+from bocb_jax.coupling.score_table import ScoreTable
 from bocb_jax.patterns import prediction
 from bocb_jax.patterns.checkpoints import analyze_checkpoints
 from bocb_jax.patterns.spectra import ALPHA_THRESHOLDS, MAIN_METRICS
@@ -101,7 +101,7 @@ def summarize(analysis: Analysis, layers: pandas.DataFrame) -> WeightPatterns:
       analysis: of the table with the same names of backbones and optimizers.
       layers: from `analyze_checkpoints`.
     """
-    failed = analysis.table.failed() | (analysis.marks.marks == "outlier")
+    failed = analysis.table.failed() | (analysis.outliers.labels == "outlier")
     columns = [*MAIN_METRICS, *(f"{name}_init" for name in MAIN_METRICS)]
     grouped = layers.groupby(["backbone", "optimizer"], sort=False)
     cells = grouped[columns].median()

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas
 
-from bocb_jax.coupling.analysis import Analysis
-from bocb_jax.coupling.scores import ScoreTable
+from bocb_jax.coupling.result import Analysis
+from bocb_jax.coupling.score_table import ScoreTable
 from bocb_jax.report.document import format_value
 from bocb_jax.report.style import MARK_SIGNS, ONE_SEED_SIGN, colour_steps, ink_on, label
 
@@ -120,7 +120,7 @@ class _Grids:
             coupling=grid(analysis.coupling, float),
             counts=grid(table.counts(), float),
             failed=grid(table.failed(), bool),
-            marks=grid(analysis.marks.marks, str),
+            marks=grid(analysis.outliers.labels, str),
         )
 
     @property
@@ -226,7 +226,7 @@ def _cells(
             facts = _facts(analysis.table, runs.get(key), grids, o, b)
             mark = {"top4": "top 4"}.get(grids.marks[o, b], grids.marks[o, b])
             if mark in ("best", "top 4", "outlier"):
-                facts.append(("mark", f"{mark} by {analysis.marks.rule}"))
+                facts.append(("mark", f"{mark} by {analysis.outliers.rule}"))
             if grids.counts[o, b] == 1:
                 facts.append(("note", "one score: its noise is not known"))
             if key in happened:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas
 
-from bocb_jax.coupling.analysis import Analysis, Decomposition
+from bocb_jax.coupling.decomposition import Decomposition
+from bocb_jax.coupling.result import Analysis
 from bocb_jax.report.style import label
 
 HOW = {"weak": "loosely coupled", "moderate": "moderately coupled", "strong": "tightly coupled"}
@@ -188,10 +189,10 @@ def _safest(analysis: Analysis) -> str:
 
 
 def _outliers(analysis: Analysis) -> str:
-    marks = analysis.marks
-    if not marks.cells:
+    outliers = analysis.outliers
+    if not outliers.cells:
         return ""
-    text = f"Outliers by the rule {marks.rule}: {marks.outliers} of {marks.cells} cells"
+    text = f"Outliers by the rule {outliers.rule}: {outliers.count} of {outliers.cells} cells"
     counts = analysis.optimizers["outliers"].sort_values(ascending=False, kind="stable")
     counts = counts[counts > 0]
     if len(counts):
@@ -204,7 +205,7 @@ def _outliers(analysis: Analysis) -> str:
 
 
 def _categories(analysis: Analysis) -> str:
-    section = analysis.families
+    section = analysis.category_contrast
     if section is None:
         return ""
     gains, unit = section.contrasts["contrast"].dropna(), analysis.table.unit

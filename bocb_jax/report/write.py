@@ -9,7 +9,7 @@ from typing import Any
 import pandas
 
 from bocb_jax.coupling import recommend
-from bocb_jax.coupling.analysis import Analysis
+from bocb_jax.coupling.result import Analysis
 from bocb_jax.errors import UserError
 from bocb_jax.patterns.cells import WeightPatterns
 from bocb_jax.report import html, markdown, plots, style

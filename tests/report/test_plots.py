@@ -64,9 +64,9 @@ def test_heat_map_shows_every_score_and_mark(paper):
     axes = heat_map.draw(paper).axes[0]
     texts = [text.get_text() for text in axes.texts]
     assert len(texts) == 400
-    assert sum("▼" in text for text in texts) == paper.marks.outliers
+    assert sum("▼" in text for text in texts) == paper.outliers.count
     best = [text for text in texts if "★" in text]
-    assert len(best) == (paper.marks.marks == "best").to_numpy().sum()
+    assert len(best) == (paper.outliers.labels == "best").to_numpy().sum()
     assert "★80.5" in best  # AdaBelief on R-50, Table 1 of the paper
 
 

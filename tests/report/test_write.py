@@ -118,8 +118,8 @@ def test_failures_are_grey_and_rules_are_named(made):
     assert data["measures"][0]["colours"][o][b] == "failed"
     assert ["diverged", "2 of 2 runs"] in data["cells"][o][b]["facts"]
     text = "".join(Page(read(made, "index.html")).text)
-    assert f"outliers by {analysis.marks.rule}" in text
-    assert analysis.marks.description in text
+    assert f"outliers by {analysis.outliers.rule}" in text
+    assert analysis.outliers.description in text
 
 
 def test_one_seed_is_marked_where_others_have_more(tmp_path):

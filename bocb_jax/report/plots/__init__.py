@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pandas
 from matplotlib.figure import Figure
 
-from bocb_jax.coupling.analysis import Analysis
+from bocb_jax.coupling.result import Analysis
 from bocb_jax.patterns.cells import WeightPatterns
 from bocb_jax.report.plots import (
     biplot,

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from bocb_jax.coupling.analysis import Clusters, Structure
+from bocb_jax.coupling.structure import Clusters, Structure
 from bocb_jax.report.style import CATEGORIES, FAINT, figure, house_style, label
 
 _Points = list[tuple[str, tuple[float, float]]]

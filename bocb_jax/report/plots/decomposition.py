@@ -4,7 +4,7 @@ from matplotlib import colors
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from bocb_jax.coupling.analysis import Decomposition
+from bocb_jax.coupling.decomposition import Decomposition
 from bocb_jax.report.style import figure, house_style, ink_on, label
 
 # term -> colour, hatch, name

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from bocb_jax.coupling.analysis import Analysis
+from bocb_jax.coupling.result import Analysis
 from bocb_jax.report.heat_map import row_and_column_order
 from bocb_jax.report.style import (
     FAILED,
@@ -55,7 +55,7 @@ def draw(analysis: Analysis, *, deepest: float = 10.0) -> Figure:
         bar = picture.colorbar(image, ax=axes, shrink=0.6, pad=0.01, extend="max")
         bar.set_label(f"below the best of the column, {analysis.table.unit}")
         bar.outline.set_visible(False)
-        note = f"★ best   ▲ top 4   ▼ outlier by {analysis.marks.rule}   grey: every run failed"
+        note = f"★ best   ▲ top 4   ▼ outlier by {analysis.outliers.rule}   grey: every run failed"
         note += "   one score per cell" if analysis.table.one_seed else "   ° one seed"
         axes.set_xlabel(note, fontsize=7.5, loc="left")
     return picture
@@ -74,7 +74,7 @@ def _write_cells(
     scores = table.matrix().reindex(index=rows, columns=columns)
     failed = table.failed().reindex(index=rows, columns=columns)
     one_seed = table.counts().reindex(index=rows, columns=columns) == 1
-    marks = analysis.marks.marks.reindex(index=rows, columns=columns)
+    marks = analysis.outliers.labels.reindex(index=rows, columns=columns)
     decimals = 1 if table.unit == "points" else 2
     for (row, column), value in np.ndenumerate(scores.to_numpy(float)):
         if not np.isfinite(value):

@@ -4,7 +4,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bocb_jax.coupling.analysis import Analysis, Nemenyi, Profiles
+from bocb_jax.coupling.ranking import Profiles
+from bocb_jax.coupling.result import Analysis
+from bocb_jax.coupling.significance import Nemenyi
 from bocb_jax.report.style import FAINT, INK, LINES, figure, house_style, label
 
 _BLUE = "#0b55a5"

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from bocb_jax.coupling.analysis import Budget, Hyperparameters
-from bocb_jax.coupling.scores import ScoreTable
+from bocb_jax.coupling.score_table import ScoreTable
+from bocb_jax.coupling.tuning import Budget, Hyperparameters
 from bocb_jax.report.style import FAILED, FAINT, INK, LINES, figure, house_style, label
 
 _BLUE = "#0b3c7d"

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from bocb_jax.coupling.analysis import Analysis
+from bocb_jax.coupling.result import Analysis
 from bocb_jax.patterns.cells import WeightPatterns
 from bocb_jax.report import summary
 from bocb_jax.report.document import Document, format_value, is_empty
@@ -83,7 +83,7 @@ def _tiles(analysis: Analysis) -> tuple[tuple[str, str], ...]:
             f"n = {int(analysis.optimizers.at[name, 'n'])} backbones"
         )
         tiles.append((label(name, 24), note))
-    marks = analysis.marks
-    note = f"of the cells are outliers by {marks.rule}"
-    tiles.append((f"{marks.outliers} of {marks.cells}", note))
+    outliers = analysis.outliers
+    note = f"of the cells are outliers by {outliers.rule}"
+    tiles.append((f"{outliers.count} of {outliers.cells}", note))
     return tuple(tiles)

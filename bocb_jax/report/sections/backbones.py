@@ -1,6 +1,6 @@
 """Backbone by backbone: how strongly each is coupled, in words and in numbers."""
 
-from bocb_jax.coupling.analysis import Analysis
+from bocb_jax.coupling.result import Analysis
 from bocb_jax.report import summary
 from bocb_jax.report.document import Section, Table, Text, table_from
 
@@ -51,7 +51,7 @@ def _column_statistics(analysis: Analysis) -> Table:
     )  # fmt: skip
     caption = (
         "As in the paper, mean and std leave out the worst and the best two, and range leaves out "
-        f"the worst. Outliers by {analysis.marks.rule}."
+        f"the worst. Outliers by {analysis.outliers.rule}."
     )
     title = "The paper's statistics"
     frame = analysis.column_statistics

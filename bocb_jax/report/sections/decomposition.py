@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from bocb_jax.coupling.analysis import Analysis
+from bocb_jax.coupling.result import Analysis
 from bocb_jax.report.document import Block, Picture, Section, only_drawn, table_from
 from bocb_jax.report.style import label
 

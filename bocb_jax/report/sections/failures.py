@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from bocb_jax.coupling.analysis import Analysis
+from bocb_jax.coupling.result import Analysis
 from bocb_jax.report.document import Block, Picture, Section, only_drawn, table_from
 
 
@@ -14,7 +14,7 @@ def build(analysis: Analysis, drawn: Collection[str]) -> Section:
         ("score", "score", "number"), ("regret", "behind", "number"),
         ("train_loss", "training loss", "number"), ("n", "n", "int"),
     )  # fmt: skip
-    caption = f"Outliers by {analysis.marks.rule}, and cells in which no run finished."
+    caption = f"Outliers by {analysis.outliers.rule}, and cells in which no run finished."
     frame = analysis.failures
     if frame is not None and "regret" in frame:
         frame = frame.sort_values("regret", ascending=False, kind="stable")

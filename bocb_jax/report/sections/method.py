@@ -1,6 +1,6 @@
 """How to read a report: the definitions behind its words."""
 
-from bocb_jax.coupling.analysis import Analysis
+from bocb_jax.coupling.result import Analysis
 from bocb_jax.report import summary
 from bocb_jax.report.document import Section, Text
 
@@ -13,7 +13,7 @@ def build(analysis: Analysis) -> Section:
         "everywhere shows no coupling.",
         "Regret is the distance of a cell to the best optimizer of its backbone.",
         f"Coupling strength: {summary.sentence(analysis.strength_rule)}",
-        f"Marks: {analysis.marks.rule}: {summary.sentence(analysis.marks.description)}",
+        f"Marks: {analysis.outliers.rule}: {summary.sentence(analysis.outliers.description)}",
         f"Intervals are at {100 * analysis.confidence:g} %, from {analysis.resamples} resamples "
         f"with seed {analysis.seed}.",
         "A run that diverged scores what a guess would; one that ended for another reason has no "

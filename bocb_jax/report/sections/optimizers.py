@@ -2,7 +2,8 @@
 
 from collections.abc import Collection
 
-from bocb_jax.coupling.analysis import Analysis, Families
+from bocb_jax.coupling.contrasts import CategoryContrast
+from bocb_jax.coupling.result import Analysis
 from bocb_jax.report import summary
 from bocb_jax.report.document import Block, Picture, Section, Table, only_drawn, table_from
 
@@ -12,8 +13,8 @@ def build(analysis: Analysis, drawn: Collection[str]) -> Section:
     text = "A row for each optimizer: a dot for each backbone and a bar at the mean."
     picture = Picture("regret", "Regret", text)
     blocks: list[Block] = [*only_drawn(drawn, picture), _optimizers(analysis)]
-    if analysis.families is not None:
-        blocks.append(_contrasts(analysis.families))
+    if analysis.category_contrast is not None:
+        blocks.append(_contrasts(analysis.category_contrast))
     return Section("optimizers", "Optimizer by optimizer", tuple(blocks))
 
 
@@ -38,20 +39,20 @@ def _optimizers(analysis: Analysis) -> Table:
         ("seeds", "seeds per cell", "int"),
         ("one_seed_cells", "cells with one seed", "int"),
     )
-    caption = f"Outliers by {analysis.marks.rule}. Intervals at {100 * analysis.confidence:g} %."
+    caption = f"Outliers by {analysis.outliers.rule}. Intervals at {100 * analysis.confidence:g} %."
     return table_from(analysis.optimizers, "Optimizers", columns, caption, index="optimizer")
 
 
-def _contrasts(families: Families) -> Table:
+def _contrasts(contrast: CategoryContrast) -> Table:
     columns = (
         ("backbone", "backbone", "text"), ("contrast", "contrast", "interval"),
         ("p_value", "p", "p"), ("p_holm", "p (Holm)", "p"),
-        ("n_first", f"n {families.first}", "int"),
-        ("n_second", f"n {families.second}", "int"),
-        ("best_first", f"best of {families.first}", "text"),
-        ("best_second", f"best of {families.second}", "text"),
+        ("n_first", f"n {contrast.first}", "int"),
+        ("n_second", f"n {contrast.second}", "int"),
+        ("best_first", f"best of {contrast.first}", "text"),
+        ("best_second", f"best of {contrast.second}", "text"),
     )  # fmt: skip
-    frame = families.contrasts.copy()
+    frame = contrast.contrasts.copy()
     frame[["contrast_low", "contrast_high"]] = frame[["low", "high"]]
-    title = f"Category {families.first} minus category {families.second}"
-    return table_from(frame, title, columns, families.description, index="backbone")
+    title = f"Category {contrast.first} minus category {contrast.second}"
+    return table_from(frame, title, columns, contrast.description, index="backbone")

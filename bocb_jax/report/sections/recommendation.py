@@ -3,7 +3,7 @@
 import pandas
 
 from bocb_jax.coupling import recommend
-from bocb_jax.coupling.analysis import Analysis
+from bocb_jax.coupling.result import Analysis
 from bocb_jax.report.document import Section, Text, table_from
 
 

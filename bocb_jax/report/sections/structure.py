@@ -2,7 +2,8 @@
 
 from collections.abc import Collection
 
-from bocb_jax.coupling.analysis import Analysis, Clusters
+from bocb_jax.coupling.result import Analysis
+from bocb_jax.coupling.structure import Clusters
 from bocb_jax.report.document import Block, Picture, Section, Table, Text, only_drawn, table_from
 from bocb_jax.report.style import label
 

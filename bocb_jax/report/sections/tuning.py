@@ -4,7 +4,8 @@ from collections.abc import Collection
 
 import pandas
 
-from bocb_jax.coupling.analysis import Analysis, Budget, Hyperparameters
+from bocb_jax.coupling.result import Analysis
+from bocb_jax.coupling.tuning import Budget, Hyperparameters
 from bocb_jax.report import summary
 from bocb_jax.report.document import (
     Block,

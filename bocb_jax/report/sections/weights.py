@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 
-from bocb_jax.coupling.analysis import Analysis
+from bocb_jax.coupling.result import Analysis
 from bocb_jax.patterns.cells import WeightPatterns
 from bocb_jax.patterns.spectra import ALPHA_THRESHOLDS, BINS, COMPONENTS, MAIN_METRICS
 from bocb_jax.report import plots
