@@ -1,65 +1,143 @@
-"""The `bocb` command: `bocb train`, `bocb sweep`, `bocb analyze`, `bocb models`, ..."""
+"""The `bocb` command: finds the command that was asked for, and turns its errors into exit codes.
 
+Exit codes of every command: 0 done, 2 a setting is wrong, 3 the run diverged, 130 or 143 stopped by
+a signal, 141 the reader of the output has gone. `bocb sweep` adds 1: the budget is spent.
+"""
+
+import dataclasses
+import importlib
+import os
+import select
+import signal
 import sys
+from collections.abc import Callable
 
-USAGE = """usage: bocb COMMAND [options]
+from bocb_jax import __version__
+from bocb_jax.errors import Diverged, Interrupted, UserError
 
-  train              train one backbone with one optimizer
-  sweep STUDY        train all that a study names, and make a table of it
-  analyze RUNS       which optimizer suits which backbone: figures, verdict and report
-  recommend          which optimizer and rates to try first, and on what evidence
-  probe              how strongly the optimizer binds a net of your own
-  patterns           what trained weights look like, layer by layer: runs or files
-  models [NAME]      the backbones, or all about one; patterns such as 'conv*' work
-  optimizers [NAME]  the optimizers, or all about one; with --plot FILE, their paths as a picture
-  bench              what things cost on this machine
-  recipes            the training recipes side by side; with --check, beside the paper
-  import-weights     a file of PyTorch weights to a folder that `train --init` takes
-  export-weights     the best weights of a run to a file for PyTorch
+Door = Callable[[list[str]], int]  # takes the arguments, returns the exit code
 
-`bocb COMMAND --help` says more. Also: python -m bocb_jax.train."""
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One command of `bocb`.
+
+    Attributes:
+      door: "module:function", imported only when the command runs, since most of them load JAX.
+      help: a line for `bocb --help`.
+      argument: what the command takes, for `bocb --help`.
+    """
+
+    door: str
+    help: str
+    argument: str = ""
+
+    def load(self) -> Door:
+        """Import the function behind the command."""
+        module, _, name = self.door.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+COMMANDS = {
+    "train": Command("bocb_jax.train:main", "train one backbone with one optimizer"),
+    "sweep": Command(
+        "bocb_jax.sweep:main", "train every run of a study and tabulate them", "STUDY"
+    ),
+    "analyze": Command(
+        "bocb_jax.analyze:main", "which optimizer suits which backbone: verdict and report", "RUNS"
+    ),
+    "recommend": Command(
+        "bocb_jax.commands.recommend:main", "which optimizer and rates to try first, and why"
+    ),
+    "probe": Command(
+        "bocb_jax.commands.probe:main", "how strongly the optimizer binds a backbone of your own"
+    ),
+    "patterns": Command(
+        "bocb_jax.commands.patterns:main", "what trained weights look like, layer by layer", "PATH"
+    ),
+    "models": Command("bocb_jax.commands.models:main", "list backbones, or describe one", "[NAME]"),
+    "optimizers": Command(
+        "bocb_jax.commands.optimizers:main", "list or plot optimizers, or describe one", "[NAME]"
+    ),
+    "recipes": Command(
+        "bocb_jax.commands.recipes:main", "list training recipes; --check: beside the paper's"
+    ),
+    "bench": Command("bocb_jax.bench.__main__:main", "measure what things cost on this machine"),
+    "import-weights": Command(
+        "bocb_jax.commands.weights:import_main", "turn PyTorch weights into a run directory", "FILE"
+    ),
+    "export-weights": Command(
+        "bocb_jax.commands.weights:export_main", "write a run's best weights for PyTorch", "RUN"
+    ),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command and returns its exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    # Each door is imported when it is entered: most of them load JAX.
-    if command == "train":
-        from bocb_jax.train import main as door
-    elif command == "sweep":
-        from bocb_jax.sweep import main as door
-    elif command == "analyze":
-        from bocb_jax.analyze import main as door
-    elif command == "recommend":
-        from bocb_jax.commands.recommend import main as door
-    elif command == "probe":
-        from bocb_jax.commands.probe import main as door
-    elif command == "patterns":
-        from bocb_jax.commands.patterns import main as door
-    elif command == "bench":
-        from bocb_jax.bench.__main__ import main as door
-    elif command in ("models", "optimizers"):
-        from bocb_jax.commands.listing import main as listing
+    """Run `bocb` and return its exit code.
 
-        def door(rest):
-            return listing(command, rest)
+    Args:
+      arguments: what follows `bocb` on the command line; None for this process's own.
+    """
+    return run_command(_dispatch, arguments)
 
-    elif command in ("import-weights", "export-weights"):
-        from bocb_jax.commands.weights import main as exchange
 
-        def door(rest):
-            return exchange(command, rest)
+def run_command(door: Door, arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code; errors for users become a message on stderr.
 
-    elif command == "recipes":
-        from bocb_jax.commands.listing import recipes as door
-    elif command in ("-h", "--help", "help"):
-        print(USAGE)
+    Args:
+      door: the command.
+      arguments: its arguments; None for those of this process.
+    """
+    try:
+        code = door(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()  # a closed pipe shows here at the latest
+        return code
+    except (UserError, Diverged, Interrupted) as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        if not _stdout_is_closed():
+            raise
+        # As in `bocb models | head`. Python flushes stdout once more when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def usage() -> str:
+    """Return what `bocb --help` prints."""
+    names = {name: f"{name} {command.argument}".strip() for name, command in COMMANDS.items()}
+    width = max(map(len, names.values()))
+    lines = [f"  {names[name]:{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: bocb COMMAND [options]",
+            "",
+            *lines,
+            "",
+            "`bocb COMMAND --help` lists its options.",
+        ]
+    )
+
+
+def _dispatch(arguments: list[str]) -> int:
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(usage())
         return 0
-    else:
-        print(f"There is no command '{command}'.\n\n{USAGE}", file=sys.stderr)
-        return 2
-    return door(rest)
+    if name == "--version":
+        print(f"bocb-jax {__version__}")
+        return 0
+    if name not in COMMANDS:
+        raise UserError(f"There is no command '{name}'.\n\n{usage()}")
+    return COMMANDS[name].load()(rest)
+
+
+def _stdout_is_closed() -> bool:
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 if __name__ == "__main__":

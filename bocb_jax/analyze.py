@@ -23,16 +23,12 @@ if TYPE_CHECKING:
 SCORES = {"accuracy": "test accuracy", "loss": "train loss", "log-odds": "log-odds"}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+def main(arguments: list[str]) -> int:
+    """Analyze the scores that the command line names, and return the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        with brought(options.source) as source:
-            options.source = source and Path(source)
-            _run(options)
-    except UserError as error:
-        console.print(str(error), markup=False, soft_wrap=True)
-        return error.exit_code
+    with brought(options.source) as source:
+        options.source = source and Path(source)
+        _run(options)
     return 0
 
 
@@ -196,4 +192,6 @@ def read_table(options: argparse.Namespace) -> "tuple[ScoreTable, Path | None]":
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from bocb_jax.__main__ import run_command
+
+    sys.exit(run_command(main))

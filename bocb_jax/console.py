@@ -7,7 +7,16 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False)
+
+class _Output(Console):
+    """A console that lets the caller see a closed pipe; Rich itself would exit with code 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+console = _Output(stderr=True, highlight=False)  # what is said while a command works
+output = _Output(highlight=False)  # what a command was asked for
 
 
 class Reporter(Protocol):

@@ -297,7 +297,7 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Compared:
+class Comparison:
     """One setting of a recipe beside the paper's."""
 
     recipe: str
@@ -316,7 +316,7 @@ class Compared:
 UNSTATED = "not stated"
 
 
-def compare() -> list[Compared]:
+def compare() -> list[Comparison]:
     """Every setting of every recipe of the paper beside what the paper has."""
     rows = []
     for (name, dataset), paper in PAPER.items():
@@ -328,7 +328,7 @@ def compare() -> list[Compared]:
             if theirs != UNSTATED and not _equal(value, theirs):
                 keys = [(n, d, setting) for n in (name, "*") for d in (dataset, "*")]
                 reason = next((REASONS[key] for key in keys if key in REASONS), "")
-            rows.append(Compared(name, dataset, setting, value, theirs, reason))
+            rows.append(Comparison(name, dataset, setting, value, theirs, reason))
     return rows
 
 

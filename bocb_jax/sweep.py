@@ -36,26 +36,22 @@ from bocb_jax.study.spec import Study, overrides_of, read_study
 FAILED = ("out_of_memory", "crashed", "timed_out", "failed")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    try:
-        options, overrides = parse(sys.argv[1:] if arguments is None else arguments)
-        study = read_study(options.study, overrides)
-        if options.dry_run:
-            return dry_run(study, options)
-        return sweep(
-            study,
-            options.workdir,
-            workers=options.workers,
-            cluster=options.cluster,
-            retry=options.retry == "failed",
-            retries=options.retries,
-            progress=options.progress,
-            population=population_size(options.population),
-        )
-    except UserError as error:
-        console.print(str(error), markup=False, soft_wrap=True)
-        return error.exit_code
+def main(arguments: list[str]) -> int:
+    """Run, or estimate, the sweep that the command line asks for; return the exit code."""
+    options, overrides = parse(arguments)
+    study = read_study(options.study, overrides)
+    if options.dry_run:
+        return dry_run(study, options)
+    return sweep(
+        study,
+        options.workdir,
+        workers=options.workers,
+        cluster=options.cluster,
+        retry=options.retry == "failed",
+        retries=options.retries,
+        progress=options.progress,
+        population=population_size(options.population),
+    )
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict]:
@@ -289,4 +285,6 @@ def _say_summary(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from bocb_jax.__main__ import run_command
+
+    sys.exit(run_command(main))

@@ -42,17 +42,13 @@ from bocb_jax.storage.remote import is_url
 PRECISE_BN_BATCHES = 50  # at most an epoch; as many as the authors of schedule-free advise
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+def main(arguments: list[str]) -> int:
+    """Train the run that the command line asks for, and return the exit code."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     # Orbax tells of a damaged file through absl at length; we say it in a line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     keep_freed_memory()
-    try:
-        result = train(parse(sys.argv[1:] if arguments is None else arguments))
-    except (UserError, Interrupted) as stop:
-        console.print(str(stop), markup=False, soft_wrap=True)
-        return stop.exit_code
+    result = train(parse(arguments))
     return Diverged.exit_code if result["status"] == "diverged" else 0
 
 
@@ -449,4 +445,6 @@ def closing(outcome: dict[str, Any], folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from bocb_jax.__main__ import run_command
+
+    sys.exit(run_command(main))

@@ -6,13 +6,13 @@ import sys
 import pytest
 from helpers import synthetic_runs
 
-from bocb_jax.analyze import main
+from bocb_jax.__main__ import main
 
 QUICK = ["--resamples", "20"]
 
 
 def run(capsys, *arguments):
-    code = main([*map(str, arguments), *QUICK])
+    code = main(["analyze", *map(str, arguments), *QUICK])
     captured = capsys.readouterr()
     return code, captured.out, " ".join(captured.err.split())
 

@@ -153,7 +153,7 @@ def test_no_run_is_started_once_the_hours_are_spent(tmp_path):
 
 
 def test_a_folder_that_is_still_in_use_is_no_failure(tmp_path, monkeypatch):
-    for module in ("program", "train"):  # this process keeps nothing on disk
+    for module in ("build", "train"):  # this process keeps nothing on disk
         monkeypatch.setattr(f"bocb_jax.{module}.use_compile_cache", lambda folder: None)
     spec = read_study(write(tmp_path, TINY))
     (pair, *_) = resolve.find_pairs(spec)
@@ -287,7 +287,7 @@ def test_a_dry_run_says_what_it_takes(tmp_path):
 @pytest.mark.slow
 def test_a_ray_cluster_of_two_nodes_gives_the_same_table_and_survives_a_lost_node(tmp_path):
     pytest.importorskip("ray")
-    import ray_sweep
+    from drills import ray_sweep
 
     ray_sweep.main(["--workdir", str(tmp_path)])
 

@@ -17,10 +17,11 @@ from drills import kill_run
 from helpers import tfds_tiny
 from PIL import Image
 
+from bocb_jax.__main__ import main
 from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.errors import UserError
 from bocb_jax.storage.files import read_jsonl
-from bocb_jax.train import main, train
+from bocb_jax.train import train
 
 SMALL = {
     "model": "vit_mini",
@@ -103,7 +104,7 @@ def test_asked_to_stop_it_saves_and_goes_on(config, number, code):
 
 def test_a_diverged_run_is_a_result(config, capsys):
     arguments = words(config, opt="sgd", lr=1e30)
-    assert main(arguments) == 3
+    assert main(["train", *arguments]) == 3
     (result,) = config.folder().parent.glob("*/result.json")
     outcome = json.loads(result.read_text())
     assert outcome["status"] == "diverged"
@@ -112,7 +113,7 @@ def test_a_diverged_run_is_a_result(config, capsys):
     assert lines[-1]["step"] == outcome["diverged_at_step"]
     said = capsys.readouterr().err
     assert "no longer finite" in said
-    assert main(arguments) == 3  # and says so again
+    assert main(["train", *arguments]) == 3  # and says so again
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_a_diverged_run_is_a_result(config, capsys):
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(config, changes, message, capsys):
-    assert main(words(config, **changes)) == 2
+    assert main(["train", *words(config, **changes)]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert message in said
     assert "Traceback" not in said
@@ -267,7 +268,7 @@ def test_tfds_by_name_without_tensorflow(config, tmp_path):
 
 def test_a_data_set_that_is_nowhere_is_a_sentence(config, tmp_path, capsys):
     arguments = words(config, dataset="tfds:oxford_flowers102", **{"data.dir": tmp_path / "none"})
-    assert main(arguments) == 2
+    assert main(["train", *arguments]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "oxford_flowers102" in said
     assert "Traceback" not in said

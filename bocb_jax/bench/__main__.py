@@ -17,7 +17,6 @@ from statistics import median
 
 import jax
 from flax import nnx
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -27,11 +26,10 @@ from bocb_jax.bench.data import measure as augmentation_speed
 from bocb_jax.bench.data import measure_folder as folder_speed
 from bocb_jax.bench.optimizers import Cost, measure
 from bocb_jax.config import TrainConfig, from_dict
-from bocb_jax.console import console
+from bocb_jax.console import console, output
 from bocb_jax.data.synthetic import open_or_stand_in
 from bocb_jax.engine.memory import keep_freed_memory
 from bocb_jax.engine.program import weights_of
-from bocb_jax.errors import UserError
 from bocb_jax.models import create_model, list_models
 from bocb_jax.models.parameters import parameter_kinds
 from bocb_jax.optim import list_optimizers
@@ -39,16 +37,11 @@ from bocb_jax.storage.files import write_json
 from bocb_jax.train import Run
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+def main(arguments: list[str]) -> int:
+    """Measure what the command line asks for, and return the exit code."""
     options = _parser().parse_args(arguments)
     keep_freed_memory()
-    try:
-        rows = next(rows for kind, rows in KINDS.items() if getattr(options, kind))(options)
-    except UserError as error:
-        console.print(str(error), markup=False, soft_wrap=True)
-        return error.exit_code
+    rows = next(rows for kind, rows in KINDS.items() if getattr(options, kind))(options)
     if options.json:
         write_json(options.json, _circumstances(arguments) | {"rows": rows})
     return 0
@@ -123,7 +116,7 @@ def _optimizers(options: argparse.Namespace) -> list[dict[str, object]]:
         costs[model].append(cost)
         _say(model, *_optimizer_row(cost))
     for model, found in costs.items():
-        Console(highlight=False).print(_optimizer_table(model, found, options.rounds))
+        output.print(_optimizer_table(model, found, options.rounds))
     return [
         {"model": model, **dataclasses.asdict(cost)}
         for model, found in costs.items()
@@ -176,9 +169,8 @@ def _caption(how: str) -> str:
 
 
 def _models(options: argparse.Namespace) -> list[dict[str, object]]:
-    published = [row["model"] for row in paper.rows("backbones")]
     named = [name for pattern in options.only for name in _names(list_models, pattern)]
-    names = published if options.only == ["*"] else named
+    names = paper.backbones()[:20] if options.only == ["*"] else named
     costs = []
     for name in track(names, "backbones", console=console, transient=True):
         cost = models.measure(
@@ -204,7 +196,7 @@ def _models(options: argparse.Namespace) -> list[dict[str, object]]:
         table.add_row(*_model_row(cost))
     how = f"medians of {options.rounds} blocks, in turn with timm's or torchvision's net"
     table.caption = _caption(how)
-    Console(highlight=False).print(table)
+    output.print(table)
     return [dataclasses.asdict(cost) for cost in costs]
 
 
@@ -241,7 +233,7 @@ def _data(options: argparse.Namespace) -> list[dict[str, object]]:
         f"medians of {options.rounds} rounds in turn; augmentation from 32-pixel images with "
         "timm's in a DataLoader beside it, JPEGs of 500 x 375 with torchvision's ImageFolder"
     )
-    Console(highlight=False).print(table)
+    output.print(table)
 
     table = Table(
         title="A training step of resnet_mini, 32 px", title_justify="left", caption_justify="left"
@@ -258,7 +250,7 @@ def _data(options: argparse.Namespace) -> list[dict[str, object]]:
         f"medians of {options.rounds} blocks in turn, images on the device; the model alone has "
         "the same batch each time and no augmentation"
     )
-    Console(highlight=False).print(table)
+    output.print(table)
     return [dataclasses.asdict(speed) for speed in speeds.values()] + shares
 
 
@@ -310,4 +302,6 @@ class _Turns:
 KINDS = {"optimizers": _optimizers, "models": _models, "data": _data}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from bocb_jax.__main__ import run_command
+
+    sys.exit(run_command(main))

@@ -7,15 +7,14 @@ framework; or the URL of one of these.
 import argparse
 import contextlib
 import os
-import sys
 from collections.abc import Collection
 from pathlib import Path
 
 import pandas
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
+from bocb_jax.console import output
 from bocb_jax.errors import UserError
 from bocb_jax.patterns.checkpoints import analyze_checkpoints
 from bocb_jax.patterns.spectra import ALPHA_THRESHOLDS, MAIN_METRICS
@@ -25,8 +24,8 @@ from bocb_jax.storage.remote import brought
 _NARROW, _NARROW_METRICS = 110, ("alpha", "entropy", "stable_rank")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+def main(arguments: list[str]) -> int:
+    """Print, write or draw what the command line asks for; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="bocb patterns",
         description="What trained weights look like, layer by layer, beside their initialization.",
@@ -43,28 +42,22 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--jobs", type=int, help="number of processes. Default: one per core")
     options = parser.parse_args(arguments)
-    try:
-        _check(options.output, (".csv", ".parquet"))
-        _check(options.plot, (".svg", ".png"))
-        with contextlib.ExitStack() as stack:
-            local = {
-                str(stack.enter_context(brought(path, weights=True))): path
-                for path in options.paths
-            }
-            frame = analyze_checkpoints(local, jobs=options.jobs)
-            for copy, path in local.items():
-                frame["source"] = frame["source"].str.replace(copy, path, regex=False)
-        if options.output:
-            _write(frame, Path(options.output))
-        if options.plot:
-            from bocb_jax.report.plots import ridges
+    _check(options.output, (".csv", ".parquet"))
+    _check(options.plot, (".svg", ".png"))
+    with contextlib.ExitStack() as stack:
+        local = {
+            str(stack.enter_context(brought(path, weights=True))): path for path in options.paths
+        }
+        frame = analyze_checkpoints(local, jobs=options.jobs)
+        for copy, path in local.items():
+            frame["source"] = frame["source"].str.replace(copy, path, regex=False)
+    if options.output:
+        _write(frame, Path(options.output))
+    if options.plot:
+        from bocb_jax.report.plots import ridges
 
-            ridges.write(frame, options.plot)
-        console = Console(highlight=False)
-        console.print(_table(frame, console.width))
-    except UserError as error:
-        Console(stderr=True, highlight=False).print(str(error), markup=False, soft_wrap=True)
-        return error.exit_code
+        ridges.write(frame, options.plot)
+    output.print(_table(frame, output.width))
     return 0
 
 
@@ -114,7 +107,3 @@ def _table(frame: pandas.DataFrame, width: int) -> Table:
 
 def _pair(value: float, initial: float) -> str:
     return "-" if value != value else f"{value:.3g} ({initial:.3g})"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

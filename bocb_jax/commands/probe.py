@@ -7,10 +7,8 @@ imports JAX; the sweep's workers do.
 
 import argparse
 import re
-import sys
 from pathlib import Path
 
-from bocb_jax.console import console
 from bocb_jax.errors import UserError
 from bocb_jax.storage.remote import brought
 
@@ -18,14 +16,9 @@ OPTIMIZERS = ("sgd", "adamw", "lamb", "lion")
 ANCHORS = ("resnet_mini", "vit_mini")  # one that minds little, one that minds much
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    try:
-        return _run(options)
-    except UserError as error:
-        console.print(str(error), markup=False, soft_wrap=True)
-        return error.exit_code
+def main(arguments: list[str]) -> int:
+    """Train the study of one backbone and report on it; return the exit code."""
+    return _run(_parser().parse_args(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -132,7 +125,3 @@ def report(workdir: Path, model: str, *, spent: bool = False) -> None:
         )
     for line in analysis.warnings:
         print(f"- {line}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

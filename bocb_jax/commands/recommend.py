@@ -8,25 +8,19 @@ import argparse
 import dataclasses
 import json
 import shlex
-import sys
 from pathlib import Path
 
-from bocb_jax.console import console
 from bocb_jax.errors import UserError
 from bocb_jax.storage.files import finite
 from bocb_jax.storage.remote import brought
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+def main(arguments: list[str]) -> int:
+    """Print what to try first for a backbone, and return the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        with brought(options.runs) as runs:
-            options.runs = runs and Path(runs)
-            _run(options)
-    except UserError as error:
-        console.print(str(error), markup=False, soft_wrap=True)
-        return error.exit_code
+    with brought(options.runs) as runs:
+        options.runs = runs and Path(runs)
+        _run(options)
     return 0
 
 
@@ -94,7 +88,3 @@ def _command(model: str, choice) -> str:
     if choice.weight_decay is not None:
         words += ["--weight-decay", f"{choice.weight_decay:g}"]
     return shlex.join(words)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,7 +18,6 @@ from tyro.conf import Positional
 
 from bocb_jax import torch_weights
 from bocb_jax.config import dotted
-from bocb_jax.console import console
 from bocb_jax.engine import run_dir
 from bocb_jax.engine.checkpoint import Checkpoints, read_best
 from bocb_jax.engine.program import weights_of
@@ -49,26 +48,22 @@ class ExportOptions:
     out: str | None = None  # the file to write; None: RUN/MODEL.safetensors
 
 
-def main(command: str, arguments: list[str]) -> int:
-    """The command line; returns the exit code."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors of Orbax, told in a sentence
-    try:
-        if command == "import-weights":
-            made = import_weights(_parse_import(arguments))
-        else:
-            made = export_weights(
-                tyro.cli(ExportOptions, args=arguments, prog="bocb export-weights")
-            )
-    except UserError as error:
-        console.print(str(error), markup=False, soft_wrap=True)
-        return error.exit_code
-    print(made)
+def import_main(arguments: list[str]) -> int:
+    """Import weights as the command line says, and return the exit code."""
+    default = ImportOptions(tyro.MISSING, tyro.MISSING, model_args=dotted(arguments, "model_args"))
+    print(
+        import_weights(
+            tyro.cli(ImportOptions, args=arguments, default=default, prog="bocb import-weights")
+        )
+    )
     return 0
 
 
-def _parse_import(arguments: list[str]) -> ImportOptions:
-    default = ImportOptions(tyro.MISSING, tyro.MISSING, model_args=dotted(arguments, "model_args"))
-    return tyro.cli(ImportOptions, args=arguments, default=default, prog="bocb import-weights")
+def export_main(arguments: list[str]) -> int:
+    """Export weights as the command line says, and return the exit code."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's errors; ours is one sentence
+    print(export_weights(tyro.cli(ExportOptions, args=arguments, prog="bocb export-weights")))
+    return 0
 
 
 def import_weights(options: ImportOptions) -> Path:

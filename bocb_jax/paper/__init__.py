@@ -8,7 +8,17 @@
 | `tuned_values` | tuned learning rates and weight decays, and the pairs that stand in for others |
 """
 
-from bocb_jax.paper.tables import names, rows, table
+from bocb_jax.paper.tables import backbones, names, optimizers, rows, table
 from bocb_jax.paper.tuned_values import STAND_INS, Tuned, most_frequent, tuned
 
-__all__ = ["STAND_INS", "Tuned", "most_frequent", "names", "rows", "table", "tuned"]
+__all__ = [
+    "STAND_INS",
+    "Tuned",
+    "backbones",
+    "most_frequent",
+    "names",
+    "optimizers",
+    "rows",
+    "table",
+    "tuned",
+]

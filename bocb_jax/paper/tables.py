@@ -36,6 +36,16 @@ def rows(name: str) -> tuple[dict[str, str], ...]:
     return _read(_PUBLISHED.joinpath(f"{name}.csv"))
 
 
+def backbones() -> list[str]:
+    """Return the paper's 21 backbones by their names here: Table 1's, and ResNet-101."""
+    return [*(row["model"] for row in rows("backbones")), "resnet101"]
+
+
+def optimizers() -> list[str]:
+    """Return the paper's twenty optimizers by their names here."""
+    return [row["opt"] for row in rows("optimizers")]
+
+
 def own_rows(name: str) -> tuple[dict[str, str], ...]:
     """Return the rows of a table that this project adds to the paper's, as text."""
     return _read(_FOLDER.joinpath(f"{name}.csv"))

@@ -138,7 +138,7 @@ def _backbones(pattern: str) -> list[str]:
     from bocb_jax.models.factory import MODELS
 
     if pattern == "paper":
-        return [*(row["model"] for row in paper.rows("backbones")), "resnet101"]
+        return paper.backbones()
     if set(pattern) & set("*?["):
         return MODELS.names(pattern)
     MODELS.get(pattern)
@@ -148,13 +148,13 @@ def _backbones(pattern: str) -> list[str]:
 def _optimizers(pattern: str) -> list[str]:
     from bocb_jax import optim, paper
 
-    paper = [row["opt"] for row in paper.rows("optimizers")]
     if pattern == "paper":
-        return paper
+        return paper.optimizers()
     if pattern.startswith("category:"):
-        later = [name for name in optim.list_optimizers() if name not in paper]
+        of_paper = paper.optimizers()
+        later = [name for name in optim.list_optimizers() if name not in of_paper]
         category = pattern.partition(":")[2]
-        return [n for n in (*paper, *later) if optim.optimizer_info(n).category == category]
+        return [n for n in (*of_paper, *later) if optim.optimizer_info(n).category == category]
     if set(pattern) & set("*?["):
         return optim.list_optimizers(pattern)
     optim.optimizer_info(pattern)

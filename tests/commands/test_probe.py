@@ -73,6 +73,8 @@ def test_what_it_says(tmp_path, capsys):
 
 
 def test_starts_no_jax():
-    code = "import sys, bocb_jax.probe as p; p.study_for(p._parser().parse_args(['--model', 'x']))"
-    code += "; assert 'jax' not in sys.modules"
+    code = "import sys, bocb_jax.commands.probe as p"
+    code += (
+        "; p.study_for(p._parser().parse_args(['--model', 'x'])); assert 'jax' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,7 +7,7 @@ import sys
 import pytest
 from helpers import synthetic_runs
 
-from bocb_jax.commands import recommend as door
+from bocb_jax.__main__ import main as bocb
 from bocb_jax.coupling import recommend
 from bocb_jax.coupling.scores import from_published, from_results
 
@@ -94,12 +94,12 @@ def test_every_line_has_its_n(paper):
 def test_door_answers_from_own_runs_first(tmp_path, capsys):
     path = tmp_path / "results.parquet"
     synthetic_runs.results(["resnet50", "vit_s"], ["sgd", "adamw"], rates=0).to_parquet(path)
-    assert door.main(["--model", "resnet50", "--runs", str(path)]) == 0
+    assert bocb(["recommend", "--model", "resnet50", "--runs", str(path)]) == 0
     out = capsys.readouterr().out
     assert out.index("Your own runs") < out.index("The paper, CIFAR-100")
     assert "Try sgd first with learning rate" in out
     assert "bocb train --model resnet50 --opt adabelief --lr 0.005 --weight-decay 0.05" in out
-    assert door.main(["--model", "resnet50", "--runs", str(path), "--json"]) == 0
+    assert bocb(["recommend", "--model", "resnet50", "--runs", str(path), "--json"]) == 0
     own, published = json.loads(capsys.readouterr().out)
     assert own["choices"][0]["seeds"] == 3
     assert published["backbone"] == "R-50"
@@ -107,11 +107,13 @@ def test_door_answers_from_own_runs_first(tmp_path, capsys):
 
 @pytest.mark.parametrize("arguments", [["--runs", "/nowhere.parquet"], ["--most", "0"]])
 def test_door_refuses_in_a_sentence(arguments, capsys):
-    assert door.main(["--model", "resnet50", *arguments]) == 2
+    assert bocb(["recommend", "--model", "resnet50", *arguments]) == 2
     assert capsys.readouterr().err.strip().endswith(".")
 
 
 def test_door_starts_no_jax():
-    code = "import sys; from bocb_jax.recommend import main; main(['--model', 'resnet50']); "
+    code = (
+        "import sys; from bocb_jax.commands.recommend import main; main(['--model', 'resnet50']); "
+    )
     code += "assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

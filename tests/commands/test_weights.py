@@ -16,7 +16,6 @@ from bocb_jax.__main__ import main as bocb
 from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.engine import checkpoint
 from bocb_jax.errors import UserError
-from bocb_jax.train import main as train_door
 from bocb_jax.train import train
 
 RUN = {
@@ -173,7 +172,7 @@ def test_weights_that_do_not_fit_are_a_sentence_and_nothing_is_written(config, t
         a_file(tmp_path / "b", name="resnet_mini"): "do not fit ViT: missing: ",
     }
     for source, message in cases.items():
-        assert train_door(words(config, source)) == 2
+        assert bocb(["train", *words(config, source)]) == 2
         said = " ".join(capsys.readouterr().err.split())
         assert message in said
         assert "Traceback" not in said

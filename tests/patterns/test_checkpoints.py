@@ -8,7 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from safetensors.numpy import save_file
 
-from bocb_jax.commands.patterns import main
+from bocb_jax.__main__ import main
 from bocb_jax.errors import UserError
 from bocb_jax.patterns.checkpoints import _check_layers, analyze_checkpoints
 from bocb_jax.patterns.spectra import METRICS
@@ -35,10 +35,10 @@ def test_a_folder_of_files_is_one_tidy_table(tmp_path):
 def test_the_command_writes_a_table_and_a_picture(tmp_path, capsys):
     path = make(tmp_path / "a.safetensors")
     for name in ("a.csv", "a.parquet"):
-        assert main([str(path), "--output", str(tmp_path / name)]) == 0
+        assert main(["patterns", str(path), "--output", str(tmp_path / name)]) == 0
     assert len(pandas.read_csv(tmp_path / "a.csv")) == 2
     assert len(pandas.read_parquet(tmp_path / "a.parquet")) == 2
-    assert main([str(path), "--plot", str(tmp_path / "a.svg")]) == 0
+    assert main(["patterns", str(path), "--plot", str(tmp_path / "a.svg")]) == 0
     assert (tmp_path / "a.svg").stat().st_size > 1000
     assert "conv1" in capsys.readouterr().out
 
@@ -57,7 +57,7 @@ def test_bad_input_is_one_sentence(tmp_path, capsys, kind):
         (tmp_path / "x.txt").write_text("x")
     elif kind == "suffix":
         arguments = [str(make(tmp_path / "x.safetensors")), "--output", str(tmp_path / "x.doc")]
-    assert main(arguments) == 2
+    assert main(["patterns", *arguments]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert (tmp_path / "runs").name in said.err or "x." in said.err

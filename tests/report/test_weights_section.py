@@ -8,7 +8,7 @@ import pandas
 import pytest
 from helpers import synthetic_runs
 
-from bocb_jax import analyze as door
+from bocb_jax.__main__ import main as bocb
 from bocb_jax.coupling.analysis import analyze
 from bocb_jax.coupling.scores import from_results
 from bocb_jax.patterns import cells
@@ -159,7 +159,7 @@ def test_weights_that_cannot_be_read_cost_the_section_and_not_the_report(asked, 
         (tmp_path / run / "checkpoints/best/7").mkdir(parents=True)
         (tmp_path / run / "config.json").write_text("no JSON")
     arguments = [str(tmp_path / "results.parquet"), "--patterns", asked, "--resamples", "20"]
-    code = door.main([*arguments, "--output", str(tmp_path / "report")])
+    code = bocb(["analyze", *arguments, "--output", str(tmp_path / "report")])
     said = capsys.readouterr()
     assert code == (2 if asked == "yes" else 0)
     assert ("is no record of a run" in said.out + said.err) == (asked != "no")

@@ -13,8 +13,8 @@ import pytest
 from drills import kill_run
 from helpers import made_runs
 
-from bocb_jax import analyze, results, sweep
-from bocb_jax.commands import recommend
+from bocb_jax import results, sweep
+from bocb_jax.__main__ import main as bocb
 from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.engine.checkpoint import Checkpoints
 from bocb_jax.errors import FolderInUse, Interrupted, UserError
@@ -310,13 +310,13 @@ def test_a_sweep_finds_what_has_ended_there(url, tmp_path):
 
 def test_analyses_read_there(url, tmp_path, capsys):
     _, here = finished(url, tmp_path)
-    assert analyze.main([str(here), "--no-report", "--resamples", "20"]) == 0
+    assert bocb(["analyze", str(here), "--no-report", "--resamples", "20"]) == 0
     local = capsys.readouterr().out
-    assert analyze.main([url, "--no-report", "--resamples", "20"]) == 0
+    assert bocb(["analyze", url, "--no-report", "--resamples", "20"]) == 0
     assert capsys.readouterr().out.replace(url, str(here)) == local
-    assert recommend.main(["--model", "net0", "--runs", url]) == 0
+    assert bocb(["recommend", "--model", "net0", "--runs", url]) == 0
     assert "Your own runs" in capsys.readouterr().out
-    assert analyze.main([url + "/nothing", "--no-report"]) == 2
+    assert bocb(["analyze", url + "/nothing", "--no-report"]) == 2
     assert f"There is nothing at {url}/nothing." in capsys.readouterr().err
 
 
@@ -324,7 +324,7 @@ def test_analyses_read_there(url, tmp_path, capsys):
 def test_an_s3_server_gives_the_same_bits():
     pytest.importorskip("moto")
     pytest.importorskip("s3fs")
-    import s3_sweep
+    from drills import s3_sweep
 
     s3_sweep.main(["--kills", "2"])
 
