@@ -1,4 +1,4 @@
-"""The door: every kind of input, the verdict in words, refusals as sentences with exit code 2."""
+"""`bocb analyze`: every kind of input, the verdict in words, errors as sentences and exit code 2."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def test_verdict_on_the_published_table(capsys):
     assert "What these data cannot say:" in text
 
 
-def test_a_report_is_replaced_and_that_is_said(tmp_path, capsys):
+def test_replacing_a_report_is_announced(tmp_path, capsys):
     out, csv = tmp_path / "report", tmp_path / "scores.csv"
     csv.write_text("optimizer,a,b\nsgd,70.0,60.0\nadamw,69.5,66.0\n")
     code, text, _ = run(capsys, csv, "--output", out)
@@ -61,7 +61,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_csv_is_a_sentence(name, tmp_path, capsys):
+def test_a_bad_csv_file_is_reported_in_a_sentence(name, tmp_path, capsys):
     content, said = BAD[name]
     (tmp_path / name).write_text(content)
     code, _, error = run(capsys, tmp_path / name, "--output", tmp_path / "out")
@@ -70,7 +70,7 @@ def test_bad_csv_is_a_sentence(name, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_folders_are_sentences(tmp_path, capsys):
+def test_bad_folders_are_reported_in_a_sentence(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     code, _, error = run(capsys, tmp_path / "empty", "--output", tmp_path / "out")
     assert (code, "no runs in" in error) == (2, True)
@@ -91,14 +91,14 @@ def test_bad_folders_are_sentences(tmp_path, capsys):
     [("--published", "cifar10"), ("--published", "cifar100", "--rule", "guess"),
      ("--published", "cifar100", "--score", "loss")],
 )  # fmt: skip
-def test_bad_options_are_sentences(arguments, capsys):
+def test_bad_options_are_reported_in_a_sentence(arguments, capsys):
     code, _, error = run(capsys, *arguments, "--no-report")
     assert code == 2
     assert error.endswith(".")
     assert "Traceback" not in error
 
 
-def test_starts_no_jax():
+def test_imports_no_jax():
     code = "import sys, bocb_jax.analyze, bocb_jax.coupling.analysis, bocb_jax.report.write; "
     code += "assert not {'jax', 'flax'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -112,8 +112,8 @@ def test_starts_no_jax():
         ("log-odds", "0.05 log-odds", "0.1 log-odds"),
     ],
 )
-def test_the_words_say_what_was_counted_as_near(tmp_path, capsys, score, near, fair):
-    # Two optimizers a hair apart, and one far from both on every scale.
+def test_sentences_state_what_counts_as_near(tmp_path, capsys, score, near, fair):
+    # Two optimizers are close together, and one is far from both on every scale.
     scores = {"sgd": 60.0, "lamb": 80.0, "adamw": 80.01}
     if score == "loss":
         scores = {"sgd": 2.0, "lamb": 0.51, "adamw": 0.5}

@@ -198,8 +198,8 @@ def _heat_map(heat_map: HeatMapData) -> str:
     return (
         '<div class="controls" hidden><label>Show <select id="measure">'
         f'{options}</select></label><button type="button" id="unsort">original order</button>'
-        "<span>Click a name to sort by it. Hover over, touch or move with the arrow keys to a cell "
-        "to see its details.</span></div>"
+        "<span>Click a name to sort by it; hover, touch or use the arrow keys to see a cell's "
+        "details.</span></div>"
         '<div class="scroll heat" role="region" aria-label="Heat map of scores">'
         f'<table id="heat"><thead><tr><th></th>{heads}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>{legends}"

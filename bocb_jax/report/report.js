@@ -1,4 +1,4 @@
-// Sorts tables, shows what is behind a cell of the heat map, changes the theme.
+// Sorts tables, shows the details of a cell of the heat map, switches the theme.
 // Text enters the page as text nodes only, never as markup.
 "use strict";
 (() => {
@@ -131,7 +131,7 @@
     clear();
     heat.tBodies[0].append(...firstRows);
     sortColumns(null, firstColumns);
-    announce("First order.");
+    announce("Original order.");
   });
 
   const SVG = "http://www.w3.org/2000/svg";
@@ -196,7 +196,7 @@
   });
   addEventListener("scroll", hide, { passive: true });
 
-  // One cell is in the tab order; the arrow keys go to its neighbours.
+  // Only one cell is in the tab order; the arrow keys move to its neighbours.
   const firstCell = $("td", heat);
   if (firstCell) firstCell.tabIndex = 0;
   heat.addEventListener("keydown", (event) => {

@@ -1,9 +1,9 @@
-"""WeightWatcher's alphas alone against all of our figures, in turn, in one process.
+"""Time of WeightWatcher's alpha alone against all of our metrics, alternating in one process.
 
-    python tests/drills/patterns_speed.py     # needs weightwatcher==0.7.7 and PyTorch
+    PYTHONPATH=tests python tests/drills/patterns_speed.py  # needs weightwatcher==0.7.7 and PyTorch
 
-prints the median of five rounds after one that does not count. Both get the same weights, which are
-in memory before; ours come once in PyTorch's layout and once in Flax's.
+prints medians of five rounds, after a first one that does not count. Both get the same weights from
+memory; ours are measured in PyTorch's layout and in Flax's.
 """
 
 import contextlib
@@ -14,15 +14,16 @@ import statistics
 import time
 import warnings
 
-import power_law_weights as made
+import numpy as np
+from helpers import power_law_weights
 
 from bocb_jax.patterns.spectra import analyze_weights
 
 ROUNDS = 5
 
 
-def as_flax(arrays):
-    """The same weights with the output last, under Flax's names."""
+def as_flax(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the same weights with the output axis last, under Flax's names."""
     return {
         name.replace(".weight", ".kernel"): (
             array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
@@ -32,7 +33,7 @@ def as_flax(arrays):
 
 
 def main() -> None:
-    """The command line."""
+    """Print the times."""
     import torch
     import weightwatcher
 
@@ -42,13 +43,13 @@ def main() -> None:
         f"weightwatcher {weightwatcher.__version__}, PyTorch {torch.__version__} with "
         f"{torch.get_num_threads()} threads, {len(os.sched_getaffinity(0))} cores"
     )
-    for net in made.NETS:
-        arrays = made.weights(net)
+    for net in power_law_weights.NETS:
+        arrays = power_law_weights.weights(net)
         flax = as_flax(arrays)
-        watcher = weightwatcher.WeightWatcher(model=made.torch_model(net))
+        watcher = weightwatcher.WeightWatcher(model=power_law_weights.torch_model(net))
         calls = {
             "weightwatcher, alpha": watcher.analyze,
-            "ours, all figures": lambda arrays=arrays: analyze_weights(arrays),
+            "ours, all metrics": lambda arrays=arrays: analyze_weights(arrays),
             "ours, Flax's layout": lambda arrays=flax: analyze_weights(arrays),
         }
         seconds = {name: [] for name in calls}

@@ -1,25 +1,31 @@
-"""Weights with power laws in their spectra, in the shapes of ResNet-50 and ViT-S, and their golden.
+"""Weights with power laws in their spectra, in the shapes of ResNet-50 and ViT-S.
 
-    python tests/helpers/power_law_weights.py     # needs weightwatcher==0.7.7, powerlaw and PyTorch
+    python tests/helpers/power_law_weights.py  # needs weightwatcher==0.7.7, powerlaw and PyTorch
 
-writes tests/golden/patterns_alpha.json: alpha, xmin and distance of WeightWatcher for every layer,
-and alpha of the package powerlaw on the same eigenvalues. These are no trained weights: rows of
-Gaussian matrices are scaled by draws from a Pareto distribution, whose exponent differs from layer
-to layer. NumPy's generators give the same draws on every machine.
+writes the golden file tests/golden/patterns_alpha.json: WeightWatcher's alpha, xmin, distance and
+stable rank of every layer, and for some the alpha of the package powerlaw on the same eigenvalues.
+The weights are not trained: rows of Gaussian matrices are scaled by draws from a Pareto
+distribution whose exponent differs between layers. NumPy's generators give the same draws on every
+machine.
 """
 
+import importlib.metadata
 import json
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "patterns_alpha.json"
 
 
 def resnet50_shapes() -> dict[str, tuple[int, ...]]:
-    """PyTorch's shapes of the 54 layers of torchvision's resnet50."""
+    """Return the shapes of the 54 layers of torchvision's resnet50."""
     shapes = {"conv1": (64, 3, 7, 7)}
     into = 64
     for stage, (blocks, width) in enumerate(zip((3, 4, 6, 3), (64, 128, 256, 512), strict=True), 1):
@@ -35,7 +41,7 @@ def resnet50_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def vit_s_shapes() -> dict[str, tuple[int, ...]]:
-    """PyTorch's shapes of the 50 layers of timm's vit_small_patch16_224."""
+    """Return the shapes of the 50 layers of timm's vit_small_patch16_224."""
     shapes = {"patch_embed.proj": (384, 3, 16, 16)}
     for block in range(12):
         shapes[f"blocks.{block}.attn.qkv"] = (1152, 384)
@@ -49,11 +55,11 @@ NETS = {"resnet50": resnet50_shapes, "vit_s": vit_s_shapes}
 
 
 def weights(net: str) -> dict[str, np.ndarray]:
-    """float32 arrays by PyTorch's names."""
+    """Return float32 arrays in PyTorch's layout, by PyTorch's names."""
     made = {}
     for number, (name, shape) in enumerate(NETS[net]().items()):
         generator = np.random.default_rng([7, len(net), number])
-        # Eigenvalues go with the square of the scale: alpha is about 1 + exponent / 2.
+        # Eigenvalues grow with the square of the scale: alpha is about 1 + exponent / 2.
         exponent = np.exp(generator.uniform(np.log(1.2), np.log(24)))
         scale = 1 + generator.pareto(exponent, (shape[0],) + (1,) * (len(shape) - 1))
         fan_in = np.prod(shape[1:])
@@ -62,8 +68,8 @@ def weights(net: str) -> dict[str, np.ndarray]:
     return made
 
 
-def torch_model(net: str):
-    """A model that WeightWatcher can walk through, with these weights."""
+def torch_model(net: str) -> "torch.nn.Module":
+    """Return a model with these weights for WeightWatcher to analyze."""
     import torch
 
     root = torch.nn.Module()
@@ -84,11 +90,13 @@ def torch_model(net: str):
 
 
 def main() -> None:
+    """Write the golden file."""
     import powerlaw
     import weightwatcher
 
     logging.disable(logging.WARNING)
-    golden = {"versions": {"weightwatcher": weightwatcher.__version__, "powerlaw": "2.0.0"}}
+    versions = {name: importlib.metadata.version(name) for name in ("weightwatcher", "powerlaw")}
+    golden: dict[str, dict] = {"versions": versions}
     for net in NETS:
         watcher = weightwatcher.WeightWatcher(model=torch_model(net))
         details = watcher.analyze().set_index("longname")
@@ -96,7 +104,7 @@ def main() -> None:
         for number, name in enumerate(NETS[net]()):
             row = details.loc[name]
             golden[net][name] = [float(row[c]) for c in ("alpha", "xmin", "D", "stable_rank")]
-            if number % 9 == 1:  # some layers: it is slow
+            if number % 9 == 1:  # powerlaw is slow
                 evals = watcher.get_ESD(layer=int(row["layer_id"]))
                 fit = powerlaw.Fit(evals[evals > 1e-5], xmax=None, verbose=False)
                 golden[net][name].append(float(fit.power_law.alpha))

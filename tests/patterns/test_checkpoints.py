@@ -1,4 +1,4 @@
-"""Many sets of weights at once, the command and its sentences."""
+"""Many sets of weights at once: the table, the command and its errors, ridge plots."""
 
 import json
 
@@ -44,7 +44,7 @@ def test_the_command_writes_a_table_and_a_picture(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "no safetensors", "text", "suffix"])
-def test_bad_input_is_one_sentence(tmp_path, capsys, kind):
+def test_bad_input_is_reported_in_one_sentence(tmp_path, capsys, kind):
     path = tmp_path / "runs"
     arguments = [str(path)]
     if kind == "empty":
@@ -63,7 +63,7 @@ def test_bad_input_is_one_sentence(tmp_path, capsys, kind):
     assert (tmp_path / "runs").name in said.err or "x." in said.err
 
 
-def test_a_damaged_record_and_weights_of_another_model(tmp_path):
+def test_damaged_records_and_mixed_models_are_refused(tmp_path):
     (tmp_path / "run/checkpoints/best").mkdir(parents=True)
     (tmp_path / "run/config.json").write_text(json.dumps([]))
     with pytest.raises(UserError):
@@ -74,7 +74,7 @@ def test_a_damaged_record_and_weights_of_another_model(tmp_path):
 
 
 def save_run(folder, weights, config, resolved=None, result=None):
-    """A run's folder with these best weights."""
+    """Write a run directory with these best weights."""
     from bocb_jax.engine.checkpoint import Checkpoints
 
     folder.mkdir(parents=True)
@@ -88,7 +88,7 @@ def save_run(folder, weights, config, resolved=None, result=None):
     checkpoints.close()
 
 
-def test_a_run_stands_beside_the_weights_that_it_began_with(tmp_path):
+def test_runs_are_compared_with_their_own_initialization(tmp_path):
     import jax
 
     from bocb_jax import build
@@ -114,7 +114,7 @@ def test_a_run_stands_beside_the_weights_that_it_began_with(tmp_path):
     frame = analyze_checkpoints([tmp_path], jobs=1, progress=False)
     runs = {name.rpartition("/")[2]: part for name, part in frame.groupby("source")}
     assert len(runs["own"]) == 6
-    for name in METRICS:  # untrained: it is its own start, to the bit
+    for name in METRICS:  # untrained: equal to its initialization, to the bit
         np.testing.assert_array_equal(runs["own"][name], runs["own"][f"{name}_init"])
     assert set(runs["own"]["init"]) == set(runs["seed"]["init"]) == {"own"}
     assert (runs["seed"]["entropy"] != runs["seed"]["entropy_init"]).all()
@@ -123,7 +123,7 @@ def test_a_run_stands_beside_the_weights_that_it_began_with(tmp_path):
     assert (set(runs["own"]["failed"]), set(runs["seed"]["failed"])) == ({False}, {True})
 
 
-def test_ridges_stand_by_score_and_failed_ones_are_grey():
+def test_ridges_are_sorted_by_score_and_failed_ones_are_grey():
     names = ["sgd", "adamw", "lamb", "lars"]
     rows = [
         {"source": o, "backbone": "net", "optimizer": o, "depth": d, "alpha": 3.0 + d + i,
@@ -149,7 +149,7 @@ def test_ridges_stand_by_score_and_failed_ones_are_grey():
 
 
 @pytest.mark.parametrize("layers", [1, 16, 60])
-def test_ridges_of_any_depth_keep_their_words_apart(layers):
+def test_labels_of_ridges_do_not_overlap(layers):
     names = [f"schedule_free_adamw{i}" for i in range(20)]
     frame = pandas.DataFrame(
         [{"source": o, "backbone": "net", "optimizer": o, "depth": d, "entropy": 3 + 0.01 * d,
@@ -166,7 +166,7 @@ def test_ridges_of_any_depth_keep_their_words_apart(layers):
         assert not any(box.overlaps(other) for other in boxes[i + 1 :])
 
 
-def test_ridges_are_of_one_backbone(tmp_path):
+def test_a_ridge_plot_refuses_several_backbones(tmp_path):
     frame = analyze_checkpoints([make(tmp_path / "a.safetensors")], progress=False)
     frame = pandas.concat([frame.assign(backbone=b, optimizer="sgd") for b in ("x", "y")])
     with pytest.raises(UserError, match="x, y"):

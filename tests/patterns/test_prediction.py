@@ -1,4 +1,4 @@
-"""Areas under the curve, in and out of families, against scikit-learn and planted effects."""
+"""AUC, in the sample and on families left out, against scikit-learn and planted effects."""
 
 import numpy as np
 import pandas
@@ -12,17 +12,17 @@ FAMILIES = pandas.Series([f"family{i // 3}" for i in range(12)], BACKBONES)
 
 
 def cells(effect, seed=0, optimizers=8):
-    """Two failed cells a backbone; `effect`, by family, is what failure adds to the figure."""
+    """Return two failed cells per backbone; failure adds `effect` of the family to the metric."""
     random, rows = np.random.default_rng(seed), []
     for b, backbone in enumerate(BACKBONES):
-        level = 10 * random.normal()  # backbones differ by far more than failures do
+        level = 10 * random.normal()  # backbones differ far more than failures do
         for o in range(optimizers):
             value = level + random.normal() + (effect[b // 3] if o < 2 else 0)
             rows.append({"backbone": backbone, "failed": o < 2, "alpha": value})
     return pandas.DataFrame(rows)
 
 
-def test_areas_are_those_of_scikit_learn():
+def test_areas_match_scikit_learn():
     random = np.random.default_rng(0)
     values = random.integers(0, 9, 40).astype(float)  # with ties
     labels = random.random((25, 40)) < 0.3
@@ -41,27 +41,27 @@ def test_a_planted_effect_carries_over_to_families_left_out():
     assert (found["n"], found["failed"], found["families"]) == (96, 24, 4)
 
 
-def test_an_effect_that_turns_round_between_families_does_not():
+def test_an_effect_that_reverses_between_families_does_not():
     found = prediction.predict(cells([3, -3, 3, -3]), ["alpha"], FAMILIES, resamples=199)
-    # What three families say of the fourth is wrong for the pair that outnumbers it.
+    # The direction learned on three families is that of the pair which outnumbers the fourth's.
     assert found.at["alpha", "auc_out_of_family"] < 0.5
     assert found.at["alpha", "p_value"] > 0.05
 
 
-def test_without_an_effect_p_values_are_even():
+def test_without_an_effect_p_values_are_uniform():
     values = [
         prediction.predict(cells([0] * 4, seed), ["alpha"], FAMILIES, resamples=99)["p_value"].iloc[
             0
         ]
         for seed in range(60)
     ]
-    # Of 60 draws of an even p, 9 or fewer are under .05 with probability .999.
+    # Of 60 draws of a uniform p, 9 or fewer are under .05 with probability .999.
     assert np.mean(np.array(values) < 0.05) <= 0.15
     assert 0.3 < np.mean(values) < 0.7
 
 
-def test_the_level_of_a_backbone_says_nothing():
-    """Only in one half of the backbones anything fails, and that half has larger figures."""
+def test_the_level_of_a_backbone_does_not_matter():
+    """Failures occur in one half of the backbones only, and that half has larger values."""
     frame = cells([0] * 4)
     half = frame["backbone"].isin(BACKBONES[:6])
     frame["failed"] &= half
@@ -70,7 +70,7 @@ def test_the_level_of_a_backbone_says_nothing():
     assert found["auc"] < 0.75
 
 
-def test_too_few_cells_say_nothing():
+def test_too_few_cells_give_no_answer():
     frame = cells([3] * 4)
     assert prediction.predict(frame.head(8), ["alpha"], FAMILIES) is None
     one_family = frame.assign(failed=frame["failed"] & frame["backbone"].isin(BACKBONES[:3]))

@@ -1,4 +1,4 @@
-"""Figures of weights, against WeightWatcher, powerlaw, SciPy and the definitions."""
+"""Metrics of weights, against WeightWatcher, powerlaw, SciPy and the definitions."""
 
 import json
 
@@ -24,7 +24,7 @@ from bocb_jax.patterns.tridiagonal import eigenvalues, reduce
 
 
 @pytest.mark.parametrize("net", power_law_weights.NETS)
-def test_alpha_of_every_layer_is_weightwatchers(net):
+def test_alpha_of_every_layer_matches_weightwatcher(net):
     golden = json.loads(power_law_weights.GOLDEN.read_text())[net]
     found = analyze_weights(power_law_weights.weights(net))
     assert [layer.layer for layer in found] == list(golden)
@@ -34,13 +34,13 @@ def test_alpha_of_every_layer_is_weightwatchers(net):
         assert layer.xmin == pytest.approx(xmin, rel=1e-4), layer.layer
         assert layer.distance == pytest.approx(distance, abs=1e-4), layer.layer
         assert layer.stable_rank == pytest.approx(stable_rank, rel=1e-5), layer.layer
-        # powerlaw 2.0.0 looks for exponents between 1 and 3 only.
+        # powerlaw 2.0.0 searches for exponents between 1 and 3 only.
         for other in by_powerlaw if alpha < 3 else ():
             assert layer.alpha == pytest.approx(other, rel=1e-2), layer.layer
 
 
 def scan(values):
-    """The definition, one beginning after the other."""
+    """Fit a tail by the definition: try one start after the other."""
     values = np.sort(values)
     best = np.inf, None, None
     for start in range(len(values) - 1):
@@ -55,7 +55,7 @@ def scan(values):
 
 
 @given(st.integers(0, 10**6), st.integers(20, 300), st.floats(0.3, 20), st.floats(1e-4, 1e4))
-def test_tail_is_that_of_the_whole_scan(seed, n, exponent, scale):
+def test_tail_matches_a_scan_of_all_starts(seed, n, exponent, scale):
     generator = np.random.default_rng(seed)
     values = scale * (generator.pareto(exponent, n) + generator.uniform(0, 2, n) + 1e-3)
     distance, alpha, start = scan(values)
@@ -68,7 +68,7 @@ def test_tail_finds_a_planted_exponent():
     for alpha in (1.5, 2.5, 4.0, 8.0):
         values = 3 * (1 + np.random.default_rng(1).pareto(alpha - 1, 4000))
         found = fit_tail(values)
-        # Four standard errors of the most likely exponent.
+        # Four standard errors of the maximum-likelihood exponent.
         assert abs(found.alpha - alpha) < 4 * (alpha - 1) / np.sqrt(found.count)
 
 
@@ -86,7 +86,7 @@ def test_tails_too_short_or_flat():
 @pytest.mark.parametrize(
     "shape", [(40, 24), (24, 40), (30, 12, 3, 3), (12, 40, 2, 1), (16, 1, 3, 3)]
 )
-def test_figures_are_their_definitions(shape):
+def test_metrics_match_their_definitions(shape):
     array = np.random.default_rng(3).standard_t(4, shape)
     found = analyze_layer("x", 0, array, True)
     counts, _ = np.histogram(array, bins=BINS)
@@ -107,23 +107,23 @@ def test_one_reduction_gives_the_eigenvalues_of_two_matrices(n):
     gram = matrix @ matrix.T
     first = generator.normal(size=n)
     first /= np.linalg.norm(first)
-    diagonal, beside = reduce(gram.copy(), first)
+    diagonal, off_diagonal = reduce(gram.copy(), first)
     scale = np.linalg.norm(gram) * 1e-13
     expected = np.linalg.eigvalsh(gram)
-    np.testing.assert_allclose(eigenvalues(diagonal, beside), expected, atol=scale)
+    np.testing.assert_allclose(eigenvalues(diagonal, off_diagonal), expected, atol=scale)
     np.testing.assert_allclose(eigenvalues(*reduce(gram.copy())), expected, atol=scale)
-    # A multiple of `first` comes off the first number of the diagonal alone.
+    # Subtracting a multiple of `first` changes the first entry of the diagonal alone.
     expected = np.linalg.eigvalsh(gram - 3 * np.outer(first, first))
     diagonal[0] -= 3
-    np.testing.assert_allclose(eigenvalues(diagonal, beside), expected, atol=scale)
-    # And without `first`, all but the first row and column stay.
-    apart = np.eye(n) - np.outer(first, first)
-    expected = np.linalg.eigvalsh(apart @ gram @ apart)
+    np.testing.assert_allclose(eigenvalues(diagonal, off_diagonal), expected, atol=scale)
+    # Projecting `first` out removes the first row and column.
+    projection = np.eye(n) - np.outer(first, first)
+    expected = np.linalg.eigvalsh(projection @ gram @ projection)
     expected = np.delete(expected, np.abs(expected).argmin())
-    np.testing.assert_allclose(eigenvalues(diagonal[1:], beside[1:]), expected, atol=scale)
+    np.testing.assert_allclose(eigenvalues(diagonal[1:], off_diagonal[1:]), expected, atol=scale)
 
 
-def test_large_layers_have_the_same_components():
+def test_pca_ratio_of_a_tall_layer():
     array = np.random.default_rng(4).normal(size=(300, 200)) * np.linspace(0.1, 3, 200)
     variances = np.linalg.eigvalsh(np.cov(array.T))[::-1]
     found = analyze_layer("x", 0, array, True).pca_ratio
@@ -139,16 +139,16 @@ def test_both_layouts_are_the_same_layer():
     assert (one.alpha, one.entropy) == (other.alpha, other.entropy)
 
 
-def test_scale_changes_the_norm_alone():
+def test_scale_changes_only_the_norm():
     array = np.random.default_rng(6).normal(size=(64, 48))
     one, ten = (analyze_layer("x", 0, k * array, True) for k in (1, 10))
     for name in ("alpha", "entropy", "pca_ratio", "stable_rank"):
-        # Edges of bins may move by rounding.
+        # Rounding may move weights across the edges of bins.
         assert getattr(one, name) == pytest.approx(getattr(ten, name), rel=1e-3)
     assert ten.l2_norm == pytest.approx(10 * one.l2_norm)
 
 
-def test_what_is_no_layer_and_what_is_no_number():
+def test_non_layers_are_skipped_and_non_finite_layers_are_nan():
     arrays = {
         "pos_embed": np.ones((1, 9, 4)),
         "norm.weight": np.ones(4),
@@ -164,7 +164,7 @@ def test_what_is_no_layer_and_what_is_no_number():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_weights_of_any_size_and_precision_have_an_entropy(dtype):
+def test_entropy_at_any_scale_and_precision(dtype):
     weights = np.linspace(-1, 1, 100 * 64).reshape(100, 64).astype(dtype)
     assert analyze_layer("x", 0, weights, True).entropy == pytest.approx(np.log(BINS), abs=1e-3)
     for factor in (1e-40, 1e38) if dtype != np.float16 else ():
@@ -177,7 +177,7 @@ def test_weights_of_any_size_and_precision_have_an_entropy(dtype):
 NAN = pytest.approx(np.nan, nan_ok=True)
 
 
-def test_random_weights_are_reproducible_and_of_unit_gain():
+def test_random_weights_are_reproducible_with_variance_one_over_fan_in():
     arrays = {"a.kernel": np.zeros((3, 3, 64, 32)), "b.weight": np.zeros((10, 500)), "c": 0}
     one, two = random_weights(arrays), random_weights(dict(reversed(arrays.items())))
     assert set(one) == {"a.kernel", "b.weight"}
@@ -187,12 +187,12 @@ def test_random_weights_are_reproducible_and_of_unit_gain():
 
 
 @pytest.mark.parametrize("net", power_law_weights.NETS)
-def test_names_tell_the_depth(net):
+def test_names_reveal_the_order_of_layers(net):
     names = list(power_law_weights.NETS[net]())
     assert network_order(sorted(names)) == names
 
 
-def test_stages_come_with_what_stands_between_them():
+def test_downsampling_comes_between_the_stages():
     order = [
         "downsample_layers.0.conv", "stages.0.0.dwconv", "stages.0.0.pwconv1",
         "stages.0.0.pwconv2", "stages.0.2.dwconv", "stages.0.10.dwconv", "downsample_layers.1.conv",

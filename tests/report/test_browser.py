@@ -1,4 +1,4 @@
-"""The report in a real browser: sorts, answers hover and keys, fetches nothing, fits a phone."""
+"""The report in a real browser: it sorts, answers hover and keys, fetches nothing, fits a phone."""
 
 import contextlib
 import shutil
@@ -45,22 +45,22 @@ def browser():
 
 @contextlib.contextmanager
 def opened(browser, address, width=1280, height=1000, scheme="light"):
-    """The page; afterwards it must have fetched itself only, and complained of nothing."""
-    said, fetched = [], []
+    """Open the page; afterwards, it must have fetched nothing else and logged nothing."""
+    logged, fetched = [], []
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("console", lambda message: logged.append(message.text))
+    page.on("pageerror", lambda error: logged.append(str(error)))
     page.on("request", lambda request: fetched.append(request.url))
     page.goto(address)
     yield page
     page.close()
-    assert said == []
+    assert logged == []
     assert fetched == [address]
 
 
-def column(page, place):
-    """Scores of a column of the heat map from the top, as numbers."""
-    texts = page.locator(f"#heat tbody tr td:nth-of-type({place})").all_inner_texts()
+def column(page, number):
+    """Return the scores in a column of the heat map, from the top."""
+    texts = page.locator(f"#heat tbody tr td:nth-of-type({number})").all_inner_texts()
     return [float(text.strip("★▲▼°")) for text in texts]
 
 
@@ -80,7 +80,7 @@ def test_heat_map_sorts_by_a_backbone_and_back(browser, address):
         assert column(page, 1) == first
 
 
-def test_heat_map_sorts_by_an_optimizer_and_cells_stay_with_their_heads(browser, address):
+def test_heat_map_sorts_by_an_optimizer_with_cells_under_their_heads(browser, address):
     with opened(browser, address) as page:
         page.locator("#heat tbody th button").nth(2).click()
         heads = [th.get_attribute("data-b") for th in page.locator("#heat thead th[data-b]").all()]
@@ -92,13 +92,13 @@ def test_heat_map_sorts_by_an_optimizer_and_cells_stay_with_their_heads(browser,
         assert scores == sorted(scores, reverse=True)
 
 
-def test_hover_shows_what_is_behind_a_cell(browser, address):
+def test_hover_shows_the_details_of_a_cell(browser, address):
     with opened(browser, address) as page:
         card = page.locator("#card")
         assert card.is_hidden()
         cell = page.locator("#heat tbody td").first
         cell.scroll_into_view_if_needed()
-        page.wait_for_timeout(300)  # a scroll that still goes on hides the card
+        page.wait_for_timeout(300)  # scrolling hides the card, so let it end
         cell.hover()
         assert card.is_visible()
         text = card.inner_text()
@@ -109,7 +109,7 @@ def test_hover_shows_what_is_behind_a_cell(browser, address):
         assert card.is_hidden()
 
 
-def test_keys_move_through_the_cells(browser, address):
+def test_arrow_keys_move_through_the_cells(browser, address):
     with opened(browser, address) as page:
         page.locator("#heat tbody td").first.focus()
         title = page.locator("#card h4")
@@ -187,7 +187,7 @@ def test_on_a_phone_a_touched_cell_shows_its_card_inside_the_window(browser, add
         assert box["y"] + box["height"] <= 800
 
 
-def test_names_with_markup_are_shown_and_not_run(browser, address):
+def test_names_with_markup_are_shown_not_run(browser, address):
     with opened(browser, address) as page:
         page.wait_for_timeout(100)
         assert page.title() == "Backbone-optimizer coupling"
@@ -197,7 +197,7 @@ def test_names_with_markup_are_shown_and_not_run(browser, address):
         assert page.title() == "Backbone-optimizer coupling"
 
 
-def test_theme_can_be_changed(browser, address):
+def test_theme_switches_and_back(browser, address):
     with opened(browser, address) as page:
         paper = "getComputedStyle(document.body).backgroundColor"
         before = page.evaluate(paper)

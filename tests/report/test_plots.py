@@ -1,4 +1,4 @@
-"""Pictures: drawn from every kind of table, colours in order of lightness, files that repeat."""
+"""Pictures: drawn from every kind of table, ordered in grey print, reproducible to the byte."""
 
 import itertools
 import xml.etree.ElementTree as ElementTree
@@ -78,7 +78,7 @@ def test_failed_cells_are_grey(own):
     assert patch.get_hatch()
 
 
-def test_colours_keep_their_order_in_grey():
+def test_colours_keep_their_order_in_grey_print():
     steps = [luminance(colour) for colour in style.colour_steps("cividis_r", 9)]
     assert all(a > b + 0.02 for a, b in itertools.pairwise(steps))
     by_category = sorted(luminance(style.CATEGORIES[key][0]) for key in "abcd")
@@ -108,20 +108,20 @@ def test_critical_difference_puts_ranks_where_they_are(paper):
     assert ruler[1] - ruler[0] == pytest.approx(paper.nemenyi.critical_difference)
 
 
-def test_names_are_taken_as_they_are(paper, tmp_path):
+def test_strange_names_are_drawn_literally(paper, tmp_path):
     strange = ["$\\frac{", "<img src=x>", "a" * 200, "mit\x00null", "深い"]
     frame = synthetic_runs.results(strange, OPTIMIZERS, rates=0, seeds=2)
     analysis = analyze(from_results(frame), resamples=20)
     for name, draw in plots.drawers(analysis).items():
         style.save(draw(), tmp_path / f"{name}.svg")
-        tree = ElementTree.parse(tmp_path / f"{name}.svg")  # well-formed, whatever the names
+        tree = ElementTree.parse(tmp_path / f"{name}.svg")  # well-formed in spite of the names
         assert not [node for node in tree.iter() if node.tag.endswith("img")]
     texts = {node.text for node in ElementTree.parse(tmp_path / "heat_map.svg").iter()}
     assert "$\\frac{" in texts
     assert "<img src=x>" in texts
 
 
-def test_sensitivity_counts_from_the_best_of_the_pair():
+def test_sensitivity_is_the_distance_to_the_best_of_the_pair():
     table = from_results(synthetic_runs.results(["resnet_mini"], ["sgd", "adamw"], seeds=1))
     axes = tuning.draw_sensitivity(table).axes[0]
     heights = axes.lines[0].get_ydata()
@@ -131,7 +131,7 @@ def test_sensitivity_counts_from_the_best_of_the_pair():
     assert "n=5" in axes.get_title(loc="left")
 
 
-def test_pictures_leave_matplotlib_as_it_was(paper):
+def test_pictures_do_not_change_matplotlibs_settings(paper):
     before = dict(matplotlib.rcParams)
     decomposition.draw(paper.decomposition, paper.decomposition_without_failures)
     assert dict(matplotlib.rcParams) == before
@@ -143,11 +143,11 @@ def test_a_table_of_two_by_two_is_drawn():
         draw().canvas.draw()
 
 
-def test_training_curves_of_no_run_are_no_picture(paper):
+def test_without_runs_there_are_no_training_curves(paper):
     assert "training_curves" not in plots.drawers(paper, pandas.DataFrame(columns=["backbone"]))
 
 
-def test_a_study_of_two_pairs_has_its_budget_drawn_without_coupling():
+def test_budget_is_drawn_without_coupling_if_there_is_none():
     rows = [("net", "sgd", k, 90.0 + k, 0.1, 3) for k in (1, 2, 3)]
     names = ["backbone", "optimizer", "trials", "expected_best", "standard_error", "n"]
     curves = pandas.DataFrame(rows, columns=names)

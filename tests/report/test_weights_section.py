@@ -1,4 +1,4 @@
-"""The section on weights: what is chosen, what it says, and that page, JSON and Markdown agree."""
+"""The section on weights: which runs it takes, what it says, in the page, JSON and Markdown."""
 
 import html.parser
 import json
@@ -21,7 +21,7 @@ FAILING = {(b, o) for b in range(4) for o in (0, b % 2 + 1)}
 
 
 def made_layers(table, failing=FAILING, number=12):
-    """Layers whose alpha is twice the start's where training failed, and half of it elsewhere."""
+    """Return layers whose alpha is twice its initial value in failed cells, and half elsewhere."""
     random, rows = np.random.default_rng(0), []
     for b, backbone in enumerate(table.backbones):
         for o, optimizer in enumerate(table.optimizers):
@@ -49,7 +49,7 @@ def made(tmp_path_factory):
 
 
 class Cells(html.parser.HTMLParser):
-    """The texts of all cells."""
+    """Text of all table cells of a page."""
 
     def __init__(self, source):
         super().__init__()
@@ -64,7 +64,7 @@ class Cells(html.parser.HTMLParser):
         self.cells[-1] += data
 
 
-def test_medians_are_those_of_the_layers(made):
+def test_cells_and_optimizers_hold_medians_over_layers(made):
     _, found, _ = made
     layers = found.layers
     for _, row in found.cells.iterrows():
@@ -78,10 +78,10 @@ def test_medians_are_those_of_the_layers(made):
     assert (sgd["n"], sgd["backbones"], sgd["failed"]) == (48, 4, 4)
     assert sgd["entropy"] == np.median(own["entropy"])
     assert sgd["above"] == np.mean(own["alpha"] > 6)
-    assert list(found.optimizers.index)[-1] == "sgd"  # by regret, as the table of optimizers
+    assert list(found.optimizers.index)[-1] == "sgd"  # sorted by regret
 
 
-def test_the_planted_figure_goes_with_failure_and_the_others_do_not(made):
+def test_only_the_planted_metric_goes_with_failure(made):
     _, found, _ = made
     assert found.cells["failed"].sum() == len(FAILING)
     predictions = found.predictions
@@ -124,7 +124,7 @@ def test_ridges_of_an_earlier_report_are_removed(made, tmp_path):
     assert json.loads((tmp_path / "r/report.json").read_text("utf-8"))["weights"] is None
 
 
-def test_too_few_failures_are_said_to_be_too_few(made):
+def test_too_few_failures_are_reported_as_such(made):
     frame = synthetic_runs.results(BACKBONES, OPTIMIZERS, rates=0, seeds=2, failing={(1, 0)})
     table = from_results(frame)
     found = cells.summarize(analyze(table, resamples=20), made_layers(table, {(1, 0)}))
@@ -135,7 +135,7 @@ def test_too_few_failures_are_said_to_be_too_few(made):
     assert f"cannot be said from these data: {failed} failed of 24 cells" in found.sentences[1]
 
 
-def test_of_each_cell_the_run_in_the_middle_that_has_weights(tmp_path):
+def test_the_median_run_with_a_checkpoint_represents_a_cell(tmp_path):
     frame = synthetic_runs.results(["a", "b"], ["sgd"], rates=0, seeds=3)
     frame.loc[frame["model"] == "b", "run"] = "../" + frame["run"]
     table = from_results(frame)
@@ -152,7 +152,7 @@ def test_of_each_cell_the_run_in_the_middle_that_has_weights(tmp_path):
 
 
 @pytest.mark.parametrize("asked", ["auto", "yes", "no"])
-def test_weights_that_cannot_be_read_cost_the_section_and_not_the_report(asked, tmp_path, capsys):
+def test_unreadable_weights_cost_the_section_but_not_the_report(asked, tmp_path, capsys):
     frame = synthetic_runs.results(["a", "b"], ["sgd", "adamw"], rates=0, seeds=1)
     frame.to_parquet(tmp_path / "results.parquet")
     for run in frame["run"]:

@@ -1,11 +1,9 @@
-"""The report as files: the same content thrice, escaped, self-contained, nothing lost by it."""
+"""The report as files: three formats with the same content, escaped, self-contained."""
 
 import html.parser
 import json
 import re
-import time
 
-import numpy as np
 import pytest
 from helpers import synthetic_runs
 
@@ -21,7 +19,7 @@ OPTIMIZERS = ["sgd", "adamw", "lamb", "</script><script>alert(1)</script>"]
 
 
 class Page(html.parser.HTMLParser):
-    """Elements with their attributes, and the text of each cell."""
+    """Elements of a page with their attributes, and its text."""
 
     def __init__(self, source):
         super().__init__()
@@ -37,7 +35,7 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A report on runs with evil names, a failed cell and curves."""
+    """A report on runs with malicious names, a failed cell and training curves."""
     workdir = tmp_path_factory.mktemp("runs")
     frame = synthetic_runs.results(BACKBONES, OPTIMIZERS, seeds=2, failing={(1, 0)})
     synthetic_runs.write_curves(frame, workdir)
@@ -73,7 +71,7 @@ def test_the_page_fetches_nothing(made):
     assert not re.search(r"@import|url\((?!#)", "".join(styles))
 
 
-def test_names_stay_text_everywhere(made):
+def test_names_never_become_markup(made):
     source = read(made, "index.html")
     page = Page(source)
     assert not [tag for tag, _ in page.elements if tag == "img"]
@@ -111,7 +109,7 @@ def test_json_and_page_hold_the_same(made):
     assert len(found.groupby(["backbone", "optimizer"])) == scores.size
 
 
-def test_failures_are_grey_and_rules_are_named(made):
+def test_failed_cells_are_grey_and_the_rule_is_named(made):
     analysis, _, _ = made
     data = embedded(read(made, "index.html"))
     o, b = data["optimizers"].index("sgd"), data["backbones"].index("vit_mini")
@@ -122,7 +120,7 @@ def test_failures_are_grey_and_rules_are_named(made):
     assert analysis.outliers.description in text
 
 
-def test_one_seed_is_marked_where_others_have_more(tmp_path):
+def test_cells_with_one_seed_are_marked_if_others_have_more(tmp_path):
     frame = synthetic_runs.results(["a", "b", "c"], ["sgd", "adamw", "lamb"], rates=0, seeds=2)
     single = (frame["model"] == "a") & (frame["optimizer"] == "sgd") & (frame["seed"] == 1)
     analysis = analyze(from_results(frame[~single]), resamples=20)
@@ -166,36 +164,11 @@ def test_pictures_that_a_new_report_lacks_are_removed(tmp_path):
     assert left >= {name for name in second.files if "/" in name}
 
 
-def test_curves_are_thinned_and_broken_lines_left_out(tmp_path):
-    frame = synthetic_runs.results(["a"], ["sgd"], rates=0, seeds=3)
-    synthetic_runs.write_curves(frame, tmp_path, evaluations=500)
-    table = from_results(frame)
-    middle = table.runs.sort_values("score")["run"].iloc[1]
-    with open(tmp_path / middle / "metrics.jsonl", "a") as file:
-        file.write('{"step": 1, "epoch": 3, "validation_accu')
-    found = curves.read(table, tmp_path)
-    assert set(found["run"]) == {middle}  # the one with the middle score
-    assert len(found) == curves.POINTS
-    assert found["epoch"].iloc[-1] == 20
-    assert found["accuracy"].iloc[-1] == pytest.approx(
-        table.runs.set_index("run").at[middle, "score"] * (1 - np.exp(-5)), rel=1e-6
-    )
-    assert curves.read(table, tmp_path / "nowhere").empty
-
-
-def test_a_run_name_is_no_way_out_of_the_folder(tmp_path):
-    frame = synthetic_runs.results(["a"], ["sgd"], rates=0, seeds=1)
-    synthetic_runs.write_curves(frame, tmp_path / "other")
-    frame["run"] = "../other/" + frame["run"]
-    (tmp_path / "runs").mkdir()
-    assert curves.read(from_results(frame), tmp_path / "runs").empty
-
-
-def test_every_cell_of_the_paper_has_its_rates():
+def test_sentences_on_the_published_table():
     analysis = analyze(from_published("cifar100"), resamples=20)
     text = summary.backbone_sentence(analysis, "R-50")
-    # Counted by hand in Table 1: AdaBelief 80.53, NovoGrad 79.36, SGDP 79.25, SGD-M 78.76 are the
-    # only ones at 78.53 or more.
+    # Counted by hand in Table 1: only AdaBelief 80.53, NovoGrad 79.36, SGDP 79.25 and SGD-M 78.76
+    # reach 78.53.
     assert "4 of 20 optimizers within 2 points of the best (AdaBelief, 80.53 %)" in text
     advice = recommend.recommend(analysis.table, "R-50")
     assert advice.choices[0].optimizer == "AdaBelief"
@@ -205,7 +178,7 @@ def test_every_cell_of_the_paper_has_its_rates():
 
 
 @pytest.mark.parametrize("runs", [600, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_size_and_time(runs, tmp_path):
+def test_page_size(runs, tmp_path):
     side, rates, seeds = (5, 4, 20) if runs == 600 else (20, 20, 5)
     frame = synthetic_runs.results(
         [f"backbone{i}" for i in range(side)], [f"optimizer{i}" for i in range(side)],
@@ -213,14 +186,9 @@ def test_size_and_time(runs, tmp_path):
     )  # fmt: skip
     assert len(frame) >= runs
     synthetic_runs.write_curves(frame, tmp_path / "runs", evaluations=200 if runs > 600 else 20)
-    # Processor time: the machine may have other things to do.
-    start = time.process_time()
     table = from_results(frame)
     analysis = analyze(table)
     found = curves.read(table, tmp_path / "runs")
     drawn = plots.NAMES if runs > 600 else ("heat_map", "sensitivity", "training_curves")
     written = write.write(analysis, tmp_path / "report", curves=found, pictures=drawn)
-    seconds = time.process_time() - start
-    print(f"{len(frame)} runs: {seconds:.1f} s, {written.page_bytes / 1e6:.2f} MB")
-    assert seconds < 60
     assert written.page_bytes < 15e6
