@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bocb_jax import config, list_models, list_optimizers, model_card, optimizer_info, recipes
+from bocb_jax.coupling.result import Analysis
 from bocb_jax.study import spec
 
 
@@ -18,6 +19,9 @@ def write(folder: Path) -> None:
     pages = {
         "train_settings": _settings(config.TrainConfig, "--"),
         "study_settings": _settings(spec.Study, ""),
+        "analysis": _table(
+            ("field", "content"), ((f"`{field.name}`", note) for field, note in _notes(Analysis))
+        ),
         "backbones": _backbones(),
         "optimizers": _optimizers(),
         "recipes": _recipes(),
