@@ -107,7 +107,7 @@ class ChannelAggregation(nnx.Module):
         self.drop = nnx.Dropout(config.dropout)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        x = self.drop(layers.gelu(self.dwconv(self.fc1(x))), rngs=rngs)
+        x = self.drop(layers.gelu(self.dwconv(self.fc1(x))), rngs=rngs)  # (B, H, W, hidden)
         shared = layers.gelu(self.decompose(x))  # (B, H, W, 1)
         x = x + _times(x - shared, self.sigma)
         return self.drop(self.fc2(x), rngs=rngs)

@@ -112,6 +112,7 @@ class WindowAttention(nnx.Module):
           mask: (windows, window**2, window**2), added to the scores.
           rngs: random streams of dropout.
         """
+        # (B, windows, window**2, 3, heads, C / heads)
         qkv = self.qkv(x).reshape(*x.shape[:3], 3, self.heads, -1)
         bias = self.relative_position_bias_table[...][relative_position_index(self.window)]
         bias = bias.transpose(2, 0, 1)[None, None]  # (1, 1, heads, window**2, window**2)
@@ -160,9 +161,10 @@ class Block(nnx.Module):
         return x + self.drop_path(self.mlp(self.norm2(x), rngs=rngs), rngs=rngs)
 
     def _attend(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-        """Cut the shifted and padded map into windows, attend, and put the map together again."""
+        """Return attention within the (shifted) windows of a map (B, H, W, C)."""
         batch, height, width, channels = x.shape
         window, shift = self.window, self.shift
+        # Shift, and pad to whole windows.
         x = jnp.roll(x, (-shift, -shift), (1, 2)) if shift else x
         x = jnp.pad(x, ((0, 0), (0, -height % window), (0, -width % window), (0, 0)))
         rows, columns = x.shape[1] // window, x.shape[2] // window

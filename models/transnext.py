@@ -103,7 +103,6 @@ class CosineAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         dense = functools.partial(layers.Linear, kernel_init=INIT, dtype=dtype, rngs=rngs)
-        rngs = rngs
         self.heads = heads
         self.pretrain_size = pretrain_size
         # softplus(temperature) is 1 / 0.24 initially.
@@ -127,7 +126,7 @@ class CosineAttention(nnx.Module):
 
         Args:
           query: normalized, (B, H, W, heads, D).
-          lengths: number of keys that each query sees, (1, H, W, 1, 1) or all ones.
+          lengths: number of keys of each query, (1, H, W, 1, 1) or (1, 1, 1, 1, 1).
         """
         gain = nnx.softplus(self.temperature[None, None, None, :, 0]) * jnp.log(lengths)
         embedding = self.query_embedding[None, None, None, :, 0]
@@ -158,7 +157,7 @@ class AggregatedAttention(CosineAttention):
         kwargs: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         super().__init__(features, heads, pretrain_size, config, **kwargs)
         self.reduction = reduction
-        rngs, width = rngs, features // heads
+        width = features // heads
         self.q = layers.Linear(features, features, kernel_init=INIT, **kwargs)
         self.kv = layers.Linear(features, 2 * features, kernel_init=INIT, **kwargs)
         self.sr = layers.Conv(features, features, 1, **kwargs)
@@ -174,13 +173,13 @@ class AggregatedAttention(CosineAttention):
         grid = (height // self.reduction, width // self.reduction)
         inside = inside_window(height, width).reshape(1, height, width, 1, 9)
         query = normalize(self.split(self.q(x), 1)[0])  # (B, H, W, heads, D)
-        sharp = self.scale_queries(query, inside.sum(-1, keepdims=True) + math.prod(grid))
+        scaled = self.scale_queries(query, inside.sum(-1, keepdims=True) + math.prod(grid))
         dtype = query.dtype
 
         # Scores of the nine neighbors, (B, H, W, heads, 9)
         key, value = self.split(self.kv(x), 2)
         keys, values = neighbors(normalize(key)), neighbors(value)
-        local = jnp.stack([(sharp * k).sum(-1) for k in keys], axis=-1)
+        local = jnp.stack([(scaled * k).sum(-1) for k in keys], axis=-1)
         local += self.relative_pos_bias_local[None, None, None].astype(dtype)
         local = jnp.where(inside, local, -jnp.inf)
 
@@ -188,9 +187,10 @@ class AggregatedAttention(CosineAttention):
         pooled = layers.adaptive_avg_pool(layers.gelu(self.sr(x)), grid)
         pooled = self.norm(pooled.reshape(batch, -1, features))
         pool_key, pool_value = self.split(self.kv(pooled), 2)
-        pool = jnp.einsum("bhwnd,bpnd->bhwnp", sharp, normalize(pool_key))
+        pool = jnp.einsum("bhwnd,bpnd->bhwnp", scaled, normalize(pool_key))
         pool += self.position_bias((height, width), grid).astype(dtype)
 
+        # One softmax over both; learned tokens then add to the weights of the window alone.
         weights = jnp.concatenate([local, pool], axis=-1).astype(jnp.float32)
         weights = self.attn_drop(nnx.softmax(weights, axis=-1).astype(dtype), rngs=rngs)
         local, pool = weights[..., :9], weights[..., 9:]
@@ -219,10 +219,11 @@ class Attention(CosineAttention):
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         batch, *size, _ = x.shape
-        query, key, value = self.split(self.qkv(x), 3)
-        sharp = self.scale_queries(normalize(query), np.full((1, 1, 1, 1, 1), math.prod(size)))
+        query, key, value = self.split(self.qkv(x), 3)  # (B, H, W, heads, D) each
+        scaled = self.scale_queries(normalize(query), np.full((1, 1, 1, 1, 1), math.prod(size)))
+        # Keys and values as (B, H * W, heads, D)
         key, value = (a.reshape(batch, -1, *a.shape[3:]) for a in (normalize(key), value))
-        weights = jnp.einsum("bhwnd,bpnd->bhwnp", sharp, key).astype(jnp.float32)
+        weights = jnp.einsum("bhwnd,bpnd->bhwnp", scaled, key).astype(jnp.float32)
         weights += self.position_bias(tuple(size), tuple(size)).astype(jnp.float32)
         weights = self.attn_drop(nnx.softmax(weights, axis=-1).astype(value.dtype), rngs=rngs)
         y = jnp.einsum("bhwnp,bpnd->bhwnd", weights, value)

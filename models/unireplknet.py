@@ -162,8 +162,8 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = self.se(self.norm(self.dwconv(x)))
-        y = self.grn(layers.gelu(self.pwconv1(y)))
-        y = self.pwconv2_bn(self.pwconv2(y))
+        y = self.grn(layers.gelu(self.pwconv1(y)))  # (B, H, W, 4C)
+        y = self.pwconv2_bn(self.pwconv2(y))  # (B, H, W, C)
         y *= layers.per_channel(self.gamma[...].astype(y.dtype), y)
         return x + self.drop_path(y, rngs=rngs)
 

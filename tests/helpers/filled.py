@@ -7,11 +7,12 @@ import pytest
 from flax import nnx
 
 import bocb_jax
-from bocb_jax import paper, torch_weights
+from bocb_jax import torch_weights
 from bocb_jax.models.parameters import count_params
+from bocb_jax.paper import taxonomy
 
 # The 21 backbones of the benchmark.
-PAPER = [*(row["model"] for row in paper.rows("backbones")), "resnet101"]
+PAPER = list(taxonomy.backbones())
 
 
 def abstract(name, num_classes, image_size, **overrides):

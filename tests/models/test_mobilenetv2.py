@@ -7,7 +7,7 @@ from helpers import filled
 from helpers.filled import images, run
 
 import bocb_jax
-from bocb_jax.models.layers import round_width
+from bocb_jax.models.layers import make_divisible
 
 # Learned values at 100 and at 1000 classes, counted in timm.
 COUNTS = {
@@ -27,10 +27,10 @@ def test_counts_are_the_reference_s(name, at_100, at_1000):
 
 
 def test_widths_are_multiples_of_eight_and_lose_at_most_a_tenth():
-    assert [round_width(w) for w in (5.6, 8.4, 11.2, 22.4, 33.6, 44.8)] == [8, 8, 16, 24, 32, 48]
+    assert [make_divisible(w) for w in (5.6, 8.4, 11.2, 22.4, 33.6, 44.8)] == [8, 8, 16, 24, 32, 48]
     for width in np.arange(8, 400, 0.7):
-        assert round_width(width) % 8 == 0
-        assert 0.9 * width <= round_width(width) <= width + 8
+        assert make_divisible(width) % 8 == 0
+        assert 0.9 * width <= make_divisible(width) <= width + 8
 
 
 def test_feature_maps_of_a_size_that_strides_do_not_divide():
