@@ -1,4 +1,4 @@
-"""Optimizers: the table, how one is made by name, and how its rates are changed.
+"""Optimizers, made by name, with a learning rate and a weight decay that are arrays of the state.
 
 >>> from bocb_jax import optim
 >>> optimizer = optim.create_optimizer("lamb", optim.schedules.warmup_cosine(5e-3, 10, 100))
@@ -20,7 +20,7 @@ from bocb_jax.optim.registry import (
     register_optimizer,
 )
 
-# Each of these adds its rows to the table.
+# Each of these registers its optimizers when it is imported.
 from bocb_jax.optim import (  # isort: skip  # noqa: F401
     adabelief,
     adabound,

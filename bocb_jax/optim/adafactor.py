@@ -7,29 +7,29 @@ import jax.numpy as jnp
 import optax
 
 from bocb_jax.optim.bounds import NonNegative, Positive
-from bocb_jax.optim.context import Packaging
+from bocb_jax.optim.context import Context
 from bocb_jax.optim.registry import add_row
-from bocb_jax.optim.trees import map_leaves
+from bocb_jax.optim.trees import PerParam, map_leaves
 
 ConvAxes = Literal["channels", "spatial"]
 
 
 class Factors(NamedTuple):
-    """Means of the squared gradient of one tensor along either axis; a vector's is in `row`."""
+    """Means of the squared gradient of one tensor along either of its factored axes."""
 
-    row: jax.Array
-    column: jax.Array | None
+    row: jax.Array  # the tensor's shape, with length 1 on one factored axis; a vector's: its shape
+    column: jax.Array | None  # likewise on the other factored axis; None for vectors
 
 
-class AdafactorState(NamedTuple):
-    """For each tensor its factors."""
+class ScaleByAdafactorState(NamedTuple):
+    """State of `scale_by_adafactor`."""
 
-    count: jax.Array  # int32, shape ()
-    factors: Any
+    count: Any  # updates done: int32, shape ()
+    factors: Any  # `Factors` for each parameter
 
 
 def factored_axes(rank: int, kind: str, conv_axes: ConvAxes) -> tuple[int, int] | None:
-    """The two axes over which a tensor is factored, or None for vectors."""
+    """Return the two axes over which a tensor is factored; None for vectors."""
     if rank < 2:
         return None
     spatial = conv_axes == "spatial" and kind in ("conv", "depthwise")
@@ -37,7 +37,7 @@ def factored_axes(rank: int, kind: str, conv_axes: ConvAxes) -> tuple[int, int] 
 
 
 def scale_by_adafactor(
-    pack: Packaging,
+    kinds: PerParam,
     *,
     decay_rate: float,
     clipping_threshold: float,
@@ -45,10 +45,10 @@ def scale_by_adafactor(
     added: float,
     conv_axes: ConvAxes,
 ) -> optax.GradientTransformation:
-    """Divides by the factored root mean square, then clips the root mean square of the result.
+    """Divide by the factored root mean square, then clip the root mean square of the result.
 
     Args:
-      pack: tells the kinds of parameters.
+      kinds: parameters -> tree of parameter kinds.
       decay_rate: the mean forgets at the rate t^-decay_rate.
       clipping_threshold: largest root mean square of the update of a tensor.
       floor: least root mean square; None for the machine epsilon.
@@ -56,28 +56,30 @@ def scale_by_adafactor(
       conv_axes: which axes of a convolution kernel are factored.
     """
 
-    def init(params):
-        def zeros(p, kind):
+    def init_fn(params: optax.Params) -> ScaleByAdafactorState:
+        def zeros(p: jax.Array, kind: str) -> tuple[Factors]:
             axes = factored_axes(p.ndim, kind, conv_axes)
             if axes is None:
                 return (Factors(jnp.zeros_like(p), None),)
             return (Factors(*(jnp.zeros_like(p.mean(a, keepdims=True)) for a in axes[::-1])),)
 
-        (factors,) = map_leaves(zeros, params, pack.kinds(params))
-        return AdafactorState(jnp.zeros((), jnp.int32), factors)
+        (factors,) = map_leaves(zeros, params, kinds(params))
+        return ScaleByAdafactorState(jnp.zeros((), jnp.int32), factors)
 
-    def update(grads, state, params):
+    def update_fn(
+        updates: optax.Updates, state: ScaleByAdafactorState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, ScaleByAdafactorState]:
         count = optax.safe_increment(state.count)
         forget = count**-decay_rate
 
-        def move(old, mean):
+        def move(old: jax.Array, mean: jax.Array) -> jax.Array:
             return (old + forget * (mean - old)).astype(old.dtype)
 
-        def direction(g, factors, kind):
+        def direction(g: jax.Array, factors: Factors, kind: str) -> tuple[jax.Array, Factors]:
             low = jnp.finfo(g.dtype).eps if floor is None else floor
             axes = factored_axes(g.ndim, kind, conv_axes)
             squares = g * g + added
-            if axes is None:
+            if axes is None or factors.column is None:
                 factors = Factors(move(factors.row, squares), None)
                 variance = factors.row
             else:
@@ -89,43 +91,49 @@ def scale_by_adafactor(
             u = g * jax.lax.rsqrt(jnp.maximum(variance, low**2))
             return u / jnp.maximum(1, root_mean_square(u) / clipping_threshold), factors
 
-        updates, factors = map_leaves(direction, grads, state.factors, pack.kinds(params))
-        return updates, AdafactorState(count, factors)
+        updates, factors = map_leaves(direction, updates, state.factors, kinds(params))
+        return updates, ScaleByAdafactorState(count, factors)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init_fn, update_fn)
 
 
 def root_mean_square(x: jax.Array) -> jax.Array:
-    """Of all numbers of a tensor; shape ()."""
+    """Return the root mean square of a whole tensor, shape ()."""
     return jnp.sqrt(jnp.mean(x * x))
 
 
-def scale_by_parameter(pack: Packaging, least: float) -> optax.GradientTransformation:
-    """Times the root mean square of the parameter, and a rate of at most 1 / sqrt(t)."""
+def scale_by_param_rms(learning_rates: PerParam, least: float) -> optax.GradientTransformation:
+    """Scale by the root mean square of the parameter, and limit the rate to 1 / sqrt(t).
 
-    def init(params):
+    The state is the count of updates: int32, shape ().
+
+    Args:
+      learning_rates: parameters -> tree of the rates by which the updates are scaled afterwards.
+      least: smallest root mean square of a parameter.
+    """
+
+    def init_fn(params: optax.Params) -> jax.Array:
+        del params
         return jnp.zeros((), jnp.int32)
 
-    def update(updates, count, params):
+    def update_fn(
+        updates: optax.Updates, count: jax.Array, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, jax.Array]:
         count = optax.safe_increment(count)
 
-        def rescale(u, p, rate):
+        def rescale(u: jax.Array, p: jax.Array, rate: jax.Array) -> jax.Array:
             limited = jnp.minimum(1, count**-0.5 / jnp.maximum(rate, 1e-30))
             return u * jnp.maximum(least, root_mean_square(p)) * limited
 
-        return jax.tree.map(rescale, updates, params, pack.rates(params)), count
+        return jax.tree.map(rescale, updates, params, learning_rates(params)), count
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init_fn, update_fn)
 
 
 @add_row(
-    category="c",
-    paper="Shazeer and Stern, 2018, arXiv 1804.04235",
     decays=("decoupled",),
     default_learning_rate=1e-2,
     default_weight_decay=0.01,
-    paper_learning_rate=(5e-4,),
-    paper_weight_decay=(0.01,),
     reference="torch.optim.Adafactor",
     numeric_class="exact",
     state_per_parameter=0.01,
@@ -137,47 +145,46 @@ def scale_by_parameter(pack: Packaging, least: float) -> optax.GradientTransform
     ),
 )
 def adafactor(
-    pack: Packaging,
+    ctx: Context,
     *,
     decay_rate: Positive = 0.8,
     clipping_threshold: Positive = 1.0,
     eps: NonNegative | None = None,
     eps_scale: NonNegative = 1e-3,
     conv_axes: ConvAxes = "channels",
-):
-    """Adafactor: steps in proportion to the weights, and hardly any state.
+) -> optax.GradientTransformation:
+    """Step in proportion to the weights, with factored second moments (Adafactor).
 
     R, C <- means of g² along either axis, forgetting t^-decay_rate;  u = g / sqrt(R C / mean R)
     p <- p - min(lr, 1 / sqrt(t)) * max(eps_scale, rms(p)) * u / max(1, rms(u) / threshold)
 
     Args:
-      pack: learning rate, weight decay and masks.
+      ctx: learning rate, weight decay and masks.
       decay_rate: the means forget at the rate t^-decay_rate.
       clipping_threshold: largest root mean square of an update, before its scaling.
       eps: least root mean square of the gradient; None for the machine epsilon.
       eps_scale: least root mean square of the weights.
       conv_axes: factor kernels over their "channels" or, as PyTorch does, the "spatial" axes.
+
+    References:
+      Shazeer and Stern, 2018, arXiv 1804.04235
     """
     scale = scale_by_adafactor(
-        pack,
+        ctx.kinds,
         decay_rate=decay_rate,
         clipping_threshold=clipping_threshold,
         floor=eps,
         added=0.0,
         conv_axes=conv_axes,
     )
-    return pack.chain(scale, scale_by_parameter(pack, eps_scale))
+    return ctx.chain(scale, scale_by_param_rms(ctx.learning_rates, eps_scale))
 
 
 @add_row(
     name="adafactor@openmixup",
-    category="c",
-    paper="Shazeer and Stern, 2018, arXiv 1804.04235; BOCB, arXiv 2410.06373",
     decays=("decoupled",),
     default_learning_rate=5e-4,
     default_weight_decay=0.01,
-    paper_learning_rate=(5e-4,),
-    paper_weight_decay=(0.01,),
     reference="OpenMixup (fairseq's)",
     numeric_class="variant",
     state_per_parameter=0.01,
@@ -185,20 +192,23 @@ def adafactor(
     notes="A 3x3 kernel keeps 0.7 numbers for each parameter.",
 )
 def adafactor_openmixup(
-    pack: Packaging, *, decay_rate: Positive = 0.8, clipping_threshold: Positive = 1.0
-):
-    """Adafactor as the code behind BOCB ran it: a plain learning rate, no parameter scale.
+    ctx: Context, *, decay_rate: Positive = 0.8, clipping_threshold: Positive = 1.0
+) -> optax.GradientTransformation:
+    """Apply Adafactor as the code behind BOCB ran it: no parameter scale, no limit on the rate.
 
     Convolutions are factored over height and width; p <- p - lr * (u / max(1, rms(u)) + wd p).
 
     Args:
-      pack: learning rate, weight decay and masks.
+      ctx: learning rate, weight decay and masks.
       decay_rate: the means forget at the rate t^-decay_rate.
       clipping_threshold: largest root mean square of an update.
+
+    References:
+      Shazeer and Stern, 2018, arXiv 1804.04235; BOCB, arXiv 2410.06373
     """
-    return pack.chain(
+    return ctx.chain(
         scale_by_adafactor(
-            pack,
+            ctx.kinds,
             decay_rate=decay_rate,
             clipping_threshold=clipping_threshold,
             floor=0.0,

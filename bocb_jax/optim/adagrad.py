@@ -1,44 +1,35 @@
 """Adagrad, with an accumulator that starts at zero and eps outside the root."""
 
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from bocb_jax.optim.bounds import NonNegative
-from bocb_jax.optim.context import Packaging
+from bocb_jax.optim.context import Context
 from bocb_jax.optim.registry import add_row
 
 
-class ScaleByAdagradState(NamedTuple):
-    """Sum of squared gradients; shapes of the parameters."""
-
-    sum_of_squares: Any
-
-
 def scale_by_adagrad(initial_accumulator: float, eps: float) -> optax.GradientTransformation:
-    """The mathematics of `adagrad`."""
+    """Rescale updates according to Adagrad; see `adagrad`. The state is Optax's for this sum."""
 
-    def init(params):
-        return ScaleByAdagradState(optax.tree.full_like(params, initial_accumulator))
+    def init_fn(params: optax.Params) -> optax.ScaleByRssState:
+        return optax.ScaleByRssState(optax.tree.full_like(params, initial_accumulator))
 
-    def update(grads, state, params=None):
-        total = jax.tree.map(lambda s, g: s + g * g, state.sum_of_squares, grads)
-        updates = jax.tree.map(lambda g, s: g / (jnp.sqrt(s) + eps), grads, total)
-        return updates, ScaleByAdagradState(total)
+    def update_fn(
+        updates: optax.Updates, state: optax.ScaleByRssState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.ScaleByRssState]:
+        del params
+        total = jax.tree.map(lambda s, g: s + g * g, state.sum_of_squares, updates)
+        updates = jax.tree.map(lambda g, s: g / (jnp.sqrt(s) + eps), updates, total)
+        return updates, optax.ScaleByRssState(total)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init_fn, update_fn)
 
 
 @add_row(
-    category="d",
-    paper="Duchi, Hazan and Singer, 2011, JMLR 12",
     decays=("l2", "decoupled"),
     default_learning_rate=1e-2,
     default_weight_decay=1e-4,
-    paper_learning_rate=(5e-4,),
-    paper_weight_decay=(1e-4,),
     reference="torch.optim.Adagrad",
     numeric_class="exact",
     state_per_parameter=1,
@@ -47,14 +38,19 @@ def scale_by_adagrad(initial_accumulator: float, eps: float) -> optax.GradientTr
         "run."
     ),
 )
-def adagrad(pack: Packaging, *, initial_accumulator: NonNegative = 0.0, eps: NonNegative = 1e-10):
-    """Adagrad: the gradient over the root of the sum of all its squares.
+def adagrad(
+    ctx: Context, *, initial_accumulator: NonNegative = 0.0, eps: NonNegative = 1e-10
+) -> optax.GradientTransformation:
+    """Divide the gradient by the root of the sum of all its squares (Adagrad).
 
     s <- s + g²;  p <- p - lr * g / (sqrt(s) + eps)
 
     Args:
-      pack: learning rate, weight decay and masks.
+      ctx: learning rate, weight decay and masks.
       initial_accumulator: s before the first update.
       eps: added to the root.
+
+    References:
+      Duchi, Hazan and Singer, 2011, JMLR 12
     """
-    return pack.chain(scale_by_adagrad(initial_accumulator, eps))
+    return ctx.chain(scale_by_adagrad(initial_accumulator, eps))

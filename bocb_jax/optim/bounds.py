@@ -1,8 +1,9 @@
-"""What values an optimizer's hyper-parameters may take, written as types in its signature."""
+"""The values that an optimizer's hyper-parameters may take, written as types in its signature."""
 
 import dataclasses
 import inspect
 import math
+import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -33,56 +34,70 @@ Steps = Annotated[int, Interval(1)]
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class Hyperparameter:
     """One hyper-parameter of an optimizer: its type, its default and the values it may take."""
 
     type: Any
     default: Any
     interval: Interval | None = None
+    optional: bool = False  # may it be None?
 
 
-def settings_of(build: Callable[..., Any]) -> dict[str, Setting]:
-    """The keyword-only parameters of a builder, read from its signature."""
+def hyperparameters_of(build: Callable[..., Any]) -> dict[str, Hyperparameter]:
+    """Return the keyword-only parameters of a builder, read from its signature."""
     hints = typing.get_type_hints(build, include_extras=True)
     found = {}
     for name, parameter in inspect.signature(build).parameters.items():
         if parameter.kind is not parameter.KEYWORD_ONLY:
             continue
         hint = hints.get(name, Any)
-        for choice in typing.get_args(hint):  # X | None
+        choices = typing.get_args(hint) if _is_union(hint) else ()  # X | None
+        optional = type(None) in choices
+        for choice in choices:
             hint = choice if hasattr(choice, "__metadata__") else hint
         interval = next(iter(getattr(hint, "__metadata__", ())), None)
         kind = hint.__origin__ if interval else hint
-        found[name] = Setting(kind, parameter.default, interval)
+        found[name] = Hyperparameter(kind, parameter.default, interval, optional)
     return found
 
 
-def check_settings(name: str, settings: Mapping[str, Setting], given: Mapping[str, Any]) -> None:
-    """Refuses hyper-parameters that the optimizer does not have or cannot take.
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def set_signature(build: Callable[..., Any], signature: inspect.Signature) -> None:
+    """Replace the signature from which the hyper-parameters of a builder are read."""
+    build.__signature__ = signature  # type: ignore[attr-defined]  # where inspect looks first
+
+
+def check_hyperparameters(
+    name: str, known: Mapping[str, Hyperparameter], given: Mapping[str, Any]
+) -> None:
+    """Refuse hyper-parameters that the optimizer does not have, or values it cannot take.
 
     Args:
       name: of the optimizer, for the message.
-      settings: what it has.
+      known: its hyper-parameters.
       given: what the user gave.
 
     Raises:
-      UserError: the message names the settings that exist, or the interval.
+      UserError: the message names the hyper-parameters that exist, or the interval.
     """
-    unknown = sorted(set(given) - set(settings))
+    unknown = sorted(set(given) - set(known))
     if unknown:
-        has = ", ".join(settings) or "none but the learning rate and the weight decay"
+        has = ", ".join(known) or "none but the learning rate and the weight decay"
         raise UserError(f"{name} has no hyper-parameter {', '.join(unknown)}. It has: {has}.")
     for key, value in given.items():
-        setting = settings[key]
-        if setting.type is bool and not isinstance(value, bool):
+        wanted = known[key]
+        if wanted.type is bool and not isinstance(value, bool):
             raise UserError(f"{name}: {key} is true or false, not {value!r}.")
-        choices = typing.get_args(setting.type)
-        if typing.get_origin(setting.type) is typing.Literal and value not in choices:
+        choices = typing.get_args(wanted.type)
+        if typing.get_origin(wanted.type) is typing.Literal and value not in choices:
             raise UserError(f"{name}: {key} is one of {', '.join(choices)}, not {value!r}.")
-        if setting.interval is None or (value is None and setting.default is None):
+        if wanted.interval is None or (value is None and wanted.optional):
             continue
-        whole = setting.type is int
+        whole = wanted.type is int
         is_number = isinstance(value, int if whole else (int, float))
-        if not is_number or isinstance(value, bool) or value not in setting.interval:
+        if not is_number or isinstance(value, bool) or value not in wanted.interval:
             kind = "a whole number" if whole else "a number"
-            raise UserError(f"{name}: {key} is {kind} in {setting.interval}, not {value!r}.")
+            raise UserError(f"{name}: {key} is {kind} in {wanted.interval}, not {value!r}.")

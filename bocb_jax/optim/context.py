@@ -1,118 +1,91 @@
 """What surrounds the mathematics of every optimizer: weight decay, masks and the learning rate."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
+
+from bocb_jax.optim.transforms import add_decayed_weights, make_cautious
+from bocb_jax.optim.trees import PerParam
 
 DECAYS = ("l2", "decoupled", "proximal")
 
 
 @dataclasses.dataclass(frozen=True)
-class Packaging:
-    """The settings of one update that all optimizers share; the first argument of each builder.
+class Context:
+    """What all optimizers share; the first argument of each builder.
 
-    Rates are scalar arrays, traced inside a compiled step. Trees come from functions of the
-    parameters because paths and shapes are first known there.
+    Inside a compiled step the rates are traced scalars. Masks, kinds and multipliers are functions
+    of the parameters, because only there are paths and shapes known.
 
     Args:
-      learning_rate: of this update.
-      peak_learning_rate: that the schedule starts from.
-      weight_decay: coefficient of the decay.
-      decay: "l2" (joins the gradient, before the mathematics), "decoupled" (joins the update,
-        after it, times the learning rate) or "proximal" (p / (1 + lr * wd) after the step).
-      mask: params -> tree of booleans, where decay applies.
-      kinds: params -> tree of parameter kinds.
-      multipliers: params -> tree of factors on the learning rate.
+      learning_rate: of this update, shape ().
+      peak_learning_rate: largest one of the schedule, shape (); None if the schedule hides it.
+      weight_decay: coefficient of the decay, shape ().
+      decay: "l2" (added to the gradient, before the mathematics), "decoupled" (added to the
+        update, after it) or "proximal" (p / (1 + lr * wd) after the step).
+      mask: parameters -> tree of booleans: where decay applies.
+      kinds: parameters -> tree of parameter kinds.
+      multipliers: parameters -> tree of factors on the learning rate.
       cautious: drop the components of the update that oppose the gradient.
     """
 
-    learning_rate: jax.Array
-    peak_learning_rate: jax.Array
-    weight_decay: jax.Array
+    learning_rate: float | jax.Array
+    peak_learning_rate: float | jax.Array | None
+    weight_decay: float | jax.Array
     decay: str
-    mask: Callable[[Any], Any]
-    kinds: Callable[[Any], Any]
-    multipliers: Callable[[Any], Any]
+    mask: PerParam
+    kinds: PerParam
+    multipliers: PerParam
     cautious: bool = False
 
-    def chain(self, *direction: optax.GradientTransformation) -> optax.GradientTransformation:
-        """The whole optimizer from the transformations that make its direction."""
-        before = [self.add_decay()] if self.decay == "l2" else []
-        after = [self.add_decay()] if self.decay == "decoupled" else []
-        return optax.chain(*before, self.direction(*direction), *after, self.step())
+    def chain(self, *parts: optax.GradientTransformation) -> optax.GradientTransformation:
+        """Return the whole optimizer around the transformations that make its direction."""
+        before = [self.add_decayed_weights()] if self.decay == "l2" else []
+        after = [self.add_decayed_weights()] if self.decay == "decoupled" else []
+        return optax.chain(
+            *before, self.direction(*parts), *after, self.scale_by_learning_rate()
+        )
 
     def direction(self, *parts: optax.GradientTransformation) -> optax.GradientTransformation:
-        """The parts in a row, made cautious if that was asked for."""
+        """Chain the transformations, and make the result cautious if asked for."""
         inner = optax.chain(*parts)
         return make_cautious(inner) if self.cautious else inner
 
-    def add_decay(self) -> optax.GradientTransformation:
-        """Adds `weight_decay * p` to the updates of the masked parameters."""
+    def add_decayed_weights(self) -> optax.GradientTransformation:
+        """Add `weight_decay * p` to the updates of the masked parameters."""
+        return add_decayed_weights(self.weight_decay, self.mask)
 
-        def update(updates, params):
-            return jax.tree.map(
-                lambda u, p, decayed: u + self.weight_decay * p if decayed else u,
-                updates,
-                params,
-                self.mask(params),
-            )
+    def scale_by_learning_rate(self) -> optax.GradientTransformation:
+        """Turn the direction u into the change -lr * u, or its proximal form."""
 
-        return optax.stateless(update)
-
-    def step(self) -> optax.GradientTransformation:
-        """Turns the direction u into the change -lr * u, or its proximal form."""
-
-        def change(u, p, rate, decayed):
+        def change(u: jax.Array, p: jax.Array, rate: jax.Array, decayed: bool) -> jax.Array:
             if self.decay == "proximal" and decayed:  # (p - lr u) / (1 + lr wd) - p
                 return -rate * (u + self.weight_decay * p) / (1 + rate * self.weight_decay)
             return -rate * u
 
-        def update(updates, params):
-            return jax.tree.map(change, updates, params, self.rates(params), self.mask(params))
+        def update_fn(updates: optax.Updates, params: optax.Params) -> optax.Updates:
+            rates, mask = self.learning_rates(params), self.mask(params)
+            return jax.tree.map(change, updates, params, rates, mask)
 
-        return optax.stateless(update)
+        return optax.stateless(update_fn)
 
-    def multiply(self) -> optax.GradientTransformation:
-        """Scales finished changes by the learning-rate multipliers."""
+    def scale_by_multipliers(self) -> optax.GradientTransformation:
+        """Scale finished changes by the learning-rate multipliers."""
 
-        def update(updates, params):
+        def update_fn(updates: optax.Updates, params: optax.Params) -> optax.Updates:
             return jax.tree.map(
                 lambda u, factor: u if factor == 1 else u * factor,
                 updates,
                 self.multipliers(params),
             )
 
-        return optax.stateless(update)
+        return optax.stateless(update_fn)
 
-    def rates(self, params: Any) -> Any:
-        """The learning rate of each parameter."""
+    def learning_rates(self, params: optax.Params) -> Any:
+        """Return the learning rate of each parameter, as a tree of scalars like `params`."""
         return jax.tree.map(
             lambda factor: self.learning_rate if factor == 1 else self.learning_rate * factor,
             self.multipliers(params),
         )
-
-
-def make_cautious(
-    inner: optax.GradientTransformation,
-) -> optax.GradientTransformationExtraArgs:
-    """Keeps only the components of the update that agree in sign with the gradient.
-
-    u <- u * [u * g > 0] / max(mean [u * g > 0], 1e-3), for each tensor
-    (Liang et al., 2024, Cautious Optimizers, arXiv 2411.16085; the floor is timm's).
-    """
-    inner = optax.with_extra_args_support(inner)
-
-    def update(grads, state, params=None, **extra):
-        updates, state = inner.update(grads, state, params, **extra)
-
-        def mask(u, g):
-            agrees = (u * g > 0).astype(u.dtype)
-            return u * agrees / jnp.maximum(agrees.mean(), 1e-3)
-
-        return jax.tree.map(mask, updates, grads), state
-
-    return optax.GradientTransformationExtraArgs(inner.init, update)

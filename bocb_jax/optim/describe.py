@@ -1,10 +1,8 @@
-"""All that is known of an optimizer, as rows of text."""
+"""The description of an optimizer: what is known of it, as rows of text."""
 
-import inspect
-
-from bocb_jax.optim import digits
-from bocb_jax.optim.bounds import Setting
-from bocb_jax.optim.registry import CATEGORIES, OptimizerInfo, optimizer_info
+from bocb_jax.optim import digits_accuracy
+from bocb_jax.optim.bounds import Hyperparameter
+from bocb_jax.optim.registry import CATEGORIES, OptimizerInfo, formula_of, optimizer_info
 from bocb_jax.paper.categories import category
 
 _NUMBERS = {
@@ -15,7 +13,7 @@ _NUMBERS = {
 
 
 def describe(name: str) -> list[tuple[str, str]]:
-    """What is known of an optimizer, as (label, text) pairs; rows without text are left out.
+    """Return what is known of an optimizer as (label, text) pairs, without those that are empty.
 
     >>> dict(describe("lamb"))["weight decay"]
     'decoupled, 0.05 by default'
@@ -23,7 +21,7 @@ def describe(name: str) -> list[tuple[str, str]]:
     info = optimizer_info(name)
     rows = [
         ("what", info.summary),
-        ("update", formula(info)),
+        ("update", formula_of(info.build)),
         ("category", _category(info)),
         ("paper", info.paper),
         ("learning rate", f"{info.default_learning_rate:g} by default"),
@@ -31,10 +29,10 @@ def describe(name: str) -> list[tuple[str, str]]:
         ("weight decay", _decay(info)),
         ("tuned in BOCB", _tuned(info)),
         ("on the digits", _on_digits(name)),
-        ("hyper-parameters", "\n".join(_setting(k, s) for k, s in info.settings.items())),
+        ("hyper-parameters", "\n".join(_hyperparameter(*item) for item in info.hyperparameters.items())),
         ("state", f"{info.state_per_parameter:g} numbers for each parameter"),
         ("cost of an update", info.cost),
-        ("asks `update` for", ", ".join(info.hooks)),
+        ("`update` needs", ", ".join(info.extra_args)),
         ("evaluated at", "other parameters than it trains" if info.evaluation_parameters else ""),
         ("reference", info.reference),
         ("numbers", _NUMBERS.get(info.numeric_class, "")),
@@ -49,12 +47,6 @@ def _category(info: OptimizerInfo) -> str:
         found, reason = category(info.name)
         text += f"; {found or 'none'} by the paper's definition ({reason})"
     return text
-
-
-def formula(info: OptimizerInfo) -> str:
-    """The update rule: what stands in a builder's docstring between its first line and Args."""
-    _, _, rest = (inspect.getdoc(info.build) or "").partition("\n")
-    return rest.partition("Args:")[0].strip()
 
 
 def _decay(info: OptimizerInfo) -> str:
@@ -74,15 +66,15 @@ def _tuned(info: OptimizerInfo) -> str:
 
 
 def _on_digits(name: str) -> str:
-    found = digits.accuracies().get(name)
+    found = digits_accuracy.accuracies().get(name)
     if not found:
         return ""
     shown = (f"{model} {x:.1f} %" if x else f"{model} diverged" for model, x in found.items())
-    text = f"{', '.join(shown)} of the test images right with these defaults"
+    text = f"test accuracy {', '.join(shown)} with these defaults"
     return text + ("; see the notes" if min(found.values()) < 80 else "")
 
 
-def _setting(name: str, setting: Setting) -> str:
-    default = "none" if setting.default is None else f"{setting.default}"
-    limits = f"  in {setting.interval}" if setting.interval else ""
+def _hyperparameter(name: str, known: Hyperparameter) -> str:
+    default = "none" if known.default is None else f"{known.default}"
+    limits = f"  in {known.interval}" if known.interval else ""
     return f"{name} = {default}{limits}"

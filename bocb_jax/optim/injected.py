@@ -1,7 +1,8 @@
 """Learning rate and weight decay as arrays in the optimizer's state.
 
 A compiled update then serves every learning rate and weight decay, and `jax.vmap` can train many
-of them at once.
+of them at once. (Optax's `inject_hyperparams` does this for any argument; here the learning rate is
+a peak times the shape of a schedule.)
 """
 
 from collections.abc import Callable
@@ -18,10 +19,10 @@ from bocb_jax.optim.schedules import Schedule
 class OptimizerState(NamedTuple):
     """State of every optimizer made by `create_optimizer`."""
 
-    count: jax.Array  # updates done; int32, shape ()
+    count: Any  # updates done: int32, shape ()
     hyperparameters: dict[str, jax.Array]  # "learning_rate" (the peak) and "weight_decay", shape ()
-    learning_rate: jax.Array  # of the last update; shape ()
-    inner_state: Any
+    learning_rate: jax.Array  # of the last update, shape ()
+    inner_state: optax.OptState
 
 
 # (learning rate of this update, peak learning rate, weight decay) -> the optimizer
@@ -31,7 +32,7 @@ Builder = Callable[[jax.Array, jax.Array, jax.Array], optax.GradientTransformati
 def with_hyperparameters(
     build: Builder, schedule: Schedule, weight_decay: float | jax.Array
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optimizer so that its learning rate and weight decay come from its state.
+    """Wrap an optimizer so that its learning rate and weight decay come from its state.
 
     Arithmetic and state are in float32 at least; updates have the parameters' types.
 
@@ -41,7 +42,7 @@ def with_hyperparameters(
       weight_decay: becomes an array of the state.
     """
 
-    def init(params):
+    def init_fn(params: optax.Params) -> OptimizerState:
         params = _widen(params)
         dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(params))
         peak = jnp.asarray(schedule.peak, dtype)
@@ -55,29 +56,35 @@ def with_hyperparameters(
             inner_state=_unshared(build(rate, peak, decay).init(params)),
         )
 
-    def update(updates, state, params=None, **extra):
+    def update_fn(
+        updates: optax.Updates,
+        state: OptimizerState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, OptimizerState]:
         if params is None:
             raise UserError("update(grads, state, params) needs the parameters: pass them.")
         peak, decay = (state.hyperparameters[k] for k in ("learning_rate", "weight_decay"))
         rate = (peak * schedule.shape(state.count)).astype(peak.dtype)
         inner = optax.with_extra_args_support(build(rate, peak, decay))
         wide, inner_state = inner.update(
-            _widen(updates), state.inner_state, _widen(params), **extra
+            _widen(updates), state.inner_state, _widen(params), **extra_args
         )
         narrow = jax.tree.map(lambda u, p: u.astype(p.dtype), wide, params)
         count = optax.safe_increment(state.count)
         return narrow, OptimizerState(count, state.hyperparameters, rate, inner_state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def _unshared(tree: Any) -> Any:
-    """Copies of arrays that stand in several places: outside `jax.jit`, two moments may begin as
-    the same zeros, and what is donated to a step must be there once.
+    """Copy arrays that occur more than once in a tree.
+
+    Outside `jax.jit` two moments may begin as the same zeros; a step can donate a buffer only once.
     """
     seen = set()
 
-    def own(x):
+    def own(x: jax.Array) -> jax.Array:
         if id(x) in seen:
             return jnp.array(x, copy=True)
         seen.add(id(x))
@@ -87,6 +94,7 @@ def _unshared(tree: Any) -> Any:
 
 
 def _widen(tree: Any) -> Any:
+    """Cast the leaves to float32 at least."""
     return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
 
 
@@ -96,9 +104,9 @@ def set_hyperparameters(
     learning_rate: float | jax.Array | None = None,
     weight_decay: float | jax.Array | None = None,
 ) -> OptimizerState:
-    """The state with another (peak) learning rate or weight decay.
+    """Return the state with another (peak) learning rate or weight decay.
 
-    Works on tracers, so under `jax.jit` and `jax.vmap`; what is None stays.
+    Works on tracers, and so under `jax.jit` and `jax.vmap`; what is None stays as it is.
     """
     given = {"learning_rate": learning_rate, "weight_decay": weight_decay}
     new = {
@@ -109,5 +117,5 @@ def set_hyperparameters(
 
 
 def current_learning_rate(state: OptimizerState) -> jax.Array:
-    """The learning rate that the last update used; before the first, that of the first."""
+    """Return the learning rate of the last update, or of the first before any; shape ()."""
     return state.learning_rate

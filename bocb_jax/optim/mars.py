@@ -7,33 +7,39 @@ import jax.numpy as jnp
 import optax
 
 from bocb_jax.optim.bounds import Beta, NonNegative
-from bocb_jax.optim.context import Packaging
+from bocb_jax.optim.context import Context
 from bocb_jax.optim.registry import add_row
 from bocb_jax.optim.trees import map_leaves
 
 
-class MarsState(NamedTuple):
-    """Trees have the shapes of the parameters."""
+class ScaleByMarsState(NamedTuple):
+    """State of `scale_by_mars`; trees have the shapes of the parameters."""
 
-    count: jax.Array  # int32, shape ()
-    mu: Any
-    nu: Any
-    previous: Any  # last gradient
+    count: Any  # updates done: int32, shape ()
+    mu: optax.Updates  # mean of the corrected gradient
+    nu: optax.Updates  # mean of its square
+    previous: optax.Updates  # last gradient
 
 
 def scale_by_mars(
     b1: float, b2: float, gamma: float, eps: float, b1_vector: float, b2_vector: float
 ) -> optax.GradientTransformation:
-    """The mathematics of `mars`."""
+    """Rescale updates according to MARS-AdamW; see `mars`."""
 
-    def init(params):
+    def init_fn(params: optax.Params) -> ScaleByMarsState:
         zeros = optax.tree.zeros_like(params)
-        return MarsState(jnp.zeros((), jnp.int32), zeros, zeros, zeros)
+        return ScaleByMarsState(jnp.zeros((), jnp.int32), zeros, zeros, zeros)
 
-    def update(grads, state, params=None):
+    def update_fn(
+        updates: optax.Updates, state: ScaleByMarsState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, ScaleByMarsState]:
+        del params
+        grads = updates
         count = optax.safe_increment(state.count)
 
-        def direction(g, m, v, last):
+        def direction(
+            g: jax.Array, m: jax.Array, v: jax.Array, last: jax.Array
+        ) -> tuple[jax.Array, jax.Array, jax.Array]:
             d1, d2 = (b1, b2) if g.ndim > 1 else (b1_vector, b2_vector)
             if g.ndim > 1:
                 g = g + jnp.where(count == 1, 0, gamma * b1 / (1 - b1) * (g - last))
@@ -43,14 +49,12 @@ def scale_by_mars(
             return u, m, v
 
         updates, mu, nu = map_leaves(direction, grads, state.mu, state.nu, state.previous)
-        return updates, MarsState(count, mu, nu, grads)
+        return updates, ScaleByMarsState(count, mu, nu, grads)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init_fn, update_fn)
 
 
 @add_row(
-    category="later",
-    paper="Yuan et al., 2024, arXiv 2411.10438",
     decays=("decoupled",),
     default_learning_rate=3e-3,
     default_weight_decay=0.05,
@@ -61,7 +65,7 @@ def scale_by_mars(
     notes="The approximate form: the previous gradient comes from the previous batch.",
 )
 def mars(
-    pack: Packaging,
+    ctx: Context,
     *,
     b1: Beta = 0.95,
     b2: Beta = 0.99,
@@ -69,19 +73,23 @@ def mars(
     eps: NonNegative = 1e-8,
     b1_vector: Beta = 0.9,
     b2_vector: Beta = 0.95,
-):
-    """MARS-AdamW for matrices and kernels, AdamW for vectors.
+) -> optax.GradientTransformation:
+    """Reduce the variance of AdamW's gradient by the previous gradient (MARS-AdamW).
 
     c = g + gamma b1 / (1 - b1) (g - g_previous);  c <- c / max(1, |c|), for each tensor
     p <- p - lr * (m̂ / (sqrt(v̂) + eps) + wd p),  m and v being Adam's means of c
+    Vectors keep c = g.
 
     Args:
-      pack: learning rate, weight decay and masks.
+      ctx: learning rate, weight decay and masks.
       b1: decay of the mean of c.
       b2: decay of the mean of its square.
-      gamma: how far the difference of gradients is trusted.
+      gamma: weight of the difference of gradients.
       eps: added to the root.
       b1_vector: b1 of vectors.
       b2_vector: b2 of vectors.
+
+    References:
+      Yuan et al., 2024, arXiv 2411.10438
     """
-    return pack.chain(scale_by_mars(b1, b2, gamma, eps, b1_vector, b2_vector))
+    return ctx.chain(scale_by_mars(b1, b2, gamma, eps, b1_vector, b2_vector))

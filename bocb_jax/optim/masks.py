@@ -1,7 +1,7 @@
-"""Which parameters an optimizer treats how: kinds, decay masks and learning-rate multipliers.
+"""How parameters are told apart: their kinds, decay masks and learning-rate multipliers.
 
 Parameters are nested plain dictionaries; the path of one is "blocks/0/attn/qkv/kernel". Patterns
-are shell patterns over the whole path, in which `*` also spans slashes.
+are shell patterns over the whole path, in which `*` also matches slashes.
 """
 
 import fnmatch
@@ -19,7 +19,7 @@ _VECTOR_KINDS = {"bias": "bias", "b": "bias", "scale": "norm"}
 
 
 def parameter_paths(params: Any) -> Any:
-    """A tree like `params` of slash-separated paths."""
+    """Return a tree like `params` of slash-separated paths."""
     return jax.tree_util.tree_map_with_path(lambda path, _: _join(path), params)
 
 
@@ -28,12 +28,12 @@ def _join(path: Sequence[Any]) -> str:
 
 
 def infer_kinds(params: Any) -> Any:
-    """A tree like `params` of parameter kinds, told from leaf name and rank.
+    """Infer a tree like `params` of parameter kinds from leaf names and ranks.
 
     A leaf called kernel (or weight, or w) is a "matrix" (in, out), a "head" if the first module on
     its path is called head, fc or classifier, a "conv" (height, width, in, out) or, with one input
-    channel to a group, a "depthwise" kernel. Vectors are "bias", "norm"
-    or "vector"; what is left (tables, tokens, position embeddings) is an "embedding".
+    channel to a group, a "depthwise" kernel. Vectors are "bias", "norm" or "vector"; everything
+    else (tables, tokens, position embeddings) is an "embedding".
     """
     return jax.tree_util.tree_map_with_path(lambda path, leaf: _kind(_join(path), leaf), params)
 
@@ -50,7 +50,11 @@ def _kind(path: str, leaf: Any) -> str:
 
 
 def kinds_of(params: Any, parameter_kinds: Any | None) -> Any:
-    """The kinds that the user gave, checked against `params`, or else the inferred ones."""
+    """Return the kinds that the user gave, checked against `params`, or else the inferred ones.
+
+    Raises:
+      UserError: the kinds are no tree like the parameters.
+    """
     if parameter_kinds is None:
         return infer_kinds(params)
     return _same_structure("parameter_kinds", parameter_kinds, params)
@@ -59,14 +63,17 @@ def kinds_of(params: Any, parameter_kinds: Any | None) -> Any:
 def decay_tree(
     params: Any, decay_mask: Any, parameter_kinds: Any | None = None, must_match: bool = False
 ) -> Any:
-    """A tree like `params` of booleans: does weight decay touch this parameter?
+    """Return a tree like `params` of booleans: where weight decay applies.
 
     Args:
       params: the parameters; only names and shapes matter.
       decay_mask: "matrices" (kernels of convolutions and linear layers, no biases, norms, tokens
         or tables), "all", a list of path patterns, or a tree of booleans.
       parameter_kinds: a tree of kinds, or None to infer them.
-      must_match: "matrices" that finds none among tensors of two axes and more is an error.
+      must_match: refuse "matrices" that finds none although some tensor has two axes or more.
+
+    Raises:
+      UserError: a mask that is none of these, or matches nothing.
     """
     if isinstance(decay_mask, str):
         if decay_mask == "all":
@@ -83,7 +90,7 @@ def decay_tree(
                 )
             return mask
         raise UserError(
-            f"decay_mask is 'matrices', 'all', a list of path patterns or a tree of booleans, "
+            "decay_mask is 'matrices', 'all', a list of path patterns or a tree of booleans, "
             f"not '{decay_mask}'."
         )
     if isinstance(decay_mask, (list, tuple)) and all(isinstance(x, str) for x in decay_mask):
@@ -97,7 +104,10 @@ def _has_tensors(params: Any) -> bool:
 
 
 def multiplier_tree(params: Any, lr_multipliers: Mapping[str, float] | None) -> Any:
-    """A tree like `params` of factors on the learning rate; the first pattern that fits decides."""
+    """Return a tree like `params` of factors on the learning rate.
+
+    The first pattern that matches decides; parameters without one have the factor 1.
+    """
     if not lr_multipliers:
         return jax.tree.map(lambda _: 1.0, params)
     found = match_patterns(params, lr_multipliers, "lr_multipliers")
@@ -105,10 +115,15 @@ def multiplier_tree(params: Any, lr_multipliers: Mapping[str, float] | None) -> 
 
 
 def match_patterns(params: Any, values: Mapping[str, Any], what: str) -> Any:
-    """A tree like `params` of the value of the first pattern that fits, or None.
+    """Return a tree like `params` of the value of the first pattern that matches, or None.
+
+    Args:
+      params: the parameters; only their paths matter.
+      values: pattern -> value.
+      what: the argument that the patterns come from, for the message.
 
     Raises:
-      UserError: a pattern fits no parameter at all.
+      UserError: a pattern matches no parameter at all.
     """
     paths = parameter_paths(params)
     for pattern in values:
@@ -118,16 +133,16 @@ def match_patterns(params: Any, values: Mapping[str, Any], what: str) -> Any:
                 f"The {what} pattern '{pattern}' matches no parameter. Paths look like: {some}."
             )
 
-    def value(path):
+    def value(path: str) -> Any:
         return next((v for p, v in values.items() if fnmatch.fnmatchcase(path, p)), None)
 
     return jax.tree.map(value, paths)
 
 
 def _same_structure(what: str, tree: Any, params: Any) -> Any:
-    if jax.tree.structure(tree) != jax.tree.structure(params):
+    given, wanted = jax.tree.structure(tree), jax.tree.structure(params)
+    if given != wanted:  # type: ignore[operator]  # jaxlib's stubs do not resolve PyTreeDef
         raise UserError(
-            f"{what} must be a tree like the parameters: it has {jax.tree.structure(tree)}, "
-            f"they have {jax.tree.structure(params)}."
+            f"{what} must be a tree like the parameters: it has {given}, they have {wanted}."
         )
     return tree

@@ -7,25 +7,27 @@ import jax.numpy as jnp
 import optax
 
 from bocb_jax.optim.bounds import Beta, NonNegative, Positive
-from bocb_jax.optim.context import Packaging
+from bocb_jax.optim.context import Context
 from bocb_jax.optim.registry import add_row
+from bocb_jax.optim.transforms import add_decayed_weights
+from bocb_jax.optim.trees import PerParam
 
 
-class ProdigyState(NamedTuple):
-    """Trees have the shapes of the parameters."""
+class ScaleByProdigyState(NamedTuple):
+    """State of `scale_by_prodigy`; trees have the shapes of the parameters."""
 
-    count: jax.Array  # int32, shape ()
+    count: Any  # updates done: int32, shape ()
     distance: jax.Array  # d, the estimated distance to the solution, shape ()
     largest: jax.Array  # largest estimate so far, shape ()
-    numerator: jax.Array  # shape ()
-    mu: Any
-    nu: Any
-    weighted: Any  # s, the weighted sum of gradients
-    start: Any  # the initial parameters
+    numerator: jax.Array  # r, shape ()
+    mu: optax.Updates  # mean of d g
+    nu: optax.Updates  # mean of (d g)²
+    weighted: optax.Updates  # s, the weighted sum of gradients
+    start: optax.Params  # the initial parameters
 
 
 def scale_by_prodigy(
-    pack: Packaging,
+    learning_rate: float | jax.Array,
     *,
     b1: float,
     b2: float,
@@ -35,25 +37,45 @@ def scale_by_prodigy(
     d_coefficient: float,
     bias_correction: bool,
     safeguard_warmup: bool,
+    weight_decay: float | jax.Array,
+    mask: PerParam,
 ) -> optax.GradientTransformation:
-    """The mathematics of `prodigy`; weight decay included, learning rate not."""
-    b3 = b2**0.5 if b3 is None else b3
+    """Rescale updates according to Prodigy, weight decay included; see `prodigy`.
 
-    def init(params):
+    Args:
+      learning_rate: that the updates are scaled by afterwards, shape (); the estimate depends on it.
+      b1: decay of the mean of the gradient.
+      b2: decay of the mean of its square.
+      b3: decay of the sums that estimate d; None for sqrt(b2).
+      eps: added to the root.
+      d0: first estimate.
+      d_coefficient: factor on the estimates.
+      bias_correction: correct m and v for their start at zero.
+      safeguard_warmup: keep the learning rate out of s.
+      weight_decay: coefficient, shape ().
+      mask: parameters -> tree of booleans: where decay applies.
+    """
+    b3 = b2**0.5 if b3 is None else b3
+    add_decay = add_decayed_weights(weight_decay, mask)
+
+    def init_fn(params: optax.Params) -> ScaleByProdigyState:
         dtype = jnp.result_type(*jax.tree.leaves(params))
         zeros = optax.tree.zeros_like(params)
         start = jax.tree.map(lambda p: jnp.array(p, copy=True), params)  # no alias
         d = jnp.asarray(d0, dtype)
         zero = jnp.zeros((), dtype)
-        return ProdigyState(jnp.zeros((), jnp.int32), d, d, zero, zeros, zeros, zeros, start)
+        return ScaleByProdigyState(jnp.zeros((), jnp.int32), d, d, zero, zeros, zeros, zeros, start)
 
-    def update(grads, state, params):
+    def update_fn(
+        updates: optax.Updates, state: ScaleByProdigyState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, ScaleByProdigyState]:
+        grads = updates
         count = optax.safe_increment(state.count)
         d = state.distance
         correction = jnp.sqrt(1 - b2**count) / (1 - b1**count) if bias_correction else 1.0
         rate = d * correction  # in units of the learning rate
         moved = jax.tree.map(jnp.subtract, state.start, params)
-        weight = d / d0 * pack.learning_rate * rate
+        weight = d / d0 * learning_rate * rate
         numerator = b3 * state.numerator + weight * optax.tree.vdot(grads, moved)
         weighing = d / d0 * d if safeguard_warmup else weight
         weighted = jax.tree.map(lambda s, g: b3 * s + weighing * g, state.weighted, grads)
@@ -61,7 +83,7 @@ def scale_by_prodigy(
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * d * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * (d * g) ** 2, state.nu, grads)
 
-        usable = (total > 0) & (pack.learning_rate > 0)
+        usable = (total > 0) & (learning_rate > 0)
         estimate = d_coefficient * numerator / jnp.where(usable, total, 1)
         estimate = jnp.where(usable, estimate, d)
         largest = jnp.maximum(state.largest, estimate)
@@ -69,27 +91,29 @@ def scale_by_prodigy(
 
         u = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + distance * eps), mu, nu)
         u = jax.tree.map(lambda u: jnp.where(total > 0, u, 0), u)
-        u, _ = pack.add_decay().update(u, optax.EmptyState(), params)
+        u, _ = add_decay.update(u, optax.EmptyState(), params)
         updates = jax.tree.map(lambda u: rate * u, u)
-        after = ProdigyState(count, distance, largest, numerator, mu, nu, weighted, state.start)
-        return updates, after
+        return updates, ScaleByProdigyState(
+            count, distance, largest, numerator, mu, nu, weighted, state.start
+        )
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init_fn, update_fn)
 
 
 @add_row(
-    category="later",
-    paper="Mishchenko and Defazio, 2024, arXiv 2306.06101",
     decays=("decoupled",),
     default_learning_rate=1.0,
     reference="prodigyopt.Prodigy",
     numeric_class="exact",
     state_per_parameter=4,
     cost="element-wise, a dot product and a norm over all parameters",
-    notes="The learning rate is a factor on the estimate: leave it at 1. Optax's corrects bias.",
+    notes=(
+        "The learning rate is a factor on the estimate: leave it at 1. Optax's prodigy always "
+        "corrects bias."
+    ),
 )
 def prodigy(
-    pack: Packaging,
+    ctx: Context,
     *,
     b1: Beta = 0.9,
     b2: Beta = 0.999,
@@ -99,35 +123,38 @@ def prodigy(
     d_coefficient: Positive = 1.0,
     bias_correction: bool = False,
     safeguard_warmup: bool = False,
-):
-    """Prodigy: Adam that estimates its own learning rate.
+) -> optax.GradientTransformation:
+    """Estimate Adam's learning rate from the distance to the starting point (Prodigy).
 
     r <- b3 r + lr d²/d0 g . (p_0 - p);  s <- b3 s + lr d²/d0 g
     d <- max(d, d_coefficient r / |s|),  |s| being the sum of absolute values
     p <- p - lr d (m / (sqrt(v) + d eps) + wd p),  m and v being Adam's means of d g
 
     Args:
-      pack: learning rate, weight decay and masks.
+      ctx: learning rate, weight decay and masks.
       b1: decay of the mean of the gradient.
       b2: decay of the mean of its square.
       b3: decay of the sums that estimate d; None for sqrt(b2).
       eps: added to the root.
       d0: first estimate.
       d_coefficient: factor on the estimates.
-      bias_correction: of m and v, as Adam has it.
+      bias_correction: correct m and v for their start at zero, as Adam does.
       safeguard_warmup: keep the learning rate out of s, so that a warm-up does not inflate d.
+
+    References:
+      Mishchenko and Defazio, 2024, arXiv 2306.06101
     """
-    return optax.chain(
-        scale_by_prodigy(
-            pack,
-            b1=b1,
-            b2=b2,
-            b3=b3,
-            eps=eps,
-            d0=d0,
-            d_coefficient=d_coefficient,
-            bias_correction=bias_correction,
-            safeguard_warmup=safeguard_warmup,
-        ),
-        pack.step(),
+    scale = scale_by_prodigy(
+        ctx.learning_rate,
+        b1=b1,
+        b2=b2,
+        b3=b3,
+        eps=eps,
+        d0=d0,
+        d_coefficient=d_coefficient,
+        bias_correction=bias_correction,
+        safeguard_warmup=safeguard_warmup,
+        weight_decay=ctx.weight_decay,
+        mask=ctx.mask,
     )
+    return optax.chain(scale, ctx.scale_by_learning_rate())

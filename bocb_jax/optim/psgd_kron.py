@@ -7,28 +7,31 @@ import jax.numpy as jnp
 import optax
 
 from bocb_jax.optim.bounds import Beta, Fraction, Positive, Steps
-from bocb_jax.optim.context import Packaging
+from bocb_jax.optim.context import Context
 from bocb_jax.optim.registry import add_row
 
 Factors = tuple[jax.Array, ...]  # upper triangular (n, n), or a diagonal (n,), for each axis
 
 
-class PsgdState(NamedTuple):
-    """Trees like the parameters."""
+class ScaleByPsgdKronState(NamedTuple):
+    """State of `scale_by_psgd_kron`."""
 
-    count: jax.Array  # int32, shape ()
-    since_update: jax.Array  # steps since the factors were last updated, int32, shape ()
-    mu: Any
-    factors: Any
+    count: Any  # updates done: int32, shape ()
+    since_update: jax.Array  # steps since the factors were last updated: int32, shape ()
+    mu: optax.Updates  # mean gradient; shapes of the parameters
+    factors: Any  # `Factors` for each parameter
 
 
 def as_matrix(x: jax.Array) -> jax.Array:
-    """Kernels as (in, out) matrices, with height and width in the first axis; vectors as such."""
+    """Return a kernel as a (height * width * in, out) matrix; a vector as it is."""
     return x if x.ndim < 2 else x.reshape(-1, x.shape[-1])
 
 
 def first_factors(p: jax.Array, scale: float, max_triangular: int) -> Factors:
-    """Multiples of unit matrices; diagonal for vectors and for axes too long or of length 1."""
+    """Return multiples of the identity whose product is `scale`.
+
+    They are diagonal for vectors, and for axes that are longer than `max_triangular` or of length 1.
+    """
     x = as_matrix(p)
     scale = scale ** (1 / max(x.ndim, 1))
     dense = x.ndim == 2
@@ -40,21 +43,21 @@ def first_factors(p: jax.Array, scale: float, max_triangular: int) -> Factors:
 
 
 def multiply(q: jax.Array, x: jax.Array) -> jax.Array:
-    """Q x along the first axis of x."""
+    """Return Q x along the first axis of x."""
     if q.ndim == 2:
         return q @ x
     return q.reshape(-1, *[1] * (x.ndim - 1)) * x
 
 
 def solve(q: jax.Array, x: jax.Array) -> jax.Array:
-    """Q^-T x along the first axis of x."""
+    """Return Q^-T x along the first axis of x."""
     if q.ndim == 2:
         return jax.scipy.linalg.solve_triangular(q, x, trans=1)
     return x / q.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def norm_lower_bound(a: jax.Array) -> jax.Array:
-    """A cheap lower bound of the spectral norm of a symmetric matrix, from its longest row."""
+    """Bound the spectral norm of a symmetric (n, n) matrix from below, from its longest row."""
     largest = jnp.max(jnp.abs(a))
     a = a / jnp.where(largest > 0, largest, 1)
     row = a[jnp.argmax(jnp.sum(a * a, axis=1))]
@@ -63,12 +66,19 @@ def norm_lower_bound(a: jax.Array) -> jax.Array:
 
 
 def learn(g: jax.Array, factors: Factors, v: jax.Array, rate: float) -> Factors:
-    """One step of the factors towards whitening g; v is standard normal noise of its shape."""
+    """Move the factors by one step of gradient descent towards whitening g.
+
+    Args:
+      g: mean gradient, a matrix or a vector.
+      factors: one for each axis of g.
+      v: standard normal noise of its shape.
+      rate: step size.
+    """
     a, b = g, v
     for q in factors:  # each round turns the next axis to the front; two rounds restore the order
         a, b = jnp.moveaxis(multiply(q, a), 0, -1), jnp.moveaxis(solve(q, b), 0, -1)
 
-    def step(q, a, b):
+    def step(q: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
         if q.ndim == 1:
             others = tuple(range(1, a.ndim))
             grown, shrunk = jnp.sum(a * a, others), jnp.sum(b * b, others)
@@ -84,14 +94,14 @@ def learn(g: jax.Array, factors: Factors, v: jax.Array, rate: float) -> Factors:
 
 
 def balance(factors: Factors) -> Factors:
-    """Gives the factors of one tensor equal size; their product stays."""
+    """Give the factors of one tensor equal size without changing their product."""
     sizes = [jnp.max(jnp.abs(q)) for q in factors]
     mean = jnp.prod(jnp.stack(sizes)) ** (1 / len(sizes))
     return tuple(q * (mean / size) for q, size in zip(factors, sizes, strict=True))
 
 
 def precondition(g: jax.Array, factors: Factors) -> jax.Array:
-    """Qᵀ Q g along each axis."""
+    """Return Qᵀ Q g along each axis."""
     for q in factors:
         g = multiply(q.T if q.ndim == 2 else q, multiply(q, g))
         g = jnp.moveaxis(g, 0, -1)
@@ -107,17 +117,28 @@ def scale_by_psgd_kron(
     max_triangular: int,
     max_rms: float,
 ) -> optax.GradientTransformationExtraArgs:
-    """The mathematics of `psgd_kron`."""
+    """Rescale updates according to PSGD with Kronecker factors; see `psgd_kron`.
 
-    def init(params):
+    `update` takes `key` as an extra argument, for the noise.
+    """
+
+    def init_fn(params: optax.Params) -> ScaleByPsgdKronState:
         count = jnp.zeros((), jnp.int32)
         factors = jax.tree.map(lambda p: first_factors(p, init_scale, max_triangular), params)
-        return PsgdState(count, count, optax.tree.zeros_like(params), factors)
+        return ScaleByPsgdKronState(count, count, optax.tree.zeros_like(params), factors)
 
-    def update(grads, state, params=None, *, key=None, **extra):
+    def update_fn(
+        updates: optax.Updates,
+        state: ScaleByPsgdKronState,
+        params: optax.Params | None = None,
+        *,
+        key: jax.Array | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ScaleByPsgdKronState]:
+        del params, extra_args
         count = optax.safe_increment(state.count)
         key = jax.random.fold_in(jax.random.key(0) if key is None else key, state.count)
-        mu = optax.tree.update_moment(grads, state.mu, b1, 1)
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
         debiased = jax.tree.map(lambda m: as_matrix(m / (1 - b1**count)), mu)
 
         annealed = jnp.exp(-0.001 * (state.count - 500.0))
@@ -125,7 +146,7 @@ def scale_by_psgd_kron(
         since = state.since_update + 1
         due = since >= 1 / probability
 
-        def updated():
+        def updated() -> Any:
             leaves, structure = jax.tree.flatten(debiased)
             noise = [
                 jax.random.normal(jax.random.fold_in(key, i), g.shape, g.dtype)
@@ -148,20 +169,19 @@ def scale_by_psgd_kron(
 
         factors = jax.lax.cond(due, updated, lambda: state.factors)
 
-        def direction(g, m, q):
+        def direction(g: jax.Array, m: jax.Array, q: Factors) -> jax.Array:
             u = precondition(g, q)
             size = jnp.sqrt(jnp.mean(u * u)) + 1e-8
             return (u * jnp.minimum(1, max_rms / size)).reshape(m.shape)
 
         updates = jax.tree.map(direction, debiased, mu, factors)
-        return updates, PsgdState(count, jnp.where(due, 0, since), mu, factors)
+        since = jnp.where(due, 0, since)
+        return updates, ScaleByPsgdKronState(count, since, mu, factors)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 @add_row(
-    category="later",
-    paper="Li, 2018, arXiv 1512.04202; Pooladzandi and Li, 2024, arXiv 2402.04553",
     decays=("decoupled",),
     default_learning_rate=3e-4,
     default_weight_decay=0.05,
@@ -175,7 +195,7 @@ def scale_by_psgd_kron(
     ),
 )
 def psgd_kron(
-    pack: Packaging,
+    ctx: Context,
     *,
     b1: Beta = 0.9,
     precond_lr: Positive = 0.1,
@@ -183,23 +203,26 @@ def psgd_kron(
     min_update_probability: Fraction = 0.03,
     max_triangular: Steps = 8192,
     max_rms: Positive = 1.1,
-):
-    """PSGD with a Kronecker-factored preconditioner.
+) -> optax.GradientTransformation:
+    """Learn a Kronecker-factored preconditioner that whitens the gradient (PSGD Kron).
 
     A = Q1 m̂ Q2ᵀ;  B = Q1^-T v Q2^-1, v being noise
     Q1 <- Q1 - precond_lr triu(A Aᵀ - B Bᵀ) / |A Aᵀ + B Bᵀ| Q1, likewise Q2
     p <- p - lr * (Q1ᵀ Q1 m̂ Q2ᵀ Q2, root mean square at most max_rms, + wd p)
 
     Args:
-      pack: learning rate, weight decay and masks.
+      ctx: learning rate, weight decay and masks.
       b1: decay of the mean of the gradient.
       precond_lr: step size of the factors.
       init_scale: of the first preconditioner's root.
       min_update_probability: share of the steps that update the factors, in the end.
       max_triangular: longest axis that gets a triangular factor; longer ones a diagonal.
       max_rms: largest root mean square of an update.
+
+    References:
+      Li, 2018, arXiv 1512.04202; Pooladzandi and Li, 2024, arXiv 2402.04553
     """
-    return pack.chain(
+    return ctx.chain(
         scale_by_psgd_kron(
             b1=b1,
             precond_lr=precond_lr,

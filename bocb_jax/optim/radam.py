@@ -5,21 +5,23 @@ import jax.numpy as jnp
 import optax
 
 from bocb_jax.optim.bounds import Beta, NonNegative
-from bocb_jax.optim.context import Packaging
-from bocb_jax.optim.moments import scale_by_moments
+from bocb_jax.optim.context import Context
 from bocb_jax.optim.registry import add_row
+from bocb_jax.optim.transforms import scale_by_moments
 
 
-def rectification(count: jax.Array, b2: float, threshold: float = 5.0):
-    """The factor sqrt((1 - b2^t) ...) of Liu et al., equation 5, and whether it exists.
+def rectification(
+    count: jax.Array, b2: float, threshold: float = 5.0
+) -> tuple[jax.Array, jax.Array]:
+    """Return the rectifier of equation 5 of Liu et al., and whether it exists.
 
     Args:
-      count: updates done, this one included.
+      count: updates done, this one included; shape ().
       b2: decay of the mean of squares.
       threshold: shortest length of the approximated average that has a variance.
 
     Returns:
-      (r, tractable): r is 1 where the length is at most 4 or so and the root has no meaning.
+      (r, tractable), shape () each; r means nothing where it is not tractable.
     """
     longest = 2 / (1 - b2) - 1
     length = longest - 2 * count * b2**count / (1 - b2**count)
@@ -29,9 +31,9 @@ def rectification(count: jax.Array, b2: float, threshold: float = 5.0):
 
 
 def scale_by_radam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """The mathematics of `radam`."""
+    """Rescale updates according to RAdam; see `radam`. The state is Adam's."""
 
-    def direction(count, m, v):
+    def direction(count: jax.Array, m: jax.Array, v: jax.Array) -> jax.Array:
         rectifier, tractable = rectification(count, b2)
         adaptive = rectifier * jnp.sqrt(1 - b2**count) / (jnp.sqrt(v) + eps)
         return m / (1 - b1**count) * jnp.where(tractable, adaptive, 1.0)
@@ -40,27 +42,28 @@ def scale_by_radam(b1: float, b2: float, eps: float) -> optax.GradientTransforma
 
 
 @add_row(
-    category="b",
-    paper="Liu et al., 2020, arXiv 1908.03265",
     decays=("l2", "decoupled"),
     default_learning_rate=1e-3,
-    paper_learning_rate=(1e-3,),
-    paper_weight_decay=(0.0, 1e-8),
     reference="torch.optim.RAdam",
     numeric_class="exact",
     state_per_parameter=2,
     notes="Decay is L2 as in PyTorch, which BOCB ran; the authors' own code decouples it.",
 )
-def radam(pack: Packaging, *, b1: Beta = 0.9, b2: Beta = 0.999, eps: NonNegative = 1e-8):
-    """Rectified Adam.
+def radam(
+    ctx: Context, *, b1: Beta = 0.9, b2: Beta = 0.999, eps: NonNegative = 1e-8
+) -> optax.GradientTransformation:
+    """Use Adam's second moment only once it can be trusted (rectified Adam).
 
     While the mean of squares rests on too few steps, p <- p - lr * m̂; from then on
     p <- p - lr * r * sqrt(1 - b2^t) * m̂ / (sqrt(v) + eps), r growing to 1.
 
     Args:
-      pack: learning rate, weight decay and masks.
+      ctx: learning rate, weight decay and masks.
       b1: decay of the mean of the gradient.
       b2: decay of the mean of its square.
       eps: added to the root.
+
+    References:
+      Liu et al., 2020, arXiv 1908.03265
     """
-    return pack.chain(scale_by_radam(b1, b2, eps))
+    return ctx.chain(scale_by_radam(b1, b2, eps))

@@ -1,7 +1,7 @@
-"""The table of optimizers: a row for each, and how one is made by name.
+"""The optimizers by name: a row for each, and how one is made.
 
-An optimizer is a builder: a function of a `Packaging` (learning rate, weight decay, masks) and of
-its own hyper-parameters, which are keyword-only and typed by `ranges`. `add_row` registers it; the
+An optimizer is a builder: a function of a `Context` (learning rate, weight decay, masks) and of its
+own hyper-parameters, which are keyword-only and typed by `bounds`. `add_row` registers it; the
 files beside this one each hold one optimizer or one close family.
 """
 
@@ -14,52 +14,51 @@ from typing import Any
 import jax
 import optax
 
+from bocb_jax import paper
 from bocb_jax.errors import UserError
 from bocb_jax.optim import masks
-from bocb_jax.optim.bounds import Setting, check_settings, settings_of
-from bocb_jax.optim.context import DECAYS, Packaging
+from bocb_jax.optim.bounds import (
+    Hyperparameter,
+    check_hyperparameters,
+    hyperparameters_of,
+    set_signature,
+)
+from bocb_jax.optim.context import DECAYS, Context
 from bocb_jax.optim.injected import OptimizerState, with_hyperparameters
 from bocb_jax.optim.schedules import Scaled, Schedule, as_schedule, check_positive
+from bocb_jax.paper import categories
 from bocb_jax.registry import Registry
 
-CATEGORIES = {
-    "a": "fixed learning rate, momentum gradient",
-    "b": "adaptive learning rate, momentum gradient",
-    "c": "estimated learning rate, momentum gradient",
-    "d": "adaptive learning rate, current gradient",
-    "later": "after the paper",
-    "user": "your own",
-}
+# The paper's categories by letter, and two for what the paper does not have.
+CATEGORIES = categories.descriptions() | {"later": "after the paper", "user": "your own"}
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerInfo:
-    """One row of the table of optimizers."""
+    """What is known of an optimizer before it is made."""
 
     name: str
-    build: Callable[..., optax.GradientTransformation]  # (packaging, **hyper-parameters)
-    category: str = "user"  # a key of CATEGORIES; a to d are BOCB's
+    build: Callable[..., optax.GradientTransformation]  # (context, **hyper-parameters)
+    category: str = "user"  # a key of CATEGORIES
     paper: str = ""  # authors, year, arXiv number
     summary: str = ""
     decays: tuple[str, ...] = DECAYS  # kinds of weight decay; the first is the default
     default_learning_rate: float = 1e-3
     default_weight_decay: float = 0.0
     default_schedule: str = "cosine"  # after the warm-up; or "constant"
-    paper_learning_rate: tuple[float, ...] = ()  # most frequent tuned values in BOCB (Table A4)
-    paper_weight_decay: tuple[float, ...] = ()  # and those of weight decay (Table A5)
     reference: str = ""  # the implementation that the numbers are compared with
     numeric_class: str = ""  # exact (1e-9) | eps-level (1e-6) | variant
     state_per_parameter: float = 0.0  # numbers kept for each parameter
     cost: str = "element-wise"  # of an update, beside the gradient
-    hooks: tuple[str, ...] = ()  # extra arguments of `update` that it cannot do without
+    extra_args: tuple[str, ...] = ()  # extra arguments that its `update` cannot do without
     evaluation_parameters: Callable[[OptimizerState, Any], Any] | None = None
-    cautious: bool = False  # is the direction masked by its agreement with the gradient?
+    cautious: bool = False  # does the direction keep only what agrees with the gradient?
     notes: str = ""
 
     @property
-    def settings(self) -> dict[str, Setting]:
+    def hyperparameters(self) -> dict[str, Hyperparameter]:
         """Its own hyper-parameters."""
-        return settings_of(self.build)
+        return hyperparameters_of(self.build)
 
     @property
     def search_center(self) -> tuple[float, float]:
@@ -67,22 +66,57 @@ class OptimizerInfo:
         return self.default_learning_rate, self.default_weight_decay
 
     @property
+    def paper_learning_rate(self) -> tuple[float, ...]:
+        """The most frequent tuned learning rates of the paper (Table A4); several if tied."""
+        return self._tuned()[0]
+
+    @property
+    def paper_weight_decay(self) -> tuple[float, ...]:
+        """The most frequent tuned weight decays of the paper (Table A5); several if tied."""
+        return self._tuned()[1]
+
+    def _tuned(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        yours = self.category == "user"  # even if its name is like one of the paper's
+        return ((), ()) if yours else paper.most_frequent(self.name)
+
+    @property
     def defaults(self) -> dict[str, Any]:
         """The default of each hyper-parameter, with the learning rate and the weight decay."""
-        own = {name: setting.default for name, setting in self.settings.items()}
         rates = {
             "learning_rate": self.default_learning_rate,
             "weight_decay": self.default_weight_decay,
         }
-        return rates | own
+        return rates | {name: own.default for name, own in self.hyperparameters.items()}
+
+
+def category_of(name: str) -> str:
+    """Return the paper's category of an optimizer of this package, or "later"."""
+    return categories.published_category(name) or "later"
+
+
+def summary_of(build: Callable[..., Any]) -> str:
+    """Return the first line of a docstring."""
+    return (inspect.getdoc(build) or "").partition("\n")[0]
+
+
+def formula_of(build: Callable[..., Any]) -> str:
+    """Return the update rule: what a docstring has between its first line and its arguments."""
+    _, _, rest = (inspect.getdoc(build) or "").partition("\n")
+    return rest.partition("Args:")[0].strip()
+
+
+def reference_of(build: Callable[..., Any]) -> str:
+    """Return the papers under "References:" at the end of a docstring."""
+    _, _, rest = (inspect.getdoc(build) or "").partition("References:\n")
+    return " ".join(rest.split())
 
 
 def _adapt(name: str, found: object) -> OptimizerInfo:
-    """A user's factory `(learning_rate, ...) -> GradientTransformation` as a row."""
+    """Return the row of a user's factory `(learning_rate, ...) -> GradientTransformation`."""
     if isinstance(found, OptimizerInfo):
         return dataclasses.replace(found, name=name)
     if not callable(found):
-        raise UserError(f"The optimizer '{name}' is {found!r}, which is no function.")
+        raise UserError(f"The optimizer '{name}' must be a function, but it is {found!r}.")
     parameters = inspect.signature(found).parameters
     if "learning_rate" not in parameters:
         raise UserError(
@@ -91,13 +125,13 @@ def _adapt(name: str, found: object) -> OptimizerInfo:
         )
     takes_decay, takes_mask = "weight_decay" in parameters, "mask" in parameters
 
-    def build(packaging, **hyperparameters):
+    def build(ctx: Context, **hyperparameters: Any) -> optax.GradientTransformation:
         if takes_decay:
-            hyperparameters["weight_decay"] = packaging.weight_decay
+            hyperparameters["weight_decay"] = ctx.weight_decay
             if takes_mask:
-                hyperparameters["mask"] = packaging.mask
-        whole = found(learning_rate=packaging.learning_rate, **hyperparameters)
-        return optax.chain(whole, packaging.multiply())
+                hyperparameters["mask"] = ctx.mask
+        whole = found(learning_rate=ctx.learning_rate, **hyperparameters)
+        return optax.chain(whole, ctx.scale_by_multipliers())
 
     shared = ("learning_rate", "weight_decay", "mask")
     own = [
@@ -105,17 +139,17 @@ def _adapt(name: str, found: object) -> OptimizerInfo:
         for k, p in parameters.items()
         if k not in shared and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
-    first = inspect.Parameter("packaging", inspect.Parameter.POSITIONAL_ONLY)
-    build.__signature__ = inspect.Signature([first, *own])
+    first = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_ONLY)
+    set_signature(build, inspect.Signature([first, *own]))
 
-    def default(key, fallback):
+    def default(key: str, fallback: float) -> float:
         value = parameters[key].default if key in parameters else fallback
         return value if isinstance(value, (int, float)) else fallback
 
     return OptimizerInfo(
         name,
         build,
-        summary=(inspect.getdoc(found) or "").partition("\n")[0],
+        summary=summary_of(found),
         decays=("decoupled",) if takes_decay else (),
         default_learning_rate=default("learning_rate", 1e-3),
         default_weight_decay=default("weight_decay", 0.0),
@@ -127,25 +161,42 @@ OPTIMIZERS: Registry[OptimizerInfo] = Registry(
 )
 
 
-def add_row(*, name: str | None = None, aliases: tuple[str, ...] = (), **fields):
-    """Decorator: registers a builder `(packaging, *, hyper-parameters)` with its row."""
+def add_row(
+    *, name: str | None = None, aliases: tuple[str, ...] = (), **fields: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that registers a builder `(ctx, *, hyper-parameters)` with its row.
 
-    def decorate(build):
-        summary = (inspect.getdoc(build) or "").partition("\n")[0]
-        info = OptimizerInfo(name or build.__name__, build, **{"summary": summary, **fields})
-        OPTIMIZERS.register(info.name, info, aliases=aliases)
+    The category comes from the paper's table; summary and paper from the builder's docstring.
+
+    Args:
+      name: of the optimizer; None for the function's own.
+      aliases: other names for it.
+      **fields: of `OptimizerInfo`.
+    """
+
+    def decorate(build: Callable[..., Any]) -> Callable[..., Any]:
+        row = OptimizerInfo(
+            name or build.__name__,
+            build,
+            category=category_of(name or build.__name__),
+            paper=reference_of(build),
+            summary=summary_of(build),
+            **fields,
+        )
+        OPTIMIZERS.register(row.name, row, aliases=aliases)
         return build
 
     return decorate
 
 
-_PREFIXES: dict[str, Callable[[OptimizerInfo], OptimizerInfo | None]] = {}
+Around = Callable[[OptimizerInfo], OptimizerInfo | None]
+_PREFIXES: dict[str, Around] = {}
 
 
-def add_prefix(prefix: str):
-    """Decorator: names that begin with the prefix are the rest, changed by the function."""
+def add_prefix(prefix: str) -> Callable[[Around], Around]:
+    """Return a decorator for what a prefix does to an optimizer: its row -> another row."""
 
-    def decorate(around):
+    def decorate(around: Around) -> Around:
         _PREFIXES[prefix] = around
         return around
 
@@ -154,12 +205,22 @@ def add_prefix(prefix: str):
 
 def register_optimizer(
     factory: Callable[..., optax.GradientTransformation] | None = None, *, name: str | None = None
-):
-    """Registers one's own optimizer under its function's name.
+) -> Callable[..., Any]:
+    """Register your own optimizer under its function's name.
 
     The function takes `learning_rate` and whatever hyper-parameters it likes, and returns an
     Optax transformation. It is called with an array as the learning rate whenever an update is
     traced. If it takes `weight_decay` (and `mask`), these are passed as well.
+
+    Args:
+      factory: the function; None if the decorator is called with a name.
+      name: other than the function's own.
+
+    Returns:
+      The function itself, or a decorator.
+
+    Raises:
+      UserError: the name is taken, or the function has no `learning_rate`.
 
     >>> import optax
     >>> import bocb_jax
@@ -181,12 +242,16 @@ def register_optimizer(
 
 
 def list_optimizers(pattern: str = "*") -> list[str]:
-    """Sorted names of the optimizers that match a shell pattern such as "ada*"."""
+    """Return the sorted names of the optimizers that match a shell pattern such as "ada*"."""
     return OPTIMIZERS.names(pattern)
 
 
 def optimizer_info(name: str) -> OptimizerInfo:
-    """The row of an optimizer: what is known of it before it is made."""
+    """Return the row of an optimizer: what is known of it before it is made.
+
+    Raises:
+      UnknownName: no such optimizer; the message lists near matches.
+    """
     if name not in OPTIMIZERS:
         for prefix, around in _PREFIXES.items():
             base = name.removeprefix(prefix)
@@ -206,9 +271,9 @@ def create_optimizer(
     decay: str | None = None,
     parameter_kinds: Any | None = None,
     lr_multipliers: Mapping[str, float] | None = None,
-    **hyperparameters,
+    **hyperparameters: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """Makes an optimizer by name.
+    """Create an optimizer by name.
 
     Args:
       name: a listed name, or an import path such as "mypkg.opts:my_opt".
@@ -218,10 +283,10 @@ def create_optimizer(
         such as "blocks/*/kernel", or a tree of booleans.
       decay: "l2", "decoupled" or "proximal"; None for the optimizer's own.
       parameter_kinds: a tree like the parameters that says what each is ("conv", "depthwise",
-        "matrix", "head", "embedding", "token", "bias", "norm", "scale"); None to tell it from
+        "matrix", "head", "embedding", "token", "bias", "norm", "scale"); None to infer it from
         name and shape.
-      lr_multipliers: path pattern -> factor on the learning rate; the first that fits counts.
-      **hyperparameters: of this optimizer; see `optimizer_info(name).settings`.
+      lr_multipliers: path pattern -> factor on the learning rate; the first that matches counts.
+      **hyperparameters: of this optimizer; see `optimizer_info(name).hyperparameters`.
 
     Returns:
       An Optax transformation whose state is an `OptimizerState`. Its `update` needs `params` and
@@ -234,7 +299,7 @@ def create_optimizer(
         that it cannot take.
     """
     info = optimizer_info(name)
-    check_settings(name, info.settings, hyperparameters)
+    check_hyperparameters(name, info.hyperparameters, hyperparameters)
     schedule = as_schedule(learning_rate)
     weight_decay = info.default_weight_decay if weight_decay is None else weight_decay
     check_positive("weight decay", weight_decay, or_zero=True)
@@ -248,8 +313,10 @@ def create_optimizer(
     kinds = functools.partial(masks.kinds_of, parameter_kinds=parameter_kinds)
     multipliers = functools.partial(masks.multiplier_tree, lr_multipliers=lr_multipliers)
 
-    def build(rate, peak, decay_rate):
-        packaging = Packaging(
+    def build(
+        rate: float | jax.Array, peak: float | jax.Array, decay_rate: float | jax.Array
+    ) -> optax.GradientTransformation:
+        ctx = Context(
             learning_rate=rate,
             peak_learning_rate=None if isinstance(schedule, Scaled) else peak,
             weight_decay=decay_rate,
@@ -259,7 +326,7 @@ def create_optimizer(
             multipliers=multipliers,
             cautious=info.cautious,
         )
-        return info.build(packaging, **hyperparameters)
+        return info.build(ctx, **hyperparameters)
 
     build(1.0, 1.0, 0.0)  # so that what a builder refuses is refused here
     return with_hyperparameters(build, schedule, weight_decay)

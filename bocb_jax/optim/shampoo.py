@@ -7,23 +7,23 @@ import jax.numpy as jnp
 import optax
 
 from bocb_jax.optim.bounds import Beta, NonNegative, Steps
-from bocb_jax.optim.context import Packaging
-from bocb_jax.optim.kronecker import along_axes, each, mean_grams, start
+from bocb_jax.optim.context import Context
+from bocb_jax.optim.kronecker import Matrices, along_axes, each, init_matrices, update_grams
 from bocb_jax.optim.registry import add_row
 
 
-class ShampooState(NamedTuple):
-    """Trees like the parameters; statistics and roots hold one matrix for each axis."""
+class ScaleByShampooState(NamedTuple):
+    """State of `scale_by_shampoo`."""
 
-    count: jax.Array  # int32, shape ()
-    mu: Any
-    nu: Any  # for the size of a step
-    statistics: Any
-    roots: Any
+    count: Any  # updates done: int32, shape ()
+    mu: optax.Updates  # mean gradient; shapes of the parameters
+    nu: optax.Updates  # mean of its square, for the size of a step; shapes of the parameters
+    statistics: Any  # mean grams: `Matrices` for each parameter, (size, size) for each axis
+    roots: Any  # their inverse roots, likewise
 
 
 def inverse_root(matrix: jax.Array, order: int, eps: float) -> jax.Array:
-    """(M + eps * its largest eigenvalue)^(-1 / order) of a symmetric, positive matrix."""
+    """Return (M + eps * its largest eigenvalue)^(-1 / order) of a symmetric, positive (n, n) M."""
     values, vectors = jnp.linalg.eigh(matrix)
     values = jnp.maximum(values, 0) + eps * jnp.maximum(values[-1], 1e-30)
     return (vectors * values[None] ** (-1 / order)) @ vectors.T
@@ -32,19 +32,24 @@ def inverse_root(matrix: jax.Array, order: int, eps: float) -> jax.Array:
 def scale_by_shampoo(
     b1: float, b2: float, eps: float, root_eps: float, update_interval: int, max_axis: int
 ) -> optax.GradientTransformation:
-    """The mathematics of `shampoo`."""
+    """Rescale updates according to Shampoo with Adam's step sizes; see `shampoo`."""
 
-    def init(params):
+    def init_fn(params: optax.Params) -> ScaleByShampooState:
         zeros = optax.tree.zeros_like(params)
-        return ShampooState(jnp.zeros((), jnp.int32), zeros, zeros, *start(params, max_axis))
+        statistics, roots = init_matrices(params, max_axis)
+        return ScaleByShampooState(jnp.zeros((), jnp.int32), zeros, zeros, statistics, roots)
 
-    def update(grads, state, params=None):
+    def update_fn(
+        updates: optax.Updates, state: ScaleByShampooState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, ScaleByShampooState]:
+        del params
+        grads = updates
         count = optax.safe_increment(state.count)
         mu = optax.tree.update_moment(grads, state.mu, b1, 1)
         nu = optax.tree.update_moment(grads, state.nu, b2, 2)
-        statistics = mean_grams(grads, state.statistics, b2, max_axis)
+        statistics = update_grams(grads, state.statistics, b2, max_axis)
 
-        def recompute(g, matrices):
+        def recompute(g: jax.Array, matrices: Matrices) -> Matrices:
             order = 2 * sum(m is not None for m in matrices)
             unbiased = 1 - b2**count
             return each(lambda m: inverse_root(m / unbiased, order, root_eps), matrices)
@@ -55,7 +60,7 @@ def scale_by_shampoo(
             lambda: state.roots,
         )
 
-        def direction(m, v, roots):
+        def direction(m: jax.Array, v: jax.Array, roots: Matrices) -> jax.Array:
             m = m / (1 - b1**count)
             adam = m / (jnp.sqrt(v / (1 - b2**count)) + eps)
             if all(root is None for root in roots):
@@ -64,14 +69,12 @@ def scale_by_shampoo(
             return u * (optax.tree.norm(adam) / jnp.maximum(optax.tree.norm(u), 1e-30))
 
         updates = jax.tree.map(direction, mu, nu, roots)
-        return updates, ShampooState(count, mu, nu, statistics, roots)
+        return updates, ScaleByShampooState(count, mu, nu, statistics, roots)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init_fn, update_fn)
 
 
 @add_row(
-    category="later",
-    paper="Gupta, Koren and Singer, 2018, arXiv 1802.09568; Shi et al., 2023, arXiv 2309.06497",
     decays=("decoupled",),
     default_learning_rate=5e-4,
     default_weight_decay=0.05,
@@ -82,7 +85,7 @@ def scale_by_shampoo(
     notes="The size of the state is for ViT-S: two matrices for each axis of up to max_axis.",
 )
 def shampoo(
-    pack: Packaging,
+    ctx: Context,
     *,
     b1: Beta = 0.9,
     b2: Beta = 0.999,
@@ -90,19 +93,23 @@ def shampoo(
     root_eps: NonNegative = 1e-6,
     update_interval: Steps = 10,
     max_axis: Steps = 1024,
-):
-    """Shampoo with the step sizes of Adam ("grafting"); vectors get Adam's update.
+) -> optax.GradientTransformation:
+    """Precondition the gradient along each axis, with the step sizes of Adam (Shampoo, grafted).
 
     L_i <- b2 L_i + (1 - b2) (g gᵀ along axis i);  u = m̂ times L̂_i^(-1 / 2k) along each of k axes
     p <- p - lr * (u |adam| / |u| + wd p),  m̂ being Adam's mean of g
+    Vectors get Adam's update.
 
     Args:
-      pack: learning rate, weight decay and masks.
+      ctx: learning rate, weight decay and masks.
       b1: decay of the mean of the gradient.
       b2: decay of the matrices, and of the mean square in Adam's step size.
       eps: added to the root of that mean square.
       root_eps: added to the matrices, as a share of their largest eigenvalue.
       update_interval: steps between two computations of the inverse roots.
       max_axis: longest axis that gets a matrix.
+
+    References:
+      Gupta, Koren and Singer, 2018, arXiv 1802.09568; Shi et al., 2023, arXiv 2309.06497
     """
-    return pack.chain(scale_by_shampoo(b1, b2, eps, root_eps, update_interval, max_axis))
+    return ctx.chain(scale_by_shampoo(b1, b2, eps, root_eps, update_interval, max_axis))

@@ -7,33 +7,33 @@ import jax.numpy as jnp
 import optax
 
 from bocb_jax.optim.bounds import Beta, NonNegative, Steps
-from bocb_jax.optim.context import Packaging
-from bocb_jax.optim.kronecker import Matrices, along_axes, each, mean_grams, start
-from bocb_jax.optim.later_from_optax import skip_first_update
+from bocb_jax.optim.context import Context
+from bocb_jax.optim.kronecker import Matrices, along_axes, each, init_matrices, update_grams
 from bocb_jax.optim.registry import add_row
+from bocb_jax.optim.transforms import skip_first_update
 from bocb_jax.optim.trees import map_leaves
 
 
-class SoapState(NamedTuple):
-    """Trees like the parameters; statistics and bases hold one matrix for each axis."""
+class ScaleBySoapState(NamedTuple):
+    """State of `scale_by_soap`."""
 
-    count: jax.Array  # int32, shape ()
-    mu: Any
-    nu: Any  # in the eigenbasis
-    statistics: Any
-    bases: Any  # eigenvectors as columns
+    count: Any  # updates done: int32, shape ()
+    mu: optax.Updates  # mean gradient; shapes of the parameters
+    nu: optax.Updates  # mean square in the eigenbasis; shapes of the parameters
+    statistics: Any  # mean grams: `Matrices` for each parameter, (size, size) for each axis
+    bases: Any  # their eigenvectors as columns, likewise
 
 
 def first_bases(statistics: Matrices) -> Matrices:
-    """Eigenvectors, the largest eigenvalue first."""
+    """Return the eigenvectors of each matrix as columns, the largest eigenvalue first."""
     return each(lambda s: jnp.linalg.eigh(s)[1][:, ::-1], statistics)
 
 
 def turn(nu: jax.Array, statistics: Matrices, bases: Matrices) -> tuple[jax.Array, Matrices]:
-    """One power iteration of the bases, sorted by eigenvalue; `nu` is sorted along."""
-    turned = []
+    """Turn the bases by one power iteration and sort them, and `nu` with them, by eigenvalue."""
+    turned: list[jax.Array | None] = []
     for axis, (s, q) in enumerate(zip(statistics, bases, strict=True)):
-        if s is None:
+        if s is None or q is None:
             turned.append(None)
             continue
         power = s @ q
@@ -46,18 +46,25 @@ def turn(nu: jax.Array, statistics: Matrices, bases: Matrices) -> tuple[jax.Arra
 def scale_by_soap(
     b1: float, b2: float, b3: float, eps: float, update_interval: int, max_axis: int
 ) -> optax.GradientTransformation:
-    """The mathematics of `soap`, whose first update is to be skipped."""
+    """Rescale updates according to SOAP; see `soap`. Skip its first update."""
 
-    def init(params):
+    def init_fn(params: optax.Params) -> ScaleBySoapState:
         zeros = optax.tree.zeros_like(params)
-        return SoapState(jnp.zeros((), jnp.int32), zeros, zeros, *start(params, max_axis))
+        statistics, bases = init_matrices(params, max_axis)
+        return ScaleBySoapState(jnp.zeros((), jnp.int32), zeros, zeros, statistics, bases)
 
-    def update(grads, state, params=None):
+    def update_fn(
+        updates: optax.Updates, state: ScaleBySoapState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, ScaleBySoapState]:
+        del params
+        grads = updates
         first = state.count == 0
-        step = jnp.maximum(state.count, 1)  # updates done, the skipped one left out
-        statistics = mean_grams(grads, state.statistics, b3, max_axis)
+        step = jnp.maximum(state.count, 1)  # updates done, without the skipped one
+        statistics = update_grams(grads, state.statistics, b3, max_axis)
 
-        def direction(g, m, v, q):
+        def direction(
+            g: jax.Array, m: jax.Array, v: jax.Array, q: Matrices
+        ) -> tuple[jax.Array, jax.Array, jax.Array]:
             to_basis = each(jnp.transpose, q)
             rotated = along_axes(g, to_basis)
             m = jnp.where(first, m, b1 * m + (1 - b1) * g)
@@ -75,14 +82,12 @@ def scale_by_soap(
             ],
         )
         count = optax.safe_increment(state.count)
-        return updates, SoapState(count, mu, nu, statistics, bases)
+        return updates, ScaleBySoapState(count, mu, nu, statistics, bases)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init_fn, update_fn)
 
 
 @add_row(
-    category="later",
-    paper="Vyas et al., 2024, arXiv 2409.11321",
     decays=("decoupled",),
     default_learning_rate=1e-3,
     default_weight_decay=0.05,
@@ -96,7 +101,7 @@ def scale_by_soap(
     ),
 )
 def soap(
-    pack: Packaging,
+    ctx: Context,
     *,
     b1: Beta = 0.95,
     b2: Beta = 0.95,
@@ -104,19 +109,22 @@ def soap(
     eps: NonNegative = 1e-8,
     update_interval: Steps = 10,
     max_axis: Steps = 10000,
-):
-    """SOAP: Adam in the eigenbasis of Shampoo's matrices; vectors get Adam's update.
+) -> optax.GradientTransformation:
+    """Run Adam in the eigenbasis of Shampoo's matrices (SOAP); vectors get Adam's update.
 
     L_i <- b3 L_i + (1 - b3) (g gᵀ along axis i);  Q_i: its eigenvectors, turned now and then
     v <- b2 v + (1 - b2) (Qᵀ g)²;  p <- p - lr * (Q (Qᵀ m̂ / (sqrt(v̂) + eps)) + wd p)
 
     Args:
-      pack: learning rate, weight decay and masks.
+      ctx: learning rate, weight decay and masks.
       b1: decay of the mean of the gradient, which is kept outside the basis.
       b2: decay of the mean square in the basis.
       b3: decay of the matrices.
       eps: added to the root.
       update_interval: steps between two turns of the basis.
       max_axis: longest axis that gets a matrix.
+
+    References:
+      Vyas et al., 2024, arXiv 2409.11321
     """
-    return skip_first_update(pack.chain(scale_by_soap(b1, b2, b3, eps, update_interval, max_axis)))
+    return skip_first_update(ctx.chain(scale_by_soap(b1, b2, b3, eps, update_interval, max_axis)))

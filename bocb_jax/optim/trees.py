@@ -1,15 +1,22 @@
-"""Mapping over the leaves of parameter trees."""
+"""Trees of parameters: functions that give a tree like them, and mapping over their leaves."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
+
+# Parameters -> a tree like them: where weight decay applies, what kind each one is, its rate.
+PerParam = Callable[[optax.Params], Any]
 
 
-def map_leaves(function: Callable[..., tuple], tree: Any, *rest: Any) -> tuple[Any, ...]:
-    """`jax.tree.map` for a function with several results: a tuple of trees like the first.
+def map_leaves(function: Callable[..., tuple[Any, ...]], tree: Any, *rest: Any) -> tuple[Any, ...]:
+    """Map a function with several results: `jax.tree.map` that returns a tuple of trees.
 
-    Where `tree` has a leaf, the other trees may have a whole subtree, which the function gets.
+    Args:
+      function: of one leaf of each tree; returns a tuple.
+      tree: gives the structure of the results.
+      *rest: trees like `tree`. Where it has a leaf, they may have a subtree, which is passed whole.
     """
     leaves, structure = jax.tree.flatten(tree)
     others = [structure.flatten_up_to(other) for other in rest]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,124 +11,152 @@ import optax
 
 from bocb_jax.errors import UserError
 from bocb_jax.optim.bounds import NonNegative, Positive, Steps
-from bocb_jax.optim.context import Packaging
-from bocb_jax.optim.registry import OPTIMIZERS, OptimizerInfo, add_prefix, optimizer_info
+from bocb_jax.optim.context import Context
+from bocb_jax.optim.injected import OptimizerState
+from bocb_jax.optim.registry import (
+    OPTIMIZERS,
+    OptimizerInfo,
+    add_prefix,
+    category_of,
+    optimizer_info,
+    reference_of,
+    set_signature,
+)
+from bocb_jax.optim.transforms import make_cautious
 
 
 class WrappedState(NamedTuple):
     """State of an optimizer around another."""
 
-    own: Any
-    base: Any
+    own: Any  # of the wrapper; None if it has none
+    base: optax.OptState  # of the optimizer that is wrapped
 
 
-def _around(wrap, base: OptimizerInfo, **fields) -> OptimizerInfo:
-    """The row of `wrap(pack, inner, *, ...)` around the optimizer of another row."""
+def _around(
+    wrap: Callable[..., optax.GradientTransformationExtraArgs], base: OptimizerInfo, **fields: Any
+) -> OptimizerInfo:
+    """Return the row of `wrap(inner, *, ...)` around the optimizer of another row."""
     own = [p for p in inspect.signature(wrap).parameters.values() if p.kind is p.KEYWORD_ONLY]
     names = {p.name for p in own}
 
-    def build(pack, **hyperparameters):
+    def build(ctx: Context, **hyperparameters: Any) -> optax.GradientTransformation:
         mine = {k: hyperparameters.pop(k) for k in names & set(hyperparameters)}
-        inner = optax.with_extra_args_support(base.build(pack, **hyperparameters))
-        return wrap(pack, inner, **mine)
+        inner = optax.with_extra_args_support(base.build(ctx, **hyperparameters))
+        return wrap(inner, **mine)
 
-    base_signature = inspect.signature(base.build)
-    build.__signature__ = base_signature.replace(
-        parameters=[*base_signature.parameters.values(), *own]
-    )
+    signature = inspect.signature(base.build)
+    set_signature(build, signature.replace(parameters=[*signature.parameters.values(), *own]))
     build.__doc__ = wrap.__doc__
     build.__annotations__ = base.build.__annotations__ | wrap.__annotations__
-
-    evaluation = base.evaluation_parameters
-    if evaluation is not None:
-
-        def unwrap(state, params, evaluate=evaluation):
-            return evaluate(state._replace(inner_state=state.inner_state.base), params)
-
-        evaluation = unwrap
     return dataclasses.replace(
         base,
         build=build,
-        category="later",
-        paper_learning_rate=(),
-        paper_weight_decay=(),
-        evaluation_parameters=evaluation,
+        category=category_of(fields["name"]),
+        paper=reference_of(wrap),
+        evaluation_parameters=_evaluation_of(base),
         **fields,
     )
 
 
+def _evaluation_of(base: OptimizerInfo) -> Callable[[OptimizerState, Any], Any] | None:
+    """Return `evaluation_parameters` of a wrapped optimizer, for the state of its wrapper."""
+    evaluate = base.evaluation_parameters
+    if evaluate is None:
+        return None
+
+    def unwrapped(state: OptimizerState, params: optax.Params) -> optax.Params:
+        return evaluate(state._replace(inner_state=state.inner_state.base), params)
+
+    return unwrapped
+
+
 def sharpness_aware(
-    pack: Packaging,
     inner: optax.GradientTransformationExtraArgs,
     *,
     sam_rho: Positive = 0.05,
     sam_adaptive: bool = False,
-):
-    """SAM: the gradient where the loss is highest nearby.
+) -> optax.GradientTransformationExtraArgs:
+    """Take the gradient where the loss is highest nearby (SAM).
 
     e = sam_rho g / |g|;  g <- gradient at p + e, on the same batch
     Adaptive: e = sam_rho p² g / |p g|, so that rescaled weights are treated alike.
 
     Args:
-      pack: unused.
       inner: optimizer that gets the new gradient.
       sam_rho: radius of the neighborhood.
       sam_adaptive: measure it relative to the weights (ASAM).
+
+    References:
+      Foret et al., 2021, arXiv 2010.01412; adaptive: Kwon et al., 2021, arXiv 2102.11600
     """
 
-    def update(grads, state, params, *, value_and_grad_fn=None, **extra):
+    def init_fn(params: optax.Params) -> WrappedState:
+        return WrappedState(None, inner.init(params))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: WrappedState,
+        params: optax.Params | None = None,
+        *,
+        value_and_grad_fn: Callable[[optax.Params], tuple[jax.Array, optax.Updates]] | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, WrappedState]:
         if value_and_grad_fn is None:
             raise UserError(
                 "sam takes a second gradient: pass value_and_grad_fn=params -> (loss, grads) "
                 "to update."
             )
+        grads = updates
         climb = jax.tree.map(lambda g, p: p * p * g if sam_adaptive else g, grads, params)
         size = jax.tree.map(lambda g, p: p * g if sam_adaptive else g, grads, params)
         scale = sam_rho / (optax.tree.norm(size) + 1e-12)
         top = jax.tree.map(lambda p, e: p + (scale * e).astype(p.dtype), params, climb)
         value, sharp = value_and_grad_fn(top)
-        extra = {**extra, "value": value, "value_and_grad_fn": value_and_grad_fn}
+        extra_args = {**extra_args, "value": value, "value_and_grad_fn": value_and_grad_fn}
         sharp = jax.tree.map(lambda s, g: s.astype(g.dtype), sharp, grads)
-        updates, base = inner.update(sharp, state.base, params, **extra)
+        updates, base = inner.update(sharp, state.base, params, **extra_args)
         return updates, WrappedState(None, base)
 
-    def init(params):
-        return WrappedState(None, inner.init(params))
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 class LookaheadState(NamedTuple):
-    """Slow weights with the shapes of the parameters."""
+    """State of `looking_ahead`."""
 
-    count: jax.Array  # int32, shape ()
-    slow: Any
+    count: Any  # updates done: int32, shape ()
+    slow: optax.Params  # slow weights; shapes of the parameters
 
 
 def looking_ahead(
-    pack: Packaging,
     inner: optax.GradientTransformationExtraArgs,
     *,
     sync_period: Steps = 6,
     slow_step_size: NonNegative = 0.5,
-):
-    """Lookahead: every few updates, back to a point between the start and the end of them.
+) -> optax.GradientTransformationExtraArgs:
+    """Return, every few updates, to a point between their start and their end (Lookahead).
 
     Every sync_period updates: slow <- slow + slow_step_size (p - slow);  p <- slow
 
     Args:
-      pack: unused.
       inner: optimizer of the updates in between.
       sync_period: their number.
       slow_step_size: how far the slow weights follow.
+
+    References:
+      Zhang et al., 2019, arXiv 1907.08610
     """
 
-    def init(params):
+    def init_fn(params: optax.Params) -> WrappedState:
         slow = jax.tree.map(lambda p: jnp.array(p, copy=True), params)  # no alias
         return WrappedState(LookaheadState(jnp.zeros((), jnp.int32), slow), inner.init(params))
 
-    def update(grads, state, params, **extra):
-        updates, base = inner.update(grads, state.base, params, **extra)
+    def update_fn(
+        updates: optax.Updates,
+        state: WrappedState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, WrappedState]:
+        updates, base = inner.update(updates, state.base, params, **extra_args)
         count = optax.safe_increment(state.own.count)
         due = count % sync_period == 0
         slow = jax.tree.map(
@@ -139,35 +168,33 @@ def looking_ahead(
         updates = jax.tree.map(lambda u, s, p: jnp.where(due, s - p, u), updates, slow, params)
         return updates, WrappedState(LookaheadState(count, slow), base)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 @add_prefix("sam+")
 def sam_around(base: OptimizerInfo) -> OptimizerInfo:
-    """The row of SAM around another optimizer."""
+    """Return the row of SAM around another optimizer."""
     return _around(
         sharpness_aware,
         base,
         name=f"sam+{base.name}",
-        summary=f"Sharpness-aware minimization with the steps of {base.name}.",
-        paper="Foret et al., 2021, arXiv 2010.01412; adaptive: Kwon et al., 2021, arXiv 2102.11600",
+        summary=f"Take the gradient where the loss is highest nearby, and step with {base.name}.",
         reference="the paper, in NumPy",
         numeric_class="exact",
         cost="a second forward and backward pass",
-        hooks=(*base.hooks, "value_and_grad_fn"),
+        extra_args=(*base.extra_args, "value_and_grad_fn"),
         notes="Running statistics of BatchNorm must come from the first pass.",
     )
 
 
 @add_prefix("lookahead+")
 def lookahead_around(base: OptimizerInfo) -> OptimizerInfo:
-    """The row of Lookahead around another optimizer."""
+    """Return the row of Lookahead around another optimizer."""
     return _around(
         looking_ahead,
         base,
         name=f"lookahead+{base.name}",
-        summary=f"Lookahead around {base.name}.",
-        paper="Zhang et al., 2019, arXiv 1907.08610",
+        summary=f"Return every few updates of {base.name} to a point between start and end.",
         reference="the paper, in NumPy",
         numeric_class="exact",
         state_per_parameter=base.state_per_parameter + 1,
@@ -182,20 +209,19 @@ CAUTIOUS = (
 
 @add_prefix("c")
 def cautious(base: OptimizerInfo) -> OptimizerInfo | None:
-    """The row of the cautious variant, for optimizers that have one."""
+    """Return the row of the cautious variant, for optimizers that have one."""
     if base.name not in CAUTIOUS:
         return None
+    name = f"c{base.name}"
     return dataclasses.replace(
         base,
-        name=f"c{base.name}",
-        category="later",
+        name=name,
+        category=category_of(name),
         cautious=True,
-        summary=f"The cautious variant of {base.name}.",
-        paper="Liang et al., 2024, Cautious Optimizers, arXiv 2411.16085",
+        summary=f"Keep the components of {base.name}'s update that agree with the gradient.",
+        paper=reference_of(make_cautious),
         reference=f"{base.reference}, caution=True",
-        paper_learning_rate=(),
-        paper_weight_decay=(),
-        notes="Components of the update that oppose the gradient are dropped; the rest make up.",
+        notes="Components of the update that oppose the gradient are dropped and the rest scaled up.",
     )
 
 

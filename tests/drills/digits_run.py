@@ -1,10 +1,10 @@
-"""Trains two small backbones on the digits with every optimizer at its own default settings.
+"""Train two small backbones on the digits with every optimizer at its own defaults.
 
     python tests/drills/digits_run.py --workdir runs/digits
 
-One run after another, about a minute each on one core; the same command goes on where it was
-stopped. Afterwards the test accuracies stand in bocb_jax/optim/digits.csv, from which the cards of
-`bocb optimizers NAME` have them.
+One run after another, about a minute each on one core; the same command resumes a stopped one.
+The test accuracies are written to bocb_jax/optim/digits_accuracy.csv, from which
+`bocb optimizers NAME` shows them.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import datetime
 import importlib.metadata
 
 from bocb_jax.config import TrainConfig, from_dict
-from bocb_jax.optim import digits, list_optimizers
+from bocb_jax.optim import digits_accuracy, list_optimizers
 from bocb_jax.train import train
 
 MODELS = ("vit_mini", "resnet_mini")
@@ -22,8 +22,8 @@ MODELS = ("vit_mini", "resnet_mini")
 SETTINGS = {"epochs": 40, "batch_size": 16, "image_size": 16}
 
 
-def accuracy(model: str, opt: str, **settings) -> str:
-    """Test accuracy in percent after training, or "diverged"."""
+def accuracy(model: str, opt: str, **settings: object) -> str:
+    """Return the test accuracy in percent after training, or "diverged"."""
     config = {
         "model": model,
         "opt": opt,
@@ -37,10 +37,11 @@ def accuracy(model: str, opt: str, **settings) -> str:
 
 
 def header() -> list[str]:
+    """Return the lines of comment that say how the file was made."""
     versions = (f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "optax"))
     settings = ", ".join(f"{name} {value}" for name, value in SETTINGS.items())
     return [
-        "Test accuracy on the digits in percent, with the default settings of each optimizer;",
+        "Test accuracy on the digits in percent, with the defaults of each optimizer;",
         "empty where it was not measured.",
         f"Made by `python tests/drills/digits_run.py` on {datetime.date.today()}: {settings}, "
         "seed 0,",
@@ -49,7 +50,8 @@ def header() -> list[str]:
 
 
 def write(found: dict[tuple[str, str], str]) -> None:
-    with open(digits.FILE, "w", newline="") as file:
+    """Write the table from (model, optimizer) -> accuracy."""
+    with open(digits_accuracy.FILE, "w", newline="") as file:
         file.writelines(f"# {line}\n" for line in header())
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["optimizer", *MODELS])
@@ -68,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
             found[model, name] = accuracy(model, name, **options)
             print(f"{model:12} {name:20} {found[model, name]}", flush=True)
     write(found)
-    print(f"wrote {digits.FILE}")
+    print(f"wrote {digits_accuracy.FILE}")
 
 
 if __name__ == "__main__":
