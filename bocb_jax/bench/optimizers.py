@@ -1,4 +1,4 @@
-"""What an optimizer costs: bytes of state and seconds of an update, on given shapes.
+"""The cost of an optimizer: bytes of state and seconds of an update, for given shapes.
 
 >>> import jax
 >>> params = {"kernel": jax.ShapeDtypeStruct((256, 256), "float32")}
@@ -22,11 +22,12 @@ from bocb_jax.optim.registry import create_optimizer, optimizer_info
 
 
 def _with_l2(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Put L2 weight decay before an optimizer."""
     return optax.chain(optax.add_decayed_weights(1e-4), optimizer)
 
 
-# Optax's own of the same kind, decay included, where it has one.
-OPTAX_OWN: dict[str, Callable[[], optax.GradientTransformation]] = {
+# name -> Optax's optimizer of the same kind, weight decay included, where it has one
+OPTAX_TWINS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "sgd": lambda: _with_l2(optax.sgd(0.1, 0.9)),
     "adam": lambda: _with_l2(optax.adam(5e-4)),
     "adamax": lambda: _with_l2(optax.adamax(1e-3)),
@@ -60,14 +61,17 @@ OPTAX_OWN: dict[str, Callable[[], optax.GradientTransformation]] = {
 }
 
 
-def optax_own(
+def optax_twin(
     name: str, params: Any, parameter_kinds: Any | None
 ) -> optax.GradientTransformation | None:
-    """Optax's own of the same kind; its Muon is told which tensors ours makes orthogonal."""
-    if name != "muon":
-        return OPTAX_OWN[name]() if name in OPTAX_OWN else None
+    """Return Optax's optimizer of the same kind, or None.
 
-    def dimensions(tensor, kind):
+    Its Muon is told which tensors ours makes orthogonal.
+    """
+    if name != "muon":
+        return OPTAX_TWINS[name]() if name in OPTAX_TWINS else None
+
+    def dimensions(tensor: jax.Array, kind: str) -> optax.contrib.MuonDimensionNumbers | None:
         if kind not in ORTHOGONALIZED_KINDS:
             return None
         *inputs, output = range(len(tensor.shape))
@@ -88,12 +92,12 @@ class Cost:
     name: str
     state_bytes: int
     state_bytes_per_parameter: float
-    update_seconds: float | None  # median of an update; None if not measured
-    optax_ratio: float | None  # over Optax's own of the same kind, block by block
+    update_seconds: float | None  # median over blocks of updates; None if not measured
+    optax_ratio: float | None  # median ratio to the seconds of Optax's twin; None without one
 
 
 def state_bytes(optimizer: optax.GradientTransformation, params: Any) -> int:
-    """Bytes that the state of an optimizer takes; `params` may be abstract."""
+    """Return the bytes that the state of an optimizer takes; `params` may be abstract."""
     leaves = jax.tree.leaves(jax.eval_shape(optimizer.init, params))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
@@ -106,14 +110,14 @@ def measure(
     rounds: int = 5,
     steps: int = 10,
 ) -> Cost:
-    """Measures an optimizer with its default settings, in turn with Optax's own of its kind.
+    """Measure an optimizer with its defaults, in turn with Optax's of the same kind.
 
     Args:
       name: of the optimizer. Its weight decay acts on all parameters, as in Optax.
       params: a tree of arrays or of shapes.
       parameter_kinds: as for `create_optimizer`.
-      rounds: timed blocks of `steps` updates each, of which the median counts; 0 to time nothing.
-      steps: updates in a block; ten covers what Sophia or SOAP do at every tenth only.
+      rounds: timed blocks of `steps` updates, whose median counts; 0 to time nothing.
+      steps: updates of a block; ten include what Sophia and SOAP do only at every tenth.
     """
     rate = optimizer_info(name).default_learning_rate
     ours = create_optimizer(name, rate, decay_mask="all", parameter_kinds=parameter_kinds)
@@ -121,10 +125,10 @@ def measure(
     per_parameter = size / sum(leaf.size for leaf in jax.tree.leaves(params))
     if not rounds:
         return Cost(name, size, per_parameter, None, None)
-    own = optax_own(name, params, parameter_kinds)
-    rivals = {"ours": ours} | ({"optax": own} if own else {})
-    seconds = update_seconds(rivals, params, rounds=rounds, steps=steps)
-    # Neighbors in time are compared: they share whatever else the machine does.
+    twin = optax_twin(name, params, parameter_kinds)
+    pair = {"ours": ours} | ({"optax": twin} if twin else {})
+    seconds = update_seconds(pair, params, rounds=rounds, steps=steps)
+    # Block by block: blocks that are close in time share whatever else the machine does.
     ratio = np.median(seconds["ours"] / seconds["optax"]) if "optax" in seconds else None
     return Cost(name, size, per_parameter, float(np.median(seconds["ours"])), ratio)
 
@@ -136,47 +140,54 @@ def update_seconds(
     rounds: int = 5,
     steps: int = 10,
 ) -> dict[str, np.ndarray]:
-    """Seconds of an update, gradients given, with its addition to the parameters.
+    """Time the updates of optimizers, gradients given, with their addition to the parameters.
 
-    The optimizers take turns, block by block, so that a busy machine slows all of them alike, and
-    go first by turns.
+    The optimizers take turns, block by block, so that a busy machine slows all of them alike; each
+    goes first in every other round.
+
+    Args:
+      optimizers: name -> optimizer.
+      params: a tree of arrays or of shapes.
+      rounds: blocks of each optimizer.
+      steps: updates of a block.
 
     Returns:
-      optimizer -> the mean of each block, of shape (rounds,).
+      name -> mean seconds of an update in each block, shape (rounds,).
     """
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
 
-    def materialize(scale):
+    def random_tree(scale: float) -> Any:
         return jax.tree.map(
-            lambda x: jnp.asarray(scale * draw.standard_normal(x.shape, np.float32), x.dtype),
+            lambda x: jnp.asarray(scale * rng.standard_normal(x.shape, np.float32), x.dtype),
             params,
         )
 
-    grads = materialize(1e-3)
-    runs, kept = {}, {}
+    grads = random_tree(1e-3)
+    runs, carries = {}, {}
     for name, optimizer in optimizers.items():
-        start = materialize(0.02)
-        kept[name] = start, jax.jit(optimizer.init)(start)
+        start = random_tree(0.02)
         runs[name] = _compiled_step(optimizer)
-        kept[name] = jax.block_until_ready(runs[name](*kept[name], grads))  # compiles
+        carry = start, jax.jit(optimizer.init)(start)
+        carries[name] = jax.block_until_ready(runs[name](*carry, grads))  # compiles
 
-    blocks = {name: [] for name in optimizers}
+    blocks: dict[str, list[float]] = {name: [] for name in optimizers}
     for number in range(rounds):
         for name in list(runs)[:: 1 if number % 2 else -1]:
-            run, state = runs[name], kept[name]
+            run, carry = runs[name], carries[name]
             begin = time.perf_counter()
             for _ in range(steps):
-                state = run(*state, grads)
-            kept[name] = jax.block_until_ready(state)
+                carry = run(*carry, grads)
+            carries[name] = jax.block_until_ready(carry)
             blocks[name].append((time.perf_counter() - begin) / steps)
     return {name: np.array(seconds) for name, seconds in blocks.items()}
 
 
-def _compiled_step(optimizer):
+def _compiled_step(optimizer: optax.GradientTransformation) -> Callable[..., tuple[Any, Any]]:
+    """Return (params, state, grads) -> (params, state), compiled; it donates the first two."""
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def step(params, state, grads):
-        # The hooks hand back the gradient: what the model costs is not the optimizer's.
+    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        # Extra gradients are the given one: what the model costs is not the optimizer's cost.
         updates, state = optimizer.update(
             grads,
             state,

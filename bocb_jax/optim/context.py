@@ -44,9 +44,7 @@ class Context:
         """Return the whole optimizer around the transformations that make its direction."""
         before = [self.add_decayed_weights()] if self.decay == "l2" else []
         after = [self.add_decayed_weights()] if self.decay == "decoupled" else []
-        return optax.chain(
-            *before, self.direction(*parts), *after, self.scale_by_learning_rate()
-        )
+        return optax.chain(*before, self.direction(*parts), *after, self.scale_by_learning_rate())
 
     def direction(self, *parts: optax.GradientTransformation) -> optax.GradientTransformation:
         """Chain the transformations, and make the result cautious if asked for."""

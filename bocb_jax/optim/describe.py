@@ -29,7 +29,10 @@ def describe(name: str) -> list[tuple[str, str]]:
         ("weight decay", _decay(info)),
         ("tuned in BOCB", _tuned(info)),
         ("on the digits", _on_digits(name)),
-        ("hyper-parameters", "\n".join(_hyperparameter(*item) for item in info.hyperparameters.items())),
+        (
+            "hyper-parameters",
+            "\n".join(_hyperparameter(*item) for item in info.hyperparameters.items()),
+        ),
         ("state", f"{info.state_per_parameter:g} numbers for each parameter"),
         ("cost of an update", info.cost),
         ("`update` needs", ", ".join(info.extra_args)),

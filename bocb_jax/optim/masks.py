@@ -140,8 +140,9 @@ def match_patterns(params: Any, values: Mapping[str, Any], what: str) -> Any:
 
 
 def _same_structure(what: str, tree: Any, params: Any) -> Any:
-    given, wanted = jax.tree.structure(tree), jax.tree.structure(params)
-    if given != wanted:  # type: ignore[operator]  # jaxlib's stubs do not resolve PyTreeDef
+    given: Any = jax.tree.structure(tree)  # a type that jaxlib's stubs do not resolve
+    wanted: Any = jax.tree.structure(params)
+    if given != wanted:
         raise UserError(
             f"{what} must be a tree like the parameters: it has {given}, they have {wanted}."
         )

@@ -43,7 +43,7 @@ def scale_by_prodigy(
     """Rescale updates according to Prodigy, weight decay included; see `prodigy`.
 
     Args:
-      learning_rate: that the updates are scaled by afterwards, shape (); the estimate depends on it.
+      learning_rate: factor on the updates afterwards, shape (); the estimate depends on it.
       b1: decay of the mean of the gradient.
       b2: decay of the mean of its square.
       b3: decay of the sums that estimate d; None for sqrt(b2).

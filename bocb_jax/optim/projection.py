@@ -37,9 +37,7 @@ def project_and_decay(
       kinds: parameters -> tree of parameter kinds, which tell the output channels.
     """
 
-    def project(
-        u: jax.Array, g: jax.Array, p: jax.Array, kind: str, decayed: bool
-    ) -> jax.Array:
+    def project(u: jax.Array, g: jax.Array, p: jax.Array, kind: str, decayed: bool) -> jax.Array:
         decay = weight_decay if decayed else 0.0
         if p.ndim < 2:
             return u + decay * p

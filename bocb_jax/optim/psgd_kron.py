@@ -30,7 +30,7 @@ def as_matrix(x: jax.Array) -> jax.Array:
 def first_factors(p: jax.Array, scale: float, max_triangular: int) -> Factors:
     """Return multiples of the identity whose product is `scale`.
 
-    They are diagonal for vectors, and for axes that are longer than `max_triangular` or of length 1.
+    They are diagonal for vectors, for axes longer than `max_triangular` and for those of length 1.
     """
     x = as_matrix(p)
     scale = scale ** (1 / max(x.ndim, 1))
@@ -147,7 +147,7 @@ def scale_by_psgd_kron(
         due = since >= 1 / probability
 
         def updated() -> Any:
-            leaves, structure = jax.tree.flatten(debiased)
+            leaves = jax.tree.leaves(debiased)
             noise = [
                 jax.random.normal(jax.random.fold_in(key, i), g.shape, g.dtype)
                 for i, g in enumerate(leaves)
@@ -155,7 +155,7 @@ def scale_by_psgd_kron(
             factors = jax.tree.map(
                 lambda g, v, q: learn(g, q, v, precond_lr),
                 debiased,
-                structure.unflatten(noise),
+                jax.tree.unflatten(jax.tree.structure(debiased), noise),
                 state.factors,
             )
             rebalance = count % 100 == 0

@@ -40,7 +40,7 @@ class Schedule:
         if self.warmup_start is not None and not 0 <= self.warmup_start <= 1:
             raise UserError(f"warmup_start is a fraction of the peak, not {self.warmup_start}.")
 
-    def shape(self, count: jax.Array) -> jax.Array:
+    def shape(self, count: jax.Array) -> jax.Array | float:
         """Return the learning rate of update `count` (from 0) as a fraction of the peak."""
         done = jnp.asarray(count, float)
         warm: jax.Array | float
@@ -55,7 +55,7 @@ class Schedule:
         """Return the fraction without the warm-up: 1 until the warm-up ends, unless overridden."""
         return 1.0
 
-    def __call__(self, count: jax.Array) -> jax.Array:
+    def __call__(self, count: jax.Array) -> jax.Array | float:
         return self.peak * self.shape(count)
 
 

@@ -18,6 +18,7 @@ def map_leaves(function: Callable[..., tuple[Any, ...]], tree: Any, *rest: Any) 
       tree: gives the structure of the results.
       *rest: trees like `tree`. Where it has a leaf, they may have a subtree, which is passed whole.
     """
+    structure: Any  # which jaxlib's stubs do not resolve
     leaves, structure = jax.tree.flatten(tree)
     others = [structure.flatten_up_to(other) for other in rest]
     results = [function(*arguments) for arguments in zip(leaves, *others, strict=True)]

@@ -221,7 +221,7 @@ def cautious(base: OptimizerInfo) -> OptimizerInfo | None:
         summary=f"Keep the components of {base.name}'s update that agree with the gradient.",
         paper=reference_of(make_cautious),
         reference=f"{base.reference}, caution=True",
-        notes="Components of the update that oppose the gradient are dropped and the rest scaled up.",
+        notes="Components of the update that oppose the gradient are dropped, the rest scaled up.",
     )
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers.tiny_net import assert_same, hooks, loss_of, tiny_params
+from helpers.tiny_net import assert_same, extra_args, loss_of, tiny_params
 
 from bocb_jax import optim
 
@@ -27,7 +27,7 @@ core_optimizers = pytest.mark.parametrize(
 
 def train_step(optimizer, params, state, count):
     grads = jax.grad(loss_of)(params)
-    extra = hooks(params, jax.random.fold_in(jax.random.key(0), count))
+    extra = extra_args(params, jax.random.fold_in(jax.random.key(0), count))
     updates, state = optimizer.update(grads, state, params, **extra)
     return optax.apply_updates(params, updates), state
 
@@ -72,7 +72,7 @@ def test_types_and_structure_are_stable(name, dtype):
     params = tiny_params(dtype=dtype)
     state = jax.eval_shape(optimizer.init, params)
     updates, after = jax.eval_shape(
-        lambda p, s: optimizer.update(p, s, p, **hooks(p, jax.random.key(0))), params, state
+        lambda p, s: optimizer.update(p, s, p, **extra_args(p, jax.random.key(0))), params, state
     )
     assert jax.tree.map(lambda x: (x.shape, x.dtype), updates) == jax.tree.map(
         lambda x: (x.shape, x.dtype), params
@@ -98,7 +98,7 @@ def test_program_holds_no_rate(name):
         optimizer = make(name, rate, weight_decay=decay)
         params = tiny_params()
         state = jax.eval_shape(optimizer.init, params)
-        step = jax.jit(lambda p, s: optimizer.update(p, s, p, **hooks(p, jax.random.key(0))))
+        step = jax.jit(lambda p, s: optimizer.update(p, s, p, **extra_args(p, jax.random.key(0))))
         return step.lower(params, state).as_text()
 
     assert lowered(1e-3, 0.1) == lowered(0.25, 0.0)
@@ -199,8 +199,8 @@ def test_gradient_accumulation_equals_one_step_on_the_mean(name):
     twice = optax.MultiSteps(optimizer, 2)
     params = tiny_params()
     grads = jax.grad(loss_of)(params)
-    extra = {k: v for k, v in hooks(params, jax.random.key(0)).items() if not callable(v)}
-    functions = {k: v for k, v in hooks(params, jax.random.key(0)).items() if callable(v)}
+    extra = {k: v for k, v in extra_args(params, jax.random.key(0)).items() if not callable(v)}
+    functions = {k: v for k, v in extra_args(params, jax.random.key(0)).items() if callable(v)}
 
     @jax.jit
     def halves(params, state):

@@ -37,7 +37,7 @@ def decay_of(name, wd):
     return 0.0 if name == "vector" else wd
 
 
-def check(name, peak, reference, hooks=lambda t: {}, bound=1e-9, **options):
+def check(name, peak, reference, extra_args=lambda t: {}, bound=1e-9, **options):
     """Compares with `reference(name, p, lr)`, p being one tensor and lr a function of the step."""
     with jax.enable_x64(True):
         schedule = optim.schedules.warmup_cosine(peak, 0, 2 * STEPS)
@@ -46,7 +46,7 @@ def check(name, peak, reference, hooks=lambda t: {}, bound=1e-9, **options):
         def step(carry, inputs):
             params, state = carry
             t, grads = inputs
-            updates, state = optimizer.update(grads, state, params, **hooks(t))
+            updates, state = optimizer.update(grads, state, params, **extra_args(t))
             return (optax.apply_updates(params, updates), state), None
 
         def run(params):
@@ -82,14 +82,14 @@ def test_sophia():
             p = p - lr(t) * (u + decay_of(name, wd) * p)
         return p
 
-    def hooks(t):
+    def extra_args(t):
         sampled = {k: jnp.stack([s[k] for s in SAMPLED])[t] for k in SHAPES}
         return {"key": jax.random.key(0), "sampled_label_grad_fn": lambda params, key: sampled}
 
     options = {"weight_decay": wd, "b1": b1, "b2": b2, "rho": rho, "update_interval": k}
-    check("sophia", 0.01, reference, hooks, batch_size=batch, **options)
+    check("sophia", 0.01, reference, extra_args, batch_size=batch, **options)
     check(
-        "sophia", 0.01, reference, lambda t: hooks(t) | {"batch_size": batch}, **options
+        "sophia", 0.01, reference, lambda t: extra_args(t) | {"batch_size": batch}, **options
     )  # the trainer's word counts
 
 
@@ -297,14 +297,14 @@ def test_sam():
             params = {k: p - lr(t) * m[k] for k, p in params.items()}
         return params
 
-    def hooks(t):
+    def extra_args(t):
         return {"value_and_grad_fn": lambda params: (0.0, quadratic(params))}
 
     check(
         "sam+sgd",
         0.01,
         lambda name, p, lr: both(START, lr)[name],
-        hooks,
+        extra_args,
         sam_rho=0.3,
         weight_decay=0.01,
     )

@@ -1,4 +1,4 @@
-"""The table of optimizers: masks, schedules, bad input, one's own, cards and costs."""
+"""Optimizers by name: masks, schedules, bad input, your own, descriptions and costs."""
 
 import sys
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers.tiny_net import assert_same, hooks, loss_of, tiny_params
+from helpers.tiny_net import assert_same, extra_args, loss_of, tiny_params
 
 import bocb_jax
 from bocb_jax import optim
@@ -36,7 +36,7 @@ def test_masks():
         optim.masks.decay_tree(params, {"head": True}, None)
 
 
-def test_kinds_are_told_from_name_and_shape():
+def test_kinds_are_inferred_from_name_and_shape():
     shapes = {
         "stem": {"kernel": (3, 3, 3, 8), "bias": (8,)},
         "mixer": {"kernel": (3, 3, 1, 8)},
@@ -136,7 +136,7 @@ def test_any_combination_is_found_by_name(name):
     params = tiny_params()
     optimizer = optim.create_optimizer(name, 1e-3)
     updates, _ = jax.eval_shape(
-        lambda p, s: optimizer.update(p, s, p, **hooks(p, jax.random.key(0))),
+        lambda p, s: optimizer.update(p, s, p, **extra_args(p, jax.random.key(0))),
         params,
         jax.eval_shape(optimizer.init, params),
     )
@@ -200,12 +200,12 @@ def test_matrices_that_are_not_there_are_named():
 
 
 @every_optimizer
-def test_card(name):
+def test_the_description_is_complete(name):
     rows = dict(describe.describe(name))
     assert {"what", "category", "paper", "learning rate", "weight decay", "numbers"} <= set(rows)
     assert all(text and "  Args" not in text for text in rows.values())
-    for setting in optim.optimizer_info(name).settings:
-        assert setting in rows["hyper-parameters"]
+    for hyperparameter in optim.optimizer_info(name).hyperparameters:
+        assert hyperparameter in rows["hyper-parameters"]
 
 
 def test_state_bytes():
@@ -238,7 +238,7 @@ def test_costs_are_measured_beside_optax():
     assert other.optax_ratio is None
 
 
-def test_muons_rival_makes_the_same_tensors_orthogonal():
+def test_muons_twin_makes_the_same_tensors_orthogonal():
     kinds = {"conv": "conv", "mixing": "depthwise", "dense": "matrix", "head": "head"}
     shapes = {"conv": (3, 3, 4, 8), "mixing": (3, 3, 1, 8), "dense": (8, 6), "head": (6, 5)}
     draw = np.random.default_rng(0).standard_normal
@@ -247,7 +247,7 @@ def test_muons_rival_makes_the_same_tensors_orthogonal():
     ours = optim.create_optimizer("muon", 1e-3, parameter_kinds=kinds)
     changes = [
         optimizer.update(grads, optimizer.init(params), params)[0]
-        for optimizer in (ours, optimizers.optax_own("muon", params, kinds))
+        for optimizer in (ours, optimizers.optax_twin("muon", params, kinds))
     ]
     for name in shapes:  # the lengths are scaled by other rules
         a, b = (np.ravel(change[name]) for change in changes)
@@ -277,12 +277,12 @@ def test_the_picture_is_drawn(tmp_path, capsys):
         ("sdg", "paths.png", "There is no optimizer 'sdg'"),
     ],
 )
-def test_a_picture_that_cannot_be_drawn_is_a_sentence(tmp_path, capsys, name, file, message):
+def test_a_picture_that_cannot_be_drawn_is_reported(tmp_path, capsys, name, file, message):
     assert main(["optimizers", name, "--plot", str(tmp_path / file)]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_without_matplotlib_the_picture_is_a_sentence(monkeypatch, capsys):
+def test_missing_matplotlib_is_reported(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(["optimizers", "--plot", "paths.png"]) == 2
     assert "pip install" in capsys.readouterr().err
