@@ -5,7 +5,7 @@ from bocb_jax.optim.bounds import Hyperparameter
 from bocb_jax.optim.registry import CATEGORIES, OptimizerInfo, formula_of, optimizer_info
 from bocb_jax.paper.categories import category
 
-_NUMBERS = {
+_PARITY = {
     "exact": "exact: deviates by less than 1e-9 of the distance moved, in float64",
     "eps-level": "eps-level: deviates by less than 1e-6 of the distance moved, in float64",
     "variant": "variant: another algorithm than the reference's current one; see the notes",
@@ -38,7 +38,7 @@ def describe(name: str) -> list[tuple[str, str]]:
         ("`update` needs", ", ".join(info.extra_args)),
         ("evaluated at", "other parameters than it trains" if info.evaluation_parameters else ""),
         ("reference", info.reference),
-        ("numbers", _NUMBERS.get(info.numeric_class, "")),
+        ("parity", _PARITY.get(info.numeric_class, "")),
         ("notes", info.notes),
     ]
     return [(label, text) for label, text in rows if text]

@@ -213,10 +213,10 @@ def _dataset(name: str, data: DataConfig, on_corrupt: str, protocol: str, stand_
 def _optimizer(study: Study, backbone: str, optimizer: str) -> dict[str, Any]:
     """What a pair has from the optimizer's row and from the paper."""
     from bocb_jax import optim, paper
-    from bocb_jax.optim.bounds import check_settings
+    from bocb_jax.optim.bounds import check_hyperparameters
 
     row = optim.optimizer_info(optimizer)
-    check_settings(optimizer, row.settings, study.opt_args.get(optimizer, {}))
+    check_hyperparameters(optimizer, row.hyperparameters, study.opt_args.get(optimizer, {}))
     rate, decay = row.search_center
     if study.search.kind == "around":  # as the paper searched: from its most frequent values
         rate = (*row.paper_learning_rate, rate)[0]

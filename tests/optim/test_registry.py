@@ -202,7 +202,7 @@ def test_matrices_that_are_not_there_are_named():
 @every_optimizer
 def test_the_description_is_complete(name):
     rows = dict(describe.describe(name))
-    assert {"what", "category", "paper", "learning rate", "weight decay", "numbers"} <= set(rows)
+    assert {"what", "category", "paper", "learning rate", "weight decay", "parity"} <= set(rows)
     assert all(text and "  Args" not in text for text in rows.values())
     for hyperparameter in optim.optimizer_info(name).hyperparameters:
         assert hyperparameter in rows["hyper-parameters"]
