@@ -6,10 +6,10 @@ import functools
 from rich.progress import track
 
 from bocb_jax import paper
+from bocb_jax.commands import landscapes
 from bocb_jax.commands.tables import Column, show_card, show_json, show_table
 from bocb_jax.console import console
 from bocb_jax.errors import UserError
-from bocb_jax.commands import landscapes
 from bocb_jax.optim import list_optimizers, optimizer_info
 from bocb_jax.optim.describe import describe
 from bocb_jax.paper.categories import category
