@@ -111,7 +111,7 @@ def recommend(
 def _stand_in(table: ScoreTable, model: str) -> tuple[str | None, bool, str]:
     """Return the table's backbone for a model, whether it is the model itself, and a sentence."""
     known = {to_model(name): name for name in reversed(table.backbones)}
-    known |= {name: name for name in table.backbones}  # as it is written there, before all
+    known |= {name: name for name in table.backbones}  # names as the table has them come first
     base = to_model(model)
     for name in (model, base):
         if name in known:
@@ -125,8 +125,8 @@ def _stand_in(table: ScoreTable, model: str) -> tuple[str | None, bool, str]:
         name = max(relatives, key=lambda name: _similarity(base, to_model(name)))
         return name, False, f"{model} is not in the table; {name} of the same family stands in."
     return None, False, (
-        f"{model} is not in the table, and nor is any of its family, as far as names tell: this is "
-        f"what holds over all {len(table.backbones)} backbones. `bocb probe` measures your own."
+        f"Neither {model} nor, judging by names, a backbone of its family is in the table: this "
+        f"advice is over all {len(table.backbones)} backbones. `bocb probe` measures your own."
     )  # fmt: skip
 
 

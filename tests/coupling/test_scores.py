@@ -20,7 +20,7 @@ def read(tmp_path):
     return read
 
 
-def test_long(read):
+def test_a_long_table(read):
     found = read(
         "# of a study\nbackbone,optimizer,seed,score,status,learning_rate\n"
         "vit,sgd,0,60,finished,0.1\nvit,sgd,1,62,,0.1\nvit,adamw,0,,diverged,1e-3\n"
@@ -37,7 +37,7 @@ def test_long(read):
     assert any("1 runs ended" in note for note in found.notes)
 
 
-def test_wide_is_the_long_one(read):
+def test_a_wide_table_reads_like_a_long_one(read):
     wide = read("optimizer,vit,resnet\nsgd,60,78\nadamw,diverged,\n")
     assert wide.matrix().loc["sgd"].tolist() == [60, 78]
     assert wide.matrix().loc["adamw", "vit"] == 0
@@ -86,7 +86,7 @@ def test_losses_may_exceed_one_hundred(read):
         ("backbone,optimizer,score,status\nvit,sgd,60,ok\n", "no status 'ok'"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_one_sentence_with_its_place(read, text, message):
+def test_a_bad_file_is_refused_in_a_sentence_that_names_the_line(read, text, message):
     with pytest.raises(UserError, match=message) as caught:
         read(text)
     assert "\n" not in str(caught.value)

@@ -33,7 +33,7 @@ def test_only_published_tables_are_listed():
     assert not {"taxonomy", "later_optimizers"} & set(paper.names())
 
 
-def test_an_unknown_table_is_a_sentence():
+def test_an_unknown_table_is_refused():
     with pytest.raises(
         UserError, match=r"no published table 'cifar'\. There are: backbones, cifar"
     ):
