@@ -10,7 +10,7 @@ import jax
 
 from bocb_jax import optim, paper
 from bocb_jax.config import TrainConfig
-from bocb_jax.data.registry import Dataset
+from bocb_jax.data.dataset import Dataset
 from bocb_jax.errors import UserError
 from bocb_jax.models.factory import MODELS, ModelEntry
 from bocb_jax.recipes import Recipe, get_recipe, regime_for

@@ -23,10 +23,11 @@ import tyro
 from bocb_jax.build import compiled_program, program_spec, starting_weights, use_compile_cache
 from bocb_jax.config import TrainConfig, dotted, from_toml, present_flags
 from bocb_jax.console import console, duration, reporter
+from bocb_jax.data.dataset import Dataset
+from bocb_jax.data.decode import RandomCrop
 from bocb_jax.data.loader import Loader
 from bocb_jax.data.pipeline import steps_per_epoch
-from bocb_jax.data.records import RandomCrop
-from bocb_jax.data.registry import Dataset, open_dataset
+from bocb_jax.data.registry import open_dataset
 from bocb_jax.engine import run_dir as run_folder
 from bocb_jax.engine import signals
 from bocb_jax.engine.memory import keep_freed_memory

@@ -8,7 +8,8 @@ import pytest
 from bocb_jax import paper
 from bocb_jax.build import program_spec
 from bocb_jax.config import TrainConfig, from_dict
-from bocb_jax.data.registry import Dataset, from_arrays
+from bocb_jax.data.arrays import from_arrays
+from bocb_jax.data.dataset import Dataset
 from bocb_jax.errors import UserError
 from bocb_jax.resolve import resolve
 

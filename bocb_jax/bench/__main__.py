@@ -27,7 +27,7 @@ from bocb_jax.bench.data import measure_folder as folder_speed
 from bocb_jax.bench.optimizers import Cost, measure
 from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.console import console, output
-from bocb_jax.data.synthetic import open_or_stand_in
+from bocb_jax.data.synthetic import open_or_synthetic
 from bocb_jax.engine.memory import keep_freed_memory
 from bocb_jax.engine.program import weights_of
 from bocb_jax.models import create_model, list_models
@@ -256,7 +256,7 @@ def _data(options: argparse.Namespace) -> list[dict[str, object]]:
 
 def _outside_the_model(recipe: str, rounds: int, steps: int = 10) -> dict[str, object]:
     """Seconds a step with its data and augmentation, and without, in turn."""
-    dataset, _ = open_or_stand_in("cifar10")
+    dataset, _ = open_or_synthetic("cifar10")
     settings = {
         "model": "resnet_mini",
         "opt": "sgd",

@@ -1,9 +1,8 @@
-"""How quick the data are: images per second, in turn with PyTorch's DataLoader.
+"""Throughput of the data pipeline in images per second, measured in turn with PyTorch's DataLoader.
 
-The augmentation is held against timm's, where neither side decodes: both have the same 32-pixel
-images in memory as uint8. Reading a folder of JPEGs is held against torchvision's `ImageFolder`.
-PyTorch and timm are no dependencies: they are used where the given interpreter has them, in a
-process of their own.
+Augmentation is compared with timm's, without decoding: both sides hold the same 32-pixel images in
+memory as uint8. Reading a folder of JPEGs is compared with torchvision's `ImageFolder`. PyTorch and
+timm are not dependencies: they run in a process of their own if the given interpreter has them.
 """
 
 import dataclasses
@@ -15,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -23,30 +23,32 @@ import numpy as np
 
 from bocb_jax.augment.mixing import Mixing, mix, smoothed_one_hot
 from bocb_jax.augment.preprocess import Augmentation, preprocess
+from bocb_jax.data.dataset import IMAGENET_MEAN, IMAGENET_STD
+from bocb_jax.data.decode import RandomCrop
 from bocb_jax.data.loader import Loader
-from bocb_jax.data.records import RandomCrop
-from bocb_jax.data.registry import IMAGENET_MEAN, IMAGENET_STD, open_dataset
-from bocb_jax.data.synthetic import photograph
+from bocb_jax.data.registry import open_dataset
+from bocb_jax.data.synthetic import synthetic_jpeg
 from bocb_jax.errors import UserError
 
-SOURCE = 32  # pixels of a side, before cropping
-CROP = 224  # pixels of a side that are made of a photograph
-CLASSES = 100
-DEIT = {"flip": True, "rand_augment": "rand-m9-mstd0.5-inc1", "erase": 0.25}
-# As in the code of DeiT: small images are padded and cropped.
+SOURCE_SIZE = 32  # side of the images in memory, in pixels
+CROP_SIZE = 224  # side to which photographs are cropped, in pixels
+NUM_CLASSES = 100
+DEIT = Augmentation(flip=True, rand_augment="rand-m9-mstd0.5-inc1", erase=0.25)
+# As in DeiT's code, small images are padded and cropped instead of resized.
 POLICIES = {
-    32: Augmentation(pad=4, **DEIT),
-    224: Augmentation(resized_crop=(0.08, 1.0), **DEIT),
+    32: dataclasses.replace(DEIT, pad=4),
+    224: dataclasses.replace(DEIT, resized_crop=(0.08, 1.0)),
 }
 
-_TIMED = """
+# Appended to each of the two scripts below: times one pass of `loader` for every line on stdin.
+_TIME_PASSES = """
 print("ready", flush=True)
 for _ in sys.stdin.buffer:
     start, count = time.perf_counter(), 0
     for number, (images, labels) in enumerate(loader, 1):
         finish(images, labels)
         count += len(images)
-        if number == unseen:  # the workers have begun
+        if number == unseen:  # the workers have started by now
             start, count = time.perf_counter(), 0
     print(count / (time.perf_counter() - start), flush=True)
 """
@@ -97,13 +99,13 @@ finish = lambda images, labels: None
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """Images per second in every round; `theirs` is empty without PyTorch and timm.
+    """Throughput of both sides, round by round.
 
     Attributes:
-      of: "augmentation" or "folder".
+      of: what was measured, "augmentation" or "folder".
       size: side of the resulting images in pixels.
-      ours: images per second of each round.
-      theirs: likewise.
+      ours: images per second in each round.
+      theirs: the same for PyTorch's side; empty without PyTorch and timm.
     """
 
     of: str
@@ -113,7 +115,7 @@ class Speed:
 
     @property
     def ratio(self) -> float | None:
-        """Median of ours over median of theirs."""
+        """Return the median of ours over the median of theirs; None without theirs."""
         if not self.theirs:
             return None
         return statistics.median(self.ours) / statistics.median(self.theirs)
@@ -128,30 +130,35 @@ def measure(
     workers: int = 2,
     python: Sequence[str] = (sys.executable,),
 ) -> Speed:
-    """The DeiT recipe's augmentation, with Mixup and CutMix, round after round on both sides.
+    """Measure the augmentation of the DeiT recipe, with Mixup and CutMix, against timm's.
 
     Args:
-      size: side of the result, 32 or 224.
+      size: side of the result in pixels, 32 or 224.
       rounds: how often each side is timed; they take turns.
-      batch: images of a batch; None for 128 small or 32 large ones. (An array that the allocator
-        takes from the system and gives back each time would cost as much as the augmentation.)
+      batch: images in a batch; None for 128 small or 32 large ones. (With larger batches the
+        allocator would return each array to the system, which costs as much as the augmentation.)
       batches: batches in a round.
       workers: processes of the DataLoader.
       python: command of an interpreter that has PyTorch, torchvision and timm.
 
     Raises:
-      UserError: no recipe for this size.
+      UserError: there is no policy for this size.
     """
     if size not in POLICIES:
-        raise UserError(f"The recipe is measured at {' or '.join(map(str, POLICIES))} pixels.")
+        raise UserError(
+            f"The augmentation is measured at {' or '.join(map(str, POLICIES))} pixels, not {size}."
+        )
     batch = batch or (128 if size <= 32 else 32)
-    images = np.random.default_rng(0).integers(0, 256, (batches * batch, SOURCE, SOURCE, 3))
-    # As smooth as photographs are: look-ups and branches take their usual time.
+    images = np.random.default_rng(0).integers(
+        0, 256, (batches * batch, SOURCE_SIZE, SOURCE_SIZE, 3)
+    )
+    # Smoothed like photographs, so that table look-ups and branches take their usual time.
     images = ((images + np.roll(images, 1, 1) + np.roll(images, 1, 2)) // 3).astype(np.uint8)
     ours = _ours(size, images.reshape(batches, batch, *images.shape[1:]))
-    settings = [size, batch, batches, workers, SOURCE, CLASSES, IMAGENET_MEAN, IMAGENET_STD]
-    with _Rival(python, _TIMM, settings, images.tobytes()) as theirs:
-        return _in_turn("augmentation", size, ours, theirs, rounds)
+    arguments: list[Any] = [size, batch, batches, workers, SOURCE_SIZE, NUM_CLASSES]
+    arguments += [IMAGENET_MEAN, IMAGENET_STD]
+    with _TorchProcess(python, _TIMM, arguments, images.tobytes()) as theirs:
+        return _alternate("augmentation", size, ours, theirs, rounds)
 
 
 def measure_folder(
@@ -163,16 +170,16 @@ def measure_folder(
     workers: int = 2,
     python: Sequence[str] = (sys.executable,),
 ) -> Speed:
-    """From JPEGs in a folder, as large as those of ImageNet, to cropped and normalized batches.
+    """Measure from JPEGs in a folder, as large as ImageNet's, to cropped and normalized batches.
 
-    Ours goes the way of a run with its default settings, onto the device. A run's reading has no
-    end, so both are timed while they are at it.
+    Ours are read as in a run with default settings, onto the device. A run reads without end, so
+    both sides are timed in the middle of a pass.
 
     Args:
       rounds: how often each side passes over the folder; they take turns.
       images: photographs in the folder.
-      batch: images of a batch.
-      unseen: batches of a pass before the clock starts, while threads and workers begin.
+      batch: images in a batch.
+      unseen: batches of a pass before the clock starts, while threads and workers start.
       workers: processes of the DataLoader.
       python: command of an interpreter that has PyTorch and torchvision.
     """
@@ -181,43 +188,50 @@ def measure_folder(
             folder = os.path.join(path, "train", f"class{number % 2}")
             os.makedirs(folder, exist_ok=True)
             with open(os.path.join(folder, f"{number:06}.jpg"), "wb") as file:
-                file.write(photograph())
-        # Without these two, some of the images would be held out of ours.
+                file.write(synthetic_jpeg())
+        # Without these two, our side would hold some of the images out.
         for split in ("val", "test"):
             os.symlink(os.path.join(path, "train"), os.path.join(path, split))
         ours = _our_folder(path, batch, unseen)
-        settings = [os.path.join(path, "train"), CROP, batch, workers]
-        settings += [IMAGENET_MEAN, IMAGENET_STD, unseen]
-        with _Rival(python, _IMAGE_FOLDER, settings) as theirs:
-            return _in_turn("folder", CROP, ours, theirs, rounds)
+        arguments: list[Any] = [os.path.join(path, "train"), CROP_SIZE, batch, workers]
+        arguments += [IMAGENET_MEAN, IMAGENET_STD, unseen]
+        with _TorchProcess(python, _IMAGE_FOLDER, arguments) as theirs:
+            return _alternate("folder", CROP_SIZE, ours, theirs, rounds)
 
 
-def _in_turn(of: str, size: int, ours, theirs, rounds: int) -> Speed:
-    ours(), theirs()  # compilation, and the start of the workers
+def _alternate(
+    of: str,
+    size: int,
+    ours: Callable[[], float],
+    theirs: Callable[[], float | None],
+    rounds: int,
+) -> Speed:
+    """Time both sides in turn; each call returns images per second."""
+    ours(), theirs()  # compiles, and starts the workers
     pairs = [(ours(), theirs()) for _ in range(rounds)]
     return Speed(of, size, [x for x, _ in pairs], [x for _, x in pairs if x is not None])
 
 
-def _our_folder(path: str, batch: int, unseen: int):
+def _our_folder(path: str, batch: int, unseen: int) -> Callable[[], float]:
     dataset = open_dataset(f"folder:{path}")
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), "data")
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     loader = Loader(
         dataset,
         batch_size=batch,
-        image_size=CROP,
+        image_size=CROP_SIZE,
         sharding=sharding,
         crop=RandomCrop(),
-        on_device="no",  # so few would be kept in memory
+        on_device="no",  # "auto" would keep so few images on the device
     )
     steps = len(dataset.splits["train"]) // batch
     prepare = functools.partial(
-        preprocess, image_size=CROP, mean=IMAGENET_MEAN, std=IMAGENET_STD,
+        preprocess, image_size=CROP_SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD,
         policy=Augmentation(flip=True),
     )  # fmt: skip
     finish = jax.jit(lambda images, key: prepare(images, key=key))
 
-    def once():
+    def once() -> float:
         with loader.train(seed=0) as batches:
             for step in range(steps):
                 if step == unseen:
@@ -228,20 +242,20 @@ def _our_folder(path: str, batch: int, unseen: int):
     return once
 
 
-def _ours(size: int, images: np.ndarray):
+def _ours(size: int, images: np.ndarray) -> Callable[[], float]:
     prepare = functools.partial(
         preprocess, image_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD, policy=POLICIES[size]
     )
 
     @jax.jit
-    def step(images, key):
-        labels = smoothed_one_hot(jnp.arange(len(images)) % CLASSES, CLASSES, 0.1)
+    def step(images: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        labels = smoothed_one_hot(jnp.arange(len(images)) % NUM_CLASSES, NUM_CLASSES, 0.1)
         augment, mixing = jax.random.split(key)
         return mix(prepare(images, key=augment), labels, key=mixing, policy=Mixing(0.8, 1.0))
 
     batches = [jax.device_put(x) for x in images]
 
-    def once():
+    def once() -> float:
         start = time.perf_counter()
         for i, batch in enumerate(batches):
             jax.block_until_ready(step(batch, jax.random.key(i)))
@@ -250,50 +264,54 @@ def _ours(size: int, images: np.ndarray):
     return once
 
 
-class _Rival:
-    """A process of another interpreter that times one pass of its `loader` whenever it is called.
+class _TorchProcess:
+    """Another interpreter, whose call times one pass over its data and returns images per second.
 
     Args:
-      python: its command.
+      python: command of the interpreter.
       script: makes `loader` and `finish(images, labels)` of the JSON in `sys.argv[1]`.
-      settings: for that JSON.
-      sent: what the script finds on its standard input.
+      arguments: content of that JSON.
+      sent: bytes for the standard input of the script.
 
     Raises:
-      UserError: it ended in the midst, as timm does on a Pillow that is too new for it.
+      UserError: it failed, as timm does with a Pillow that is too new for it.
     """
 
-    def __init__(self, python: Sequence[str], script: str, settings: list, sent: bytes = b""):
+    def __init__(self, python: Sequence[str], script: str, arguments: list[Any], sent: bytes = b""):
         self._sent = sent
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            [*python, "-c", script + _TIMED, json.dumps(settings)],
+            [*python, "-c", script + _TIME_PASSES, json.dumps(arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
         )
+        assert self._process.stdin
+        assert self._process.stdout
+        self._input, self._output = self._process.stdin, self._process.stdout
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         try:
-            self._process.stdin.write(self._sent)
-            self._process.stdin.flush()
+            self._input.write(self._sent)
+            self._input.flush()
         except BrokenPipeError:
-            pass  # there is no PyTorch or no timm
-        self._ready = self._process.stdout.readline() == b"ready\n"
+            pass  # the interpreter has no PyTorch or no timm
+        self._ready = self._output.readline() == b"ready\n"
         return self
 
     def __call__(self) -> float | None:
+        """Return images per second; None if the interpreter has no PyTorch or no timm."""
         if not self._ready:
             return None
-        self._process.stdin.write(b"\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
+        self._input.write(b"\n")
+        self._input.flush()
+        answer = self._output.readline()
         if not answer:
             self._errors.seek(0)
             last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
             raise UserError(f"PyTorch's side of the comparison failed: {' '.join(last)}")
         return float(answer)
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object):
         self._process.communicate()
         self._errors.close()

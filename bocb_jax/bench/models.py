@@ -18,7 +18,7 @@ import numpy as np
 
 from bocb_jax.build import compiled_program, program_spec
 from bocb_jax.config import AugmentConfig, ParallelConfig, TrainConfig
-from bocb_jax.data.registry import Dataset
+from bocb_jax.data.dataset import Dataset
 from bocb_jax.models import model_card
 from bocb_jax.resolve import resolve
 

@@ -1,12 +1,13 @@
-"""Images in folders: PATH/train/CLASS/*.jpg, with PATH/val and PATH/test beside it."""
+"""Image folders: PATH/train/CLASS/*.jpg, with PATH/val and PATH/test beside it."""
 
 import logging
 import os
 
 import numpy as np
 
-from bocb_jax.data.records import EncodedSplit
-from bocb_jax.data.registry import Dataset, OpenOptions, held_out_fraction, split_indices
+from bocb_jax.data.dataset import Dataset, OpenOptions
+from bocb_jax.data.holdout import held_out_fraction, stratified_split
+from bocb_jax.data.splits import EncodedSplit
 from bocb_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -19,58 +20,40 @@ _VALIDATION = ("val", "validation", "valid")
 
 
 def open_folder(path: str, options: OpenOptions) -> Dataset:
-    """The data set in a folder.
+    """Open the data set in a folder.
 
-    A class is a folder under `train`; its images may lie deeper. Without a `test` folder, `val`
-    serves for testing; a validation split that is missing is held out of `train`, class by class.
+    Each folder in `train` is a class; its images may lie in folders of their own. Without a `test`
+    folder, `val` is the test split; a missing validation split is held out of `train`, stratified
+    by class.
 
     Args:
       path: the folder that holds `train`; relative to `options.data_dir` where that is given.
-      options: `data_dir`, `split_seed` and `on_corrupt` count.
+      options: all but `download` apply.
 
     Raises:
-      UserError: no such folder, no classes, or a class without images.
+      UserError: there is no such folder, no class, or a class without images.
     """
     path = os.path.expanduser(path)
     path = os.path.abspath(os.path.join(options.data_dir or "", path))
     if not os.path.isdir(path):
-        raise UserError(f"There is no folder '{path}' to read images from.")
+        raise UserError(f"There is no folder '{path}'; check the path of the data set.")
     folders = {name: os.path.join(path, name) for name in sorted(os.listdir(path))}
     if not os.path.isdir(folders.get("train", "")):
         raise UserError(
-            f"The folder '{path}' has no folder 'train'; images are looked for in "
-            "train/CLASS/*.jpg, and in val or test likewise."
+            f"The folder '{path}' has no folder 'train'; put training images in train/CLASS/*.jpg, "
+            "and others in val and test likewise."
         )
     classes = _subfolders(folders["train"])
     if not classes:
-        raise UserError(f"The folder '{folders['train']}' has no folders in it, one per class.")
+        raise UserError(f"The folder '{folders['train']}' holds no folders; give it one per class.")
 
-    def files(split: str) -> "Files":
-        return _list_files(folders[split], classes, complete=split == "train")
-
-    train = files("train")
-    given = [name for name in (*_VALIDATION, "test") if os.path.isdir(folders.get(name, ""))]
-    splits = {}
-    if "test" in given:
-        splits["test"] = files("test")
-        given.remove("test")
-        if given:
-            splits["validation"] = files(given[0])
-    elif given:
-        splits["test"] = files(given[0])
-        logger.warning(
-            "'%s' has no folder 'test': '%s' serves for testing, and a part of 'train' for "
-            "validation.",
-            path,
-            given[0],
-        )
-    else:
-        logger.warning("'%s' has neither 'val' nor 'test': parts of 'train' serve for both.", path)
+    splits = _list_splits(path, folders, classes)
     missing = [key for key in ("validation", "test") if key not in splits]
+    train = splits["train"]
     fraction = held_out_fraction(len(train))
-    parts = split_indices(train.labels, [fraction] * len(missing), options.split_seed)
+    parts = stratified_split(train.labels, [fraction] * len(missing), options.split_seed)
     for key, part in zip(["train", *missing], parts, strict=True):
-        splits[key] = Files(train.root, train.names[part], train.labels[part])
+        splits[key] = FileRecords(train.root, train.names[part], train.labels[part])
     return Dataset(
         name=f"folder:{path}",
         num_classes=len(classes),
@@ -83,14 +66,18 @@ def open_folder(path: str, options: OpenOptions) -> Dataset:
     )
 
 
-class Files:
-    """Image files under one folder, with their labels: the records of an `EncodedSplit`."""
+class FileRecords:
+    """Records of the image files under one folder.
+
+    Args:
+      root: the folder.
+      names: (N,) bytes, relative to the root. One array rather than a list: a million names take
+        little memory and are pickled fast.
+      labels: (N,) int32.
+    """
 
     def __init__(self, root: str, names: np.ndarray, labels: np.ndarray):
-        self.root = root
-        # Bytes in one array: a million names take little memory and travel fast to workers.
-        self.names = names  # (N,) bytes, relative to the root
-        self.labels = labels  # (N,) int32
+        self.root, self.names, self.labels = root, names, labels
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -103,15 +90,40 @@ class Files:
         return os.path.join(self.root, os.fsdecode(bytes(self.names[index])))
 
 
+def _list_splits(path: str, folders: dict[str, str], classes: list[str]) -> dict[str, FileRecords]:
+    """Return "train" and those of "validation" and "test" that have folders; warn of the others."""
+    splits = {"train": _list_files(folders["train"], classes, complete=True)}
+    validation = [name for name in _VALIDATION if os.path.isdir(folders.get(name, ""))]
+    if os.path.isdir(folders.get("test", "")):
+        splits["test"] = _list_files(folders["test"], classes)
+        if validation:
+            splits["validation"] = _list_files(folders[validation[0]], classes)
+    elif validation:
+        splits["test"] = _list_files(folders[validation[0]], classes)
+        logger.warning(
+            "'%s' has no folder 'test': '%s' is used as the test split, and a part of 'train' for "
+            "validation.",
+            path,
+            validation[0],
+        )
+    else:
+        logger.warning(
+            "'%s' has neither 'val' nor 'test': parts of 'train' are held out for both.", path
+        )
+    return splits
+
+
 def _subfolders(path: str) -> list[str]:
     return sorted(x.name for x in os.scandir(path) if x.is_dir() and not x.name.startswith("."))
 
 
-def _list_files(root: str, classes: list[str], *, complete: bool) -> Files:
-    strange = sorted(set(_subfolders(root)) - set(classes))
-    if strange:
+def _list_files(root: str, classes: list[str], *, complete: bool = False) -> FileRecords:
+    """List the images of every class; of a `complete` split no class may be empty."""
+    unknown = sorted(set(_subfolders(root)) - set(classes))
+    if unknown:
         raise UserError(
-            f"The folder '{root}' has a class '{strange[0]}' that the training images do not have."
+            f"The folder '{root}' has a class '{unknown[0]}' that the training images do not have; "
+            "rename or remove it."
         )
     names: list[bytes] = []
     counts = []
@@ -125,9 +137,9 @@ def _list_files(root: str, classes: list[str], *, complete: bool) -> Files:
         names.extend(found)
         counts.append(len(found))
     if not names:
-        raise UserError(f"The folder '{root}' holds no images.")
+        raise UserError(f"The folder '{root}' holds no images; fill it or remove it.")
     labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
-    return Files(root, np.array(names), labels)
+    return FileRecords(root, np.array(names), labels)
 
 
 def _images_under(root: str, label: str) -> list[bytes]:

@@ -1,7 +1,8 @@
-"""The data sets of the paper by their short names: cifar10, cifar100, imagenet2012."""
+"""The data sets with short names: digits, and the paper's cifar10, cifar100 and imagenet2012."""
 
 import dataclasses
 import hashlib
+import importlib.util
 import os
 import tarfile
 import urllib.request
@@ -9,13 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from bocb_jax.data.registry import (
-    Dataset,
-    OpenOptions,
-    from_arrays,
-    held_out_fraction,
-    register_dataset,
-)
+from bocb_jax.data.arrays import from_arrays
+from bocb_jax.data.dataset import Dataset, OpenOptions
+from bocb_jax.data.holdout import held_out_fraction
+from bocb_jax.data.registry import register_dataset
 from bocb_jax.data.tfds import default_data_dir, is_prepared, open_tfds
 from bocb_jax.errors import DatasetMissing, UserError
 
@@ -30,7 +28,7 @@ class _Cifar:
     folder: str
     train: tuple[str, ...]
     test: tuple[str, ...]
-    label_bytes: int  # per image; the last one is the label, before it comes the coarse one
+    label_bytes: int  # before each image: the label is the last of them, after any coarse label
     class_names: str
     description: dict[str, Any]
 
@@ -59,24 +57,46 @@ _CIFAR100 = _Cifar(
 )
 
 
+@register_dataset("digits")
+def open_digits(options: OpenOptions) -> Dataset:
+    """Open the 1,797 handwritten digits, 8x8, of scikit-learn (E. Alpaydin, C. Kaynak, 1998)."""
+    # Read from scikit-learn's file: importing it takes as long as compiling a small network.
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("The digits come with scikit-learn; install it (pip install scikit-learn).")
+    folder = spec.submodule_search_locations[0]
+    table = np.loadtxt(os.path.join(folder, "datasets", "data", "digits.csv.gz"), delimiter=",")
+    # Each row: 64 gray levels, 0 ... 16, and the digit.
+    images = np.round(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    return from_arrays(
+        "digits",
+        images,
+        table[:, -1].astype(np.int32),
+        split_seed=options.split_seed,
+        class_names=tuple("0123456789"),
+        mean=(0.305, 0.305, 0.305),
+        std=(0.376, 0.376, 0.376),
+    )
+
+
 @register_dataset("cifar10")
 def open_cifar10(options: OpenOptions) -> Dataset:
-    """60,000 photographs of 10 classes, 32x32 (A. Krizhevsky, 2009)."""
+    """Open CIFAR-10: 60,000 photographs of 10 classes, 32x32 (A. Krizhevsky, 2009)."""
     return _open_cifar(_CIFAR10, options)
 
 
 @register_dataset("cifar100")
 def open_cifar100(options: OpenOptions) -> Dataset:
-    """60,000 photographs of 100 classes, 32x32 (A. Krizhevsky, 2009)."""
+    """Open CIFAR-100: 60,000 photographs of 100 classes, 32x32 (A. Krizhevsky, 2009)."""
     return _open_cifar(_CIFAR100, options)
 
 
 @register_dataset("imagenet2012")
 def open_imagenet2012(options: OpenOptions) -> Dataset:
-    """1.28 million photographs of 1,000 classes (Russakovsky et al., 2015, arXiv 1409.0575).
+    """Open ImageNet: 1.28 million photographs of 1,000 classes (Russakovsky et al., 2015).
 
-    The official validation split is the test split here, as everywhere in the field; the labels
-    of the official test split are not public.
+    arXiv 1409.0575. The official validation split is the test split, as is usual: the labels of
+    the official test split are not public.
     """
     return dataclasses.replace(
         open_tfds("imagenet2012", options, test="validation"), name="imagenet2012"
@@ -84,7 +104,7 @@ def open_imagenet2012(options: OpenOptions) -> Dataset:
 
 
 def _open_cifar(cifar: _Cifar, options: OpenOptions) -> Dataset:
-    # TensorFlow Datasets cannot prepare these without TensorFlow; the original files can be read.
+    # TFDS cannot prepare these without TensorFlow; unless it has, the original files are read.
     data_dir = options.data_dir or default_data_dir()
     if is_prepared(cifar.name, data_dir):
         dataset = open_tfds(cifar.name, options, **cifar.description)
@@ -98,8 +118,8 @@ def _open_cifar(cifar: _Cifar, options: OpenOptions) -> Dataset:
             class_names = tuple(file.read().split())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"The folder '{folder}' does not hold {cifar.name} whole ({error}); remove it, and it "
-            "is made again."
+            f"The folder '{folder}' does not hold all of {cifar.name} ({error}); remove it to have "
+            "it unpacked again."
         ) from error
     return from_arrays(
         cifar.name,
@@ -113,18 +133,20 @@ def _open_cifar(cifar: _Cifar, options: OpenOptions) -> Dataset:
 
 
 def _read(cifar: _Cifar, folder: str, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    records = [np.fromfile(os.path.join(folder, name), np.uint8) for name in names]
-    records = np.concatenate(records).reshape(-1, cifar.label_bytes + 3 * 32 * 32)
+    """Read binary files to images, (N, 32, 32, 3) uint8, and labels, (N,) int32."""
+    files = [np.fromfile(os.path.join(folder, name), np.uint8) for name in names]
+    records = np.concatenate(files).reshape(-1, cifar.label_bytes + 3 * 32 * 32)
     images = records[:, cifar.label_bytes :].reshape(-1, 3, 32, 32)
     return images.transpose(0, 2, 3, 1), records[:, cifar.label_bytes - 1].astype(np.int32)
 
 
 def _archive(cifar: _Cifar, data_dir: str, download: bool) -> str:
+    """Return the path of the archive, downloading it if need be."""
     archive = os.path.join(data_dir, os.path.basename(cifar.url))
     if os.path.exists(archive):
         return archive
     not_there = f"The dataset '{cifar.name}' is not in {data_dir}"
-    remedy = f"Put {cifar.url} there, or give the folder that has it as --data.dir."
+    remedy = f"Put {cifar.url} there, or give the folder that holds it as --data.dir."
     if not download:
         raise DatasetMissing(f"{not_there}, and downloading is switched off. {remedy}")
     partial = f"{archive}.{os.getpid()}.part"
@@ -136,7 +158,7 @@ def _archive(cifar: _Cifar, data_dir: str, download: bool) -> str:
                 digest.update(block)
                 sink.write(block)
         if digest.hexdigest() != cifar.sha256:
-            raise OSError("what came has another checksum")
+            raise OSError("the downloaded file has a wrong checksum")
         os.replace(partial, archive)
     except OSError as error:
         reason = getattr(error, "reason", error)
@@ -148,17 +170,20 @@ def _archive(cifar: _Cifar, data_dir: str, download: bool) -> str:
 
 
 def _extract(archive: str, folder: str):
-    # Under another name until all is there, so that a folder of the right name is whole.
+    """Unpack the files of an archive into a folder, without the folders in it."""
+    # Renamed at the end, so that a folder of this name is always complete.
     partial = f"{folder}.{os.getpid()}.part"
     os.makedirs(partial, exist_ok=True)
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
-                if member.isfile():
+                source = tar.extractfile(member) if member.isfile() else None
+                if source is not None:
                     with open(os.path.join(partial, os.path.basename(member.name)), "wb") as file:
-                        file.write(tar.extractfile(member).read())
+                        file.write(source.read())
         os.replace(partial, folder)
     except (OSError, EOFError, tarfile.TarError) as error:
         raise UserError(
-            f"The archive '{archive}' cannot be unpacked ({error}); remove it and fetch it again."
+            f"The archive '{archive}' cannot be unpacked ({error}); remove it; it is downloaded "
+            "again."
         ) from error

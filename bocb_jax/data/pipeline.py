@@ -1,37 +1,36 @@
-"""From a split to batches on the devices.
+"""Batches of a split: which examples they hold, and how the host reads them.
 
-Every batch is a pure function of (seed, step): the order of an epoch comes from (seed, epoch), and
-the batch of a step is cut out of it by arithmetic. So the state of an iterator is the number of the
-next step, a run can resume on another number of processes, and each process reads just the rows of
-the global batch that its own devices hold.
+Every batch is a pure function of (seed, step): the order of an epoch follows from (seed, epoch),
+and the batch of a step is a slice of it. The state of an iterator is therefore the number of the
+next step, a run can resume on another number of processes, and each process reads only those rows
+of the global batch that its own devices hold.
 
-The way of a batch: Grain reads it by number (threads or worker processes for images that must be
-decoded, one gather for arrays), `jax.make_array_from_process_local_data` puts it on the devices,
-and a thread keeps a few batches ahead.
+Grain reads batches by number (threads or worker processes for images that must be decoded, one
+gather for arrays), `jax.make_array_from_process_local_data` places them on the devices, and a
+thread keeps a few of them ready.
 """
 
+import abc
 import functools
 import os
 import sys
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import grain
 import numpy as np
 
-from bocb_jax.data.records import CachedSplit
-from bocb_jax.data.registry import Split, permutation
+from bocb_jax.data.dataset import Batch, Split
+from bocb_jax.data.holdout import permutation
 from bocb_jax.errors import UserError
-
-Batch = dict[str, Any]
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """Full batches in one pass; what is left over waits for another shuffle.
+    """Return the number of full batches in one epoch; the remaining examples are left out.
 
     Raises:
-      UserError: there is not even one full batch.
+      UserError: there are fewer examples than one batch.
     """
     if examples < batch_size:
         raise UserError(
@@ -39,6 +38,133 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
             "use a smaller --batch-size."
         )
     return examples // batch_size
+
+
+class Plan(abc.ABC):
+    """Which examples make up which batch: a pure function of what `state` holds.
+
+    Attributes:
+      steps: batches in one epoch.
+      state: what must be equal for a step to mean the same batch.
+    """
+
+    steps: int
+    state: dict[str, int]
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Return the number of batches in all."""
+
+    @abc.abstractmethod
+    def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the indices of an epoch's examples in order, (N,) int32, and their weights.
+
+        N is at least steps * batch_size. Weights are (N,) float32, or None where all count.
+        """
+
+    def check(self, state: dict[str, int]):
+        """Refuse the state of an iterator over another plan.
+
+        Raises:
+          UserError: the state belongs to another order of batches.
+        """
+        for key, ours in self.state.items():
+            if state.get(key) != ours:
+                raise UserError(
+                    f"The saved data position was made with {key} = {state.get(key)}, this run has "
+                    f"{key} = {ours}; its batches would be different. Resume with the settings "
+                    "that the run was started with."
+                )
+
+    def batch(self, step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the example indices at some rows of a global batch, and their weights."""
+        epoch, step = divmod(step, self.steps)
+        positions = step * self.state["batch_size"] + rows
+        order, weight = self.epoch(epoch)
+        return order[positions], None if weight is None else weight[positions]
+
+
+class TrainPlan(Plan):
+    """Endless epochs, each shuffled differently and without its incomplete last batch.
+
+    With repeated augmentation (Hoffer et al., 2020, arXiv 1901.09335) each image comes `repeats`
+    times in a row, to be augmented differently. An epoch keeps its number of steps and so shows
+    one in `repeats` of the images.
+    """
+
+    def __init__(self, examples: int, batch_size: int, seed: int, repeats: int = 1):
+        self.state = {"examples": examples, "batch_size": batch_size, "seed": seed}
+        if repeats > 1:
+            self.state["repeats"] = repeats
+        self.steps = steps_per_epoch(examples, batch_size)
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def epoch(self, number: int) -> tuple[np.ndarray, None]:
+        state = self.state
+        return _epoch_order(state["examples"], state["seed"], number, state.get("repeats", 1)), None
+
+
+class EvaluationPlan(Plan):
+    """Every example once, in order; the last batch is filled up with examples of weight 0."""
+
+    def __init__(self, examples: int, batch_size: int):
+        self.state = {"examples": examples, "batch_size": batch_size}
+        self.steps = -(-examples // batch_size)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        del number  # every pass is the same
+        positions = np.arange(self.steps * self.state["batch_size"])
+        real = positions < self.state["examples"]
+        return np.where(real, positions, 0).astype(np.int32), real.astype(np.float32)
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch_order(examples: int, seed: int, epoch: int, repeats: int) -> np.ndarray:
+    return np.repeat(permutation(examples, seed, epoch + 1), repeats)[:examples]
+
+
+class Batches(Iterator[Batch]):
+    """Iterator over the batches of a plan; also a context manager that closes itself.
+
+    `get_state` returns a small dictionary for JSON; `set_state` of an iterator over the same plan
+    continues there, whichever way its batches take. The state counts the batches handed out, not
+    those read ahead.
+
+    Attributes:
+      total: number of batches in all; in training, practically infinite.
+    """
+
+    def __init__(self, plan: Plan, step: int = 0):
+        self._plan, self._step = plan, step
+        self.total = len(plan)
+
+    def get_state(self) -> dict[str, int]:
+        """Return the next step, and what must be equal for it to mean the same batch."""
+        return {"step": self._step, **self._plan.state}
+
+    def set_state(self, state: dict[str, int]):
+        """Continue at a state that `get_state` returned.
+
+        Raises:
+          UserError: the state belongs to another order of batches.
+        """
+        self._plan.check(state)
+        self.close()
+        self._step = int(state["step"])
+
+    def close(self):
+        """End threads and worker processes, if any; a later `next` starts them again."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object):
+        self.close()
 
 
 def train_batches(
@@ -54,33 +180,32 @@ def train_batches(
     workers: int = 0,
     start_step: int = 0,
     repeats: int = 1,
-) -> "Batches":
-    """Endless shuffled batches of {"image", "label", "index"}.
+) -> "HostBatches":
+    """Return endless shuffled batches of {"image", "label", "index"}.
 
-    "image" is (B, H, W, 3) uint8, "label" and "index" (the example's place in the split) are (B,)
-    int32. Every epoch is shuffled anew and its incomplete last batch dropped.
+    "image" is (B, H, W, 3) uint8, "label" and "index" (of the example in the split) are (B,) int32.
+    Every epoch is shuffled differently and its incomplete last batch dropped.
 
     Args:
       split: the training split.
-      batch_size: of the global batch, over all processes.
+      batch_size: size of the global batch, over all processes.
       seed: decides the order of every epoch.
-      image_size: side to which images are brought on the host where their sizes vary.
+      image_size: side in pixels to which the host brings images of varying sizes.
       sharding: `NamedSharding` of the batch dimension; None gives NumPy arrays.
       process_index: without a sharding, which contiguous part of the batch to read.
-      process_count: without a sharding, of how many parts.
+      process_count: without a sharding, the number of such parts.
       prefetch: batches kept ready beyond the one in use.
       workers: processes that decode images; 0 decodes in threads of this one.
       start_step: number of the first batch.
-      repeats: how often an image comes in a row, see `TrainPlan`.
+      repeats: how often each image comes in a row, see `TrainPlan`.
 
     Raises:
-      UserError: a batch larger than the split or not divisible by the processes.
+      UserError: the batch is larger than the split, or not divisible by the processes.
     """
     rows = _local_rows(batch_size, sharding, process_index, process_count)
     plan = TrainPlan(len(split), batch_size, seed, repeats)
-    return Batches(
-        split, plan, rows, image_size, sharding, prefetch=prefetch, workers=workers, step=start_step
-    )
+    split = split.sized(image_size)
+    return HostBatches(split, plan, rows, sharding, prefetch, workers, start_step)
 
 
 def evaluation_batches(
@@ -93,120 +218,40 @@ def evaluation_batches(
     process_count: int = 1,
     prefetch: int = 2,
     workers: int = 0,
-) -> "Batches":
-    """One pass over a split, in order: batches of {"image", "label", "index", "weight"}.
+) -> "HostBatches":
+    """Return one pass over a split, in order: batches of {"image", "label", "index", "weight"}.
 
     Every example comes once with weight 1. The last batch is filled up with examples of weight 0,
-    so that shapes never change; `weight` is (B,) float32. An unreadable image that was skipped
-    also has weight 0. Arguments are those of `train_batches`.
+    so that shapes never change; "weight" is (B,) float32. A skipped unreadable image also has
+    weight 0. Arguments are those of `train_batches`.
     """
     rows = _local_rows(batch_size, sharding, process_index, process_count)
     plan = EvaluationPlan(len(split), batch_size)
-    return Batches(split, plan, rows, image_size, sharding, prefetch=prefetch, workers=workers)
+    return HostBatches(split.sized(image_size), plan, rows, sharding, prefetch, workers)
 
 
-class _Plan:
-    """Which examples make up which batch: a pure function of what `state` holds.
+class HostBatches(Batches):
+    """Batches read on the host, ahead of their use. Arguments are those of `train_batches`."""
 
-    Attributes:
-      steps: batches in one pass.
-      state: what must be the same for a step to mean the same batch.
-    """
-
-    steps: int
-    state: dict[str, int]
-
-    def check(self, state: dict[str, int]):
-        """Refuses the state of an iterator over another plan.
-
-        Raises:
-          UserError: the state belongs to another order of batches.
-        """
-        for key, ours in self.state.items():
-            if state.get(key) != ours:
-                raise UserError(
-                    f"The saved data position was made with {key} = {state.get(key)}, this run has "
-                    f"{key} = {ours}; its batches would be others."
-                )
-
-    def batch(self, step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Indices of the examples at some rows of the global batch, and their weights."""
-        epoch, step = divmod(step, self.steps)
-        places = step * self.state["batch_size"] + rows
-        order, weight = self.epoch(epoch)
-        return order[places], None if weight is None else weight[places]
-
-
-class TrainPlan(_Plan):
-    """Every epoch in another order, its incomplete last batch dropped; no weights.
-
-    With repeated augmentation (Hoffer et al., 2020, arXiv 1901.09335) each image comes `repeats`
-    times in a row, to be augmented differently; an epoch has as many steps as ever, and so one
-    image in `repeats`.
-    """
-
-    def __init__(self, examples: int, batch_size: int, seed: int, repeats: int = 1):
-        self.state = {"examples": examples, "batch_size": batch_size, "seed": seed}
-        if repeats > 1:
-            self.state["repeats"] = repeats
-        self.steps = steps_per_epoch(examples, batch_size)
-
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def epoch(self, number: int) -> tuple[np.ndarray, None]:
-        """The examples of an epoch in their order, (steps * batch_size,) int32, or more."""
-        state = self.state
-        return _epoch_order(state["examples"], state["seed"], number, state.get("repeats", 1)), None
-
-
-class EvaluationPlan(_Plan):
-    """Every example once, in order; the last batch is filled up with examples of weight 0."""
-
-    def __init__(self, examples: int, batch_size: int):
-        self.state = {"examples": examples, "batch_size": batch_size}
-        self.steps = -(-examples // batch_size)
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The examples in their order, (steps * batch_size,) int32, and their weights."""
-        del number  # always the same
-        places = np.arange(self.steps * self.state["batch_size"])
-        real = places < self.state["examples"]
-        return np.where(real, places, 0).astype(np.int32), real.astype(np.float32)
-
-
-@functools.lru_cache(maxsize=4)
-def _epoch_order(examples: int, seed: int, epoch: int, repeats: int) -> np.ndarray:
-    return np.repeat(permutation(examples, seed, epoch + 1), repeats)[:examples]
-
-
-class Batches(Iterator[Batch]):
-    """Iterator over batches; also a context manager that ends its threads.
-
-    `get_state` gives a small dictionary for JSON; `set_state` of an equal iterator continues
-    there. The state counts the batches handed out, not those read ahead.
-
-    Attributes:
-      total: how many batches there are; in training, practically no end.
-    """
-
-    def __init__(self, split, plan, rows, image_size, sharding, *, prefetch, workers, step=0):
-        if hasattr(split, "sized"):
-            split = split.sized(image_size)
-        if workers and isinstance(split, CachedSplit):
-            split = split.split  # every worker would fill a cache of its own
+    def __init__(
+        self,
+        split: Split,
+        plan: Plan,
+        rows: np.ndarray,
+        sharding: Any,
+        prefetch: int,
+        workers: int,
+        step: int = 0,
+    ):
+        super().__init__(plan, step)
+        if workers:
+            split = split.for_workers()
         self._reader = _Reader(split, plan, rows)
-        self.total = len(plan)
-        self._plan = plan
         self._sharding = sharding
         self._prefetch = prefetch
         self._workers = workers
-        self._step = step
         self._open: list[grain.DatasetIterator] = []  # none or one
-        # When this object is dropped, and before the interpreter takes its modules apart.
+        # Runs when this object is dropped, and before the interpreter unloads its modules.
         weakref.finalize(self, _close_all, self._open)
 
     def __next__(self) -> Batch:
@@ -220,33 +265,12 @@ class Batches(Iterator[Batch]):
         self._step += 1
         return batch
 
-    def get_state(self) -> dict[str, int]:
-        """The next step, and what must be the same for that step to mean the same batch."""
-        return {"step": self._step, **self._plan.state}
-
-    def set_state(self, state: dict[str, int]):
-        """Continues at a state that `get_state` gave.
-
-        Raises:
-          UserError: the state belongs to another order of batches.
-        """
-        self._plan.check(state)
-        self.close()
-        self._step = int(state["step"])
-
     def close(self):
-        """Ends threads and worker processes; a later `next` starts them again."""
         _close_all(self._open)
-
-    def __enter__(self) -> "Batches":
-        return self
-
-    def __exit__(self, *exception):
-        self.close()
 
     def _start(self) -> grain.DatasetIterator:
         reader = self._reader.starting_at(self._step)
-        # Arrays are read by the thread that keeps batches ahead; decoding is worth more threads.
+        # The prefetching thread suffices to read arrays; decoding is spread over more threads.
         threads = 0 if self._workers or not reader.decodes else min(16, os.cpu_count() or 1)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         batches = grain.MapDataset.source(reader).to_iter_dataset(options)
@@ -268,15 +292,12 @@ def _close_all(iterators: list[grain.DatasetIterator]):
 class _Reader:
     """Batches by number: the random-access source that Grain reads."""
 
-    def __init__(self, split: Split, plan: TrainPlan | EvaluationPlan, rows: np.ndarray):
-        self._split, self._plan, self._rows = split, plan, rows
-        self._first = 0
-        self.decodes = isinstance(split, CachedSplit) or not hasattr(split, "gather")
+    def __init__(self, split: Split, plan: Plan, rows: np.ndarray, first: int = 0):
+        self._split, self._plan, self._rows, self._first = split, plan, rows, first
+        self.decodes = split.decodes
 
     def starting_at(self, step: int) -> "_Reader":
-        reader = _Reader(self._split, self._plan, self._rows)
-        reader._first = step
-        return reader
+        return _Reader(self._split, self._plan, self._rows, step)
 
     def __len__(self) -> int:
         return len(self._plan) - self._first
@@ -284,33 +305,18 @@ class _Reader:
     def __getitem__(self, number: int) -> Batch:
         step = self._first + number
         indices, weight = self._plan.batch(step, self._rows)
-        if hasattr(self._split, "gather"):
-            batch = self._split.gather(indices)
-        else:
-            batch = _stack(self._split, indices, self._plan.state.get("seed", 0), step, self._rows)
+        seed = self._plan.state.get("seed", 0)
+        batch = self._split.gather(indices, [(seed, step, row) for row in self._rows.tolist()])
         if weight is not None:
-            # A source that skips an unreadable image gives the index of the one it took instead.
+            # A skipped unreadable image comes back under another index.
             batch["weight"] = weight * (batch["index"] == indices)
         return batch
 
 
-def _stack(split: Split, indices: np.ndarray, seed: int, step: int, rows: np.ndarray) -> Batch:
-    if hasattr(split, "draw"):
-        places = zip(indices, rows, strict=True)
-        examples = [split.draw(int(index), (seed, step, int(row))) for index, row in places]
-    else:
-        examples = [split[int(index)] for index in indices]
-    return {
-        "image": np.stack([example["image"] for example in examples]),
-        "label": np.array([example["label"] for example in examples], np.int32),
-        "index": np.array(
-            [x.get("index", i) for x, i in zip(examples, indices, strict=True)], np.int32
-        ),
-    }
-
-
-def _local_rows(batch_size, sharding, process_index, process_count) -> np.ndarray:
-    """Rows of the global batch that this process reads, in increasing order."""
+def _local_rows(
+    batch_size: int, sharding: Any, process_index: int, process_count: int
+) -> np.ndarray:
+    """Return the rows of the global batch that this process reads, in increasing order."""
     if sharding is None:
         if batch_size % process_count:
             raise UserError(
@@ -318,17 +324,17 @@ def _local_rows(batch_size, sharding, process_index, process_count) -> np.ndarra
             )
         local = batch_size // process_count
         return np.arange(process_index * local, (process_index + 1) * local)
-    # Asked of the sharding, since the devices of a process need not be neighbours in the mesh.
+    # The sharding is asked, since the devices of a process need not be neighbors in the mesh.
     slices = sharding.addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[part] for part in slices]))
 
 
 def _copy(batch: Batch) -> Batch:
-    # Out of the memory shared with the worker, which must not outlive the iterator.
+    # Out of the memory shared with the worker, which ends with the iterator.
     return {key: np.array(value) for key, value in batch.items()}
 
 
-def _to_devices(sharding, batch: Batch) -> Batch:
+def _to_devices(sharding: Any, batch: Batch) -> Batch:
     import jax
 
     put = functools.partial(jax.make_array_from_process_local_data, sharding)
@@ -338,8 +344,8 @@ def _to_devices(sharding, batch: Batch) -> Batch:
 def _worker_options(workers: int) -> grain.MultiprocessingOptions:
     from absl import flags
 
-    # Grain reads an absl flag for its workers, and absl refuses before it has parsed a command
-    # line; ours is not absl's.
+    # Grain's workers read an absl flag, which absl refuses until it has parsed a command line;
+    # this package parses its own.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     return grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)

@@ -1,4 +1,4 @@
-"""Data sets prepared by TensorFlow Datasets, read from ArrayRecord files without TensorFlow."""
+"""Data sets of TensorFlow Datasets (TFDS), read from ArrayRecord files without TensorFlow."""
 
 import contextlib
 import difflib
@@ -7,23 +7,26 @@ import os
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from bocb_jax.data.records import EncodedSplit, Subset
-from bocb_jax.data.registry import Dataset, OpenOptions, held_out_fraction, split_indices
+from bocb_jax.data.dataset import Dataset, OpenOptions
+from bocb_jax.data.holdout import held_out_fraction, stratified_split
+from bocb_jax.data.records import Records, SubsetRecords
+from bocb_jax.data.splits import EncodedSplit
 from bocb_jax.errors import DatasetMissing, UnknownName, UserError
 
 
 def default_data_dir() -> str:
-    """Where TensorFlow Datasets looks: $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
+    """Return the directory of TFDS: $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
     return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def is_prepared(name: str, data_dir: str | None) -> bool:
-    """Whether some version of a data set lies ready in `data_dir`."""
+    """Return whether some version of a data set is prepared in `data_dir`."""
     top = os.path.join(data_dir or default_data_dir(), name)
     return any("dataset_info.json" in files for _, _, files in os.walk(top))
 
@@ -31,20 +34,21 @@ def is_prepared(name: str, data_dir: str | None) -> bool:
 def open_tfds(
     name: str, options: OpenOptions, *, test: str | None = None, **description: Any
 ) -> Dataset:
-    """The data set of that name in TensorFlow Datasets.
+    """Open a data set of TFDS, preparing it first where that is possible.
 
-    The official validation split is used as such where there is a test split too; otherwise it
-    serves for testing. A split that is missing is held out of "train" at random.
+    Without an official test split, the official validation split is the test split. A missing
+    split is held out of "train" at random.
 
     Args:
-      name: as TensorFlow Datasets has it: "cifar10", "oxford_flowers102:2.1.1", "name/config".
-      options: all count.
-      test: the official split to test on, where that is not the obvious one.
+      name: its name in TFDS: "cifar10", "oxford_flowers102:2.1.1", "name/config".
+      options: all of them apply.
+      test: the official split to test on; None for "test", or else "validation".
       **description: further fields of `Dataset` (mean, std).
 
     Raises:
-      UnknownName: no such data set, there or in the catalogue.
-      UserError: not there and not to be had, or not one of labelled images.
+      UnknownName: no data set has this name, on this machine or in the catalog.
+      DatasetMissing: it is not on this machine and must not be downloaded.
+      UserError: it cannot be prepared, or does not hold labeled images.
     """
     data_dir = options.data_dir or default_data_dir()
     with _quiet():
@@ -61,22 +65,22 @@ def open_tfds(
     if "train" not in records:
         raise UserError(f"The dataset 'tfds:{name}' has no split 'train'; it has {official}.")
     test = test or next((key for key in ("test", "validation") if key in official), None)
-    splits: dict[str, Any] = {"train": records["train"]}
+    splits: dict[str, Records] = {"train": records["train"]}
     if test is not None:
         splits["test"] = records[test]
     if "validation" in official and test != "validation":
         splits["validation"] = records["validation"]
     missing = [key for key in ("validation", "test") if key not in splits]
-    # Labels lie inside the records: reading them all would take long, so chance does the mixing.
+    # Not stratified: the labels are inside the records, and reading all of them would take long.
     count = len(records["train"])
-    parts = split_indices(
+    parts = stratified_split(
         np.zeros(count, int), [held_out_fraction(count)] * len(missing), options.split_seed
     )
     for key, part in zip(["train", *missing], parts, strict=True):
-        splits[key] = Subset(records["train"], part)
+        splits[key] = SubsetRecords(records["train"], part)
 
-    shape = image.shape if all(image.shape[:2]) else None
-    shape = shape and (*shape[:2], 3)
+    height, width, *_ = image.shape
+    shape = (height, width, 3) if height and width else None
     return Dataset(
         name=f"tfds:{name}",
         num_classes=label.num_classes,
@@ -91,13 +95,15 @@ def open_tfds(
 
 
 class TfdsRecords:
-    """One official split: the records of an `EncodedSplit`. Workers open the files anew."""
+    """Records of one official split. Worker processes open the files again."""
 
-    def __init__(self, dataset, data_dir, split, size, image_key, label_key):
-        self._place = dataset, data_dir, split
+    def __init__(
+        self, dataset: str, data_dir: str, split: str, size: int, image_key: str, label_key: str
+    ):
+        self._location = dataset, data_dir, split
         self._size = size
         self._keys = image_key, label_key
-        self._source = None
+        self._source: Any = None
 
     def __len__(self) -> int:
         return self._size
@@ -110,30 +116,31 @@ class TfdsRecords:
         return example[image_key], example[label_key]
 
     def name(self, index: int) -> str:
-        dataset, data_dir, split = self._place
+        dataset, data_dir, split = self._location
         return f"number {index} of split '{split}' of '{dataset}' in {data_dir}"
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_source": None}
 
-    def _open(self):
+    def _open(self) -> Any:
         import tensorflow_datasets as tfds
 
-        dataset, data_dir, split = self._place
+        dataset, data_dir, split = self._location
         with _quiet():
             builder = tfds.builder(dataset, data_dir=data_dir)
-            # Images are decoded by this package, as from any other source.
+            # This package decodes the images itself, alike for every source.
             return builder.as_data_source(
                 split=split, decoders={self._keys[0]: tfds.decode.SkipDecoding()}
             )
 
 
-def _prepared_builder(name: str, data_dir: str, download: bool):
+def _prepared_builder(name: str, data_dir: str, download: bool) -> Any:
+    """Return TFDS's builder of a data set whose files are ready to be read."""
     import tensorflow_datasets as tfds
 
     not_there = f"The dataset 'tfds:{name}' is not in {data_dir}"
     remedy = (
-        f"Prepare it where there is a network and TensorFlow (`tfds build {name} "
+        f"Prepare it on a machine with a network and TensorFlow (`tfds build {name} "
         "--file_format=array_record`) and give its folder as --data.dir; plain image folders open "
         "as folder:PATH."
     )
@@ -145,13 +152,13 @@ def _prepared_builder(name: str, data_dir: str, download: bool):
         hint = (
             f"Did you mean {' or '.join('tfds:' + x for x in near)}?"
             if near
-            else "The names are those of https://www.tensorflow.org/datasets/catalog."
+            else "Names are listed at https://www.tensorflow.org/datasets/catalog."
         )
-        raise UnknownName(f"{not_there}, nor is there one of that name to fetch. {hint}") from None
+        raise UnknownName(f"{not_there}, and TFDS has no data set of that name. {hint}") from None
     except Exception as error:
         raise UserError(f"The dataset 'tfds:{name}' cannot be opened: {_line(error)}.") from error
     if not builder.is_prepared():
-        _keys(name, builder.info)  # before anything is fetched in vain
+        _keys(name, builder.info)  # before a download that would be in vain
         if not download:
             raise DatasetMissing(f"{not_there}, and downloading is switched off. {remedy}")
         builder = _prepare(tfds, name, data_dir, f"{not_there} and cannot be prepared", remedy)
@@ -167,12 +174,13 @@ def _prepared_builder(name: str, data_dir: str, download: bool):
     return builder
 
 
-def _prepare(tfds, name: str, data_dir: str, failed: str, remedy: str):
+def _prepare(tfds: ModuleType, name: str, data_dir: str, failed: str, remedy: str) -> Any:
+    """Download and prepare a data set; return its builder."""
     builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         _check_network(builder.url_infos or {}, failed, remedy)
     try:
-        # Where TensorFlow lacks, a banner is printed; the error says it too.
+        # Without TensorFlow, TFDS prints a banner; the error says the same.
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
     except ModuleNotFoundError as error:
@@ -183,7 +191,7 @@ def _prepare(tfds, name: str, data_dir: str, failed: str, remedy: str):
 
 
 def _check_network(urls: Iterable[str], failed: str, remedy: str):
-    # The downloader would try for minutes. Behind a proxy there is no telling in advance.
+    # TFDS's downloader would retry for minutes. Behind a proxy a direct connection proves nothing.
     if urllib.request.getproxies():
         return
     for host in sorted({urllib.parse.urlsplit(url).hostname or "" for url in urls}):
@@ -193,10 +201,11 @@ def _check_network(urls: Iterable[str], failed: str, remedy: str):
             raise UserError(f"{failed}: {host} cannot be reached. {remedy}") from error
 
 
-def _keys(name: str, info) -> tuple[str, str]:
+def _keys(name: str, info: Any) -> tuple[str, str]:
+    """Return the names of the image and the label in the examples of a data set."""
     import tensorflow_datasets as tfds
 
-    def first(kind) -> str | None:
+    def first(kind: type) -> str | None:
         keys = [key for key, feature in info.features.items() if type(feature) is kind]
         preferred = [key for key in info.supervised_keys or () if key in keys]
         return next(iter(preferred + keys), None)
@@ -204,8 +213,8 @@ def _keys(name: str, info) -> tuple[str, str]:
     image, label = first(tfds.features.Image), first(tfds.features.ClassLabel)
     if image is None or label is None or info.features[image].np_dtype not in (np.uint8, np.uint16):
         raise UserError(
-            f"The dataset 'tfds:{name}' is not one of images with a class each; its features are "
-            f"{', '.join(info.features)}."
+            f"The dataset 'tfds:{name}' does not consist of images with one class each; it has the "
+            f"features {', '.join(info.features)}."
         )
     return image, label
 
@@ -216,8 +225,8 @@ def _line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet():
-    """TensorFlow Datasets logs much that is no concern of the user."""
+def _quiet() -> Iterator[None]:
+    """Silence TFDS, whose log messages do not concern the user."""
     from absl import logging
 
     verbosity = logging.get_verbosity()

@@ -200,11 +200,11 @@ def _size(backbone: str, settings: dict[str, Any], stand_in: bool) -> dict[str, 
 @functools.cache
 def _dataset(name: str, data: DataConfig, on_corrupt: str, protocol: str, stand_in: bool):
     from bocb_jax.data.registry import open_dataset
-    from bocb_jax.data.synthetic import open_or_stand_in
+    from bocb_jax.data.synthetic import open_or_synthetic
 
     options = {"split_seed": data.split_seed, "data_dir": data.dir, "on_corrupt": on_corrupt}
     if stand_in:
-        dataset, is_real = open_or_stand_in(name, **options)
+        dataset, is_real = open_or_synthetic(name, **options)
     else:
         dataset, is_real = open_dataset(name, **options), True
     return dataset.tuned_on_test() if protocol == "paper" else dataset, is_real

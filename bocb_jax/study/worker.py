@@ -175,12 +175,12 @@ class Executor:
         import jax
 
         from bocb_jax.config import TrainConfig, from_dict
-        from bocb_jax.data.synthetic import open_or_stand_in
+        from bocb_jax.data.synthetic import open_or_synthetic
         from bocb_jax.train import Run
 
         try:
             config = from_dict(TrainConfig, settings)
-            dataset, _ = open_or_stand_in(
+            dataset, _ = open_or_synthetic(
                 config.dataset,
                 split_seed=config.data.split_seed,
                 data_dir=config.data.dir,

@@ -7,8 +7,8 @@ import pytest
 
 from bocb_jax.build import compiled_program, program_spec
 from bocb_jax.config import TrainConfig, from_dict
+from bocb_jax.data import from_arrays
 from bocb_jax.data.loader import Loader
-from bocb_jax.data.registry import from_arrays
 from bocb_jax.engine.sharding import batch_sharding
 from bocb_jax.recipes import list_recipes
 from bocb_jax.resolve import resolve

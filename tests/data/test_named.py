@@ -1,9 +1,12 @@
-"""TFDS's own builders of the paper's data sets, on small data in the original file formats.
+"""The named data sets: digits, CIFAR in its original files, and what TFDS prepares.
 
-The builders touch TensorFlow for reading files and for encoding arrays as PNG; both are replaced by
-the standard library and Pillow here. Everything else is the code that prepares the real data.
+TFDS's own builders run here on small data in the original file formats. They use TensorFlow to read
+files and to encode arrays as PNG; the standard library and Pillow do both here. The rest is the
+code that prepares the real data.
 """
 
+import dataclasses
+import hashlib
 import io
 import os
 import tarfile
@@ -14,9 +17,118 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from bocb_jax.data import named, open_dataset
 from bocb_jax.data.pipeline import train_batches
-from bocb_jax.data.registry import open_dataset
 from bocb_jax.errors import UserError
+
+
+def contents(split):
+    return [split[i]["image"].tobytes() + bytes([split[i]["label"]]) for i in range(len(split))]
+
+
+def test_digits():
+    data = open_dataset("digits")
+    assert data.num_classes == len(data.class_names) == 10
+    assert data.image_shape == (8, 8, 3)
+    assert {key: len(split) for key, split in data.splits.items()} == {
+        "train": 1257,
+        "validation": 270,
+        "test": 270,
+    }
+    for split in data.splits.values():
+        counts = np.bincount([split[i]["label"] for i in range(len(split))])
+        assert counts.max() - counts.min() <= 7  # 174 to 183 of each in all
+    train = data.splits["train"]
+    pixels = train.images / 255
+    np.testing.assert_allclose(pixels.mean((0, 1, 2)), data.mean, atol=1e-3)
+    np.testing.assert_allclose(pixels.std((0, 1, 2)), data.std, atol=1e-3)
+    assert train.images.min() == 0
+    assert train.images.max() == 255
+
+
+def test_digits_splits_share_nothing_and_follow_the_seed():
+    splits = open_dataset("digits").splits
+    parts = [contents(splits[key]) for key in ("train", "validation", "test")]
+    assert len(set().union(*parts)) == sum(len(set(part)) for part in parts)
+    again = open_dataset("digits", split_seed=0).splits
+    other = open_dataset("digits", split_seed=1).splits
+    assert contents(again["test"]) == parts[2]
+    assert contents(other["test"]) != parts[2]
+
+
+# CIFAR's archives, made small.
+
+
+def write_cifar(folder, cifar, per_file=100):
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for name in (*cifar.train, *cifar.test):
+        records = random.integers(0, 256, (per_file, cifar.label_bytes + 3072), np.uint8)
+        records[:, : cifar.label_bytes] %= 10
+        records[:, cifar.label_bytes :] = 7  # all of a channel alike, channels apart
+        records[:, cifar.label_bytes + 1024 : cifar.label_bytes + 2048] = 8
+        records.tofile(folder / name)
+    (folder / cifar.class_names).write_text("\n".join(f"class{i}" for i in range(10)) + "\n\n")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_as_it_is_distributed(name, tmp_path):
+    cifar = {"cifar10": named._CIFAR10, "cifar100": named._CIFAR100}[name]
+    write_cifar(tmp_path / cifar.folder, cifar)
+    data = open_dataset(name, data_dir=str(tmp_path), download=False)
+    train = 100 * len(cifar.train)
+    sizes = {key: len(split) for key, split in data.splits.items()}
+    assert sizes["test"] == 100
+    assert sizes["train"] + sizes["validation"] == train
+    assert sizes["validation"] == 0.1 * train
+    assert data.image_shape == (32, 32, 3)
+    assert data.class_names[3] == "class3"
+    example = data.splits["test"][0]
+    assert example["image"][5, 6].tolist() == [7, 8, 7]
+    raw = np.fromfile(tmp_path / cifar.folder / cifar.test[0], np.uint8)
+    assert example["label"] == raw[cifar.label_bytes - 1]  # the fine label, not the coarse one
+
+
+def test_cifar_is_fetched_checked_and_unpacked_once(tmp_path, monkeypatch):
+    away, here = tmp_path / "away", tmp_path / "here"
+    away.mkdir()
+    write_cifar(away / named._CIFAR10.folder, named._CIFAR10)
+    with tarfile.open(away / "cifar-10-binary.tar.gz", "w:gz") as tar:
+        tar.add(away / named._CIFAR10.folder, named._CIFAR10.folder)
+    served = dataclasses.replace(named._CIFAR10, url=(away / "cifar-10-binary.tar.gz").as_uri())
+    monkeypatch.setattr(named, "_CIFAR10", served)
+    with pytest.raises(UserError, match="checksum"):
+        open_dataset("cifar10", data_dir=str(here))
+    assert list(here.iterdir()) == []  # nothing half-fetched is left
+
+    digest = hashlib.sha256((away / "cifar-10-binary.tar.gz").read_bytes()).hexdigest()
+    monkeypatch.setattr(named, "_CIFAR10", dataclasses.replace(served, sha256=digest))
+    assert len(open_dataset("cifar10", data_dir=str(here)).splits["test"]) == 100
+    assert sorted(x.name for x in here.iterdir()) == [
+        "cifar-10-batches-bin", "cifar-10-binary.tar.gz",
+    ]  # fmt: skip
+    (here / "cifar-10-binary.tar.gz").unlink()
+    assert len(open_dataset("cifar10", data_dir=str(here), download=False).splits["test"]) == 100
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenet2012"])
+def test_what_is_not_there_is_said_in_a_sentence(name, tmp_path):
+    with pytest.raises(UserError, match=f"{name}.* is not in {tmp_path}.*switched off"):
+        open_dataset(name, data_dir=str(tmp_path), download=False)
+
+
+def test_a_broken_cifar_archive(tmp_path):
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"\x1f\x8b" + bytes(100))
+    with pytest.raises(UserError, match=r"cifar-10-binary\.tar\.gz.* cannot be unpacked"):
+        open_dataset("cifar10", data_dir=str(tmp_path))
+    (tmp_path / "cifar-10-binary.tar.gz").unlink()
+    write_cifar(tmp_path / "cifar-10-batches-bin", named._CIFAR10)
+    (tmp_path / "cifar-10-batches-bin" / "data_batch_2.bin").write_bytes(bytes(100))
+    with pytest.raises(UserError, match="does not hold all of cifar10"):
+        open_dataset("cifar10", data_dir=str(tmp_path))
+
+
+# What TFDS prepares.
 
 # `os.path.exists` and `open` are what these two functions of TensorFlow are on a local disk.
 FILES = types.SimpleNamespace(exists=os.path.exists, GFile=open)
@@ -173,11 +285,3 @@ def test_a_damaged_record_is_named_and_skipped_or_fails(tmp_path, caplog):
     labels = {int(split[i]["label"]) for i in range(len(split))}
     assert 3 not in labels
     assert "It is skipped (1 so far)" in caplog.text
-
-
-def test_a_label_out_of_range_does_not_get_in(tmp_path):
-    from bocb_jax.data.registry import from_arrays
-
-    images = np.zeros((20, 4, 4, 3), np.uint8)
-    with pytest.raises(UserError, match="labels up to 12, but 10 class names"):
-        from_arrays("short", images, np.arange(20) % 13, class_names=tuple("0123456789"))

@@ -9,9 +9,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
-from bocb_jax.data import on_device
+from bocb_jax.data import Dataset, from_arrays, on_device, open_dataset
 from bocb_jax.data.loader import Loader
-from bocb_jax.data.registry import Dataset, from_arrays, open_dataset
 from bocb_jax.errors import UserError
 
 
@@ -71,7 +70,7 @@ def test_one_device_and_eight_give_the_same_batches():
 
 def test_split_over_the_devices_when_large(monkeypatch):
     whole = take(loader(noise(), "yes").train(seed=2), 9)
-    monkeypatch.setattr(on_device, "REPLICATED_BYTES", 100)
+    monkeypatch.setattr(on_device, "MAX_REPLICATED_BYTES", 100)
     divided = loader(noise(), "yes")
     assert_same(take(divided.train(seed=2), 9), whole)
     images = divided._device_split("train").images
@@ -98,7 +97,7 @@ def test_repeated_augmentation_shows_an_image_three_times_in_a_row():
 
 def test_by_itself_small_data_goes_to_the_devices(monkeypatch):
     assert loader(open_dataset("digits"), "auto").on_device("train")
-    monkeypatch.setattr(on_device, "AUTOMATIC_BYTES", 1000)
+    monkeypatch.setattr(on_device, "MAX_AUTO_BYTES", 1000)
     assert not loader(open_dataset("digits"), "auto").on_device("train")
 
 

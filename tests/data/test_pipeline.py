@@ -15,13 +15,14 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from bocb_jax.data.arrays import ArraySplit
+from bocb_jax.data.dataset import Split
 from bocb_jax.data.pipeline import evaluation_batches, steps_per_epoch, train_batches
-from bocb_jax.data.registry import ArraySplit
 from bocb_jax.errors import UserError
 
 
-class Plain:
-    """The least that a split can be: a length and items. The image says which one it is."""
+class Plain(Split):
+    """A split with no more than a length and items; every image holds its own index."""
 
     def __init__(self, size=50):
         self.size = size

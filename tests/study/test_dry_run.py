@@ -7,7 +7,7 @@ import pytest
 from helpers import made_runs
 from PIL import Image
 
-from bocb_jax.data.synthetic import open_or_stand_in, photograph
+from bocb_jax.data.synthetic import open_or_synthetic, synthetic_jpeg
 from bocb_jax.errors import DatasetMissing
 from bocb_jax.storage.remote import Workdir
 from bocb_jax.study.estimate import estimate
@@ -25,7 +25,7 @@ from bocb_jax.study.worker import Executor
     ],
 )
 def test_a_stand_in_is_as_large_as_the_real_one(tmp_path, name, classes, sizes):
-    dataset, is_real = open_or_stand_in(name, data_dir=str(tmp_path))
+    dataset, is_real = open_or_synthetic(name, data_dir=str(tmp_path))
     assert not is_real
     assert dataset.num_classes == classes
     assert tuple(map(len, dataset.splits.values())) == sizes
@@ -36,16 +36,16 @@ def test_a_stand_in_is_as_large_as_the_real_one(tmp_path, name, classes, sizes):
 
 def test_only_what_is_known_and_missing_has_a_stand_in(tmp_path):
     with pytest.raises(DatasetMissing, match="tfds:mnist' is not in"):
-        open_or_stand_in("tfds:mnist", data_dir=str(tmp_path))
-    dataset, is_real = open_or_stand_in("digits")
+        open_or_synthetic("tfds:mnist", data_dir=str(tmp_path))
+    dataset, is_real = open_or_synthetic("digits")
     assert is_real
     assert dataset.name == "digits"
 
 
 def test_the_photograph_is_as_large_as_those_of_imagenet():
-    assert Image.open(io.BytesIO(photograph())).size == (500, 375)
+    assert Image.open(io.BytesIO(synthetic_jpeg())).size == (500, 375)
     # 147,897,477,120 bytes of training images.
-    assert len(photograph()) == pytest.approx(147_897_477_120 / 1_281_167, rel=0.1)
+    assert len(synthetic_jpeg()) == pytest.approx(147_897_477_120 / 1_281_167, rel=0.1)
 
 
 def estimated(cells, outcomes):

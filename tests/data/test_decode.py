@@ -1,18 +1,13 @@
-"""Crops made on the host: the published distribution, the pixels of Pillow, the same bits."""
+"""Decoding: every format to RGB, the crops that are drawn, and the pixels that Pillow gives."""
 
 import io
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from bocb_jax.data import records
-from bocb_jax.data.loader import Loader
-from bocb_jax.data.records import RandomCrop, decode, decode_crop
-from bocb_jax.data.registry import open_dataset
-from bocb_jax.engine.sharding import batch_sharding, make_mesh
-from bocb_jax.errors import UserError
+from bocb_jax.data import decode as decoding
+from bocb_jax.data.decode import RandomCrop, decode, decode_crop
 
 
 def photograph(width=500, height=375):
@@ -28,13 +23,78 @@ def as_jpeg(image):
     return encoded.getvalue()
 
 
-@pytest.fixture
-def folder(tmp_path):
-    for number in range(40):
-        path = tmp_path / "train" / "ab"[number % 2] / f"{number:02}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(as_jpeg(photograph(40 + number, 60 - number)))
-    return f"folder:{tmp_path}"
+def encode(image, form, **options):
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def gray16(value):
+    return Image.fromarray(np.full((5, 6), value, np.uint16))
+
+
+def transparent_palette():
+    image = Image.new("P", (6, 5), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    return image
+
+
+ORIENTED = Image.Exif()
+ORIENTED[0x0112] = 6  # to be shown turned by a quarter
+
+COLOR = (200, 100, 50)
+PLAIN = Image.new("RGB", (6, 5), COLOR)
+FORMS = {
+    "rgb": (encode(PLAIN, "PNG"), COLOR),
+    "lossless": (encode(PLAIN, "WEBP", lossless=True), COLOR),
+    "turned by a tag": (encode(PLAIN, "JPEG", exif=ORIENTED), COLOR),
+    "animated": (
+        encode(PLAIN, "GIF", save_all=True, append_images=[Image.new("RGB", (6, 5))]),
+        COLOR,
+    ),
+    "alpha": (encode(Image.new("RGBA", (6, 5), (*COLOR, 0)), "PNG"), COLOR),
+    "palette": (encode(transparent_palette(), "PNG"), COLOR),
+    "palette with alpha": (encode(transparent_palette(), "PNG", transparency=b"\x10\x80"), COLOR),
+    "cmyk": (encode(Image.new("CMYK", (6, 5), (0, 255, 255, 0)), "JPEG"), (255, 0, 0)),
+    "bilevel": (encode(Image.new("1", (6, 5), 1), "PNG"), (255, 255, 255)),
+    "gray": (encode(Image.new("L", (6, 5), 77), "PNG"), (77, 77, 77)),
+    "gray jpeg": (encode(Image.new("L", (6, 5), 77), "JPEG"), (77, 77, 77)),
+    "gray with alpha": (encode(Image.new("LA", (6, 5), (77, 9)), "PNG"), (77, 77, 77)),
+    "white, 16 bits": (encode(gray16(65535), "PNG"), (255, 255, 255)),
+    "gray, 16 bits": (encode(gray16(257 * 40), "PNG"), (40, 40, 40)),
+    "gray tiff, 16 bits": (encode(gray16(257 * 40), "TIFF"), (40, 40, 40)),
+}
+
+
+@pytest.mark.parametrize(("data", "color"), FORMS.values(), ids=FORMS)
+def test_everything_becomes_rgb(data, color):
+    image = decode(data)
+    assert image.shape == (5, 6, 3)  # also where a tag would have it turned
+    assert image.dtype == np.uint8
+    np.testing.assert_allclose(image.astype(int), np.broadcast_to(color, (5, 6, 3)), atol=4)
+    assert decode(data, 4).shape == (4, 4, 3)
+
+
+def test_one_pixel():
+    assert decode(encode(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG"), 8)[5, 5].tolist() == [1, 2, 3]
+
+
+def test_the_middle_is_kept():
+    wide = np.zeros((20, 60, 3), np.uint8)
+    wide[:, 20:40] = 255
+    assert decode(encode(Image.fromarray(wide), "PNG"), 20).min() == 255
+    assert decode(encode(Image.fromarray(np.swapaxes(wide, 0, 1)), "PNG"), 20).min() == 255
+    assert decode(encode(Image.new("RGB", (1, 300)), "PNG"), 16).shape == (16, 16, 3)
+
+
+def test_a_large_jpeg_is_decoded_small_to_the_same_end():
+    y, x = np.mgrid[:512, :640]
+    image = np.stack([x % 256, y % 256, (x + y) % 256], -1)
+    smooth = Image.fromarray(image.astype(np.uint8)).resize((640, 512)).reduce(4).resize((640, 512))
+    data = encode(smooth, "JPEG", quality=95)
+    short = Image.open(io.BytesIO(data)).convert("RGB").resize((80, 64), Image.Resampling.BICUBIC)
+    want = np.asarray(short.crop((8, 0, 72, 64))).astype(int)
+    assert np.abs(decode(data, 64) - want).mean() < 2
 
 
 def test_boxes_have_the_share_and_the_aspect_that_is_asked():
@@ -58,6 +118,14 @@ def test_boxes_have_the_share_and_the_aspect_that_is_asked():
     assert abs(np.mean(left / np.maximum(500 - width, 1)) - 0.5) < 0.03
 
 
+def test_random_crops_never_change():
+    # Otherwise a run resumed after an upgrade would see other crops.
+    boxes = [RandomCrop().box(500, 375, (3, step, row)) for step in (0, 7) for row in (0, 1)]
+    assert boxes == [
+        (76, 200, 212, 368), (23, 2, 477, 366), (120, 43, 440, 285), (214, 34, 490, 328),
+    ]  # fmt: skip
+
+
 def test_a_box_that_never_fits_falls_back_to_the_middle():
     assert RandomCrop((1.0, 1.0), (3 / 4, 4 / 3)).box(1000, 10, (0,)) == (493, 0, 506, 10)
     assert RandomCrop().box(1, 1, (0,)) == (0, 0, 1, 1)
@@ -66,7 +134,7 @@ def test_a_box_that_never_fits_falls_back_to_the_middle():
 @pytest.fixture(params=["simd", "pillow"])
 def resizer(request, monkeypatch):
     if request.param == "pillow":
-        monkeypatch.setattr(records, "cykooz_resizer", None)
+        monkeypatch.setattr(decoding, "cykooz_resizer", None)
     return request.param
 
 
@@ -124,47 +192,3 @@ def test_the_test_image_is_resized_and_its_middle_taken():
     square = io.BytesIO()
     image.crop((0, 0, 70, 70)).save(square, "png")
     assert not np.array_equal(decode(square.getvalue(), 70, 0.875), decode(square.getvalue(), 70))
-
-
-def batches(folder, count, start=0, **kwargs):
-    settings = {"batch_size": 8, "image_size": 16, "sharding": batch_sharding(make_mesh())}
-    loader = Loader(open_dataset(folder), crop=RandomCrop(), **(settings | kwargs))
-    with loader.train(seed=3) as iterator:
-        if start:
-            iterator.set_state(iterator.get_state() | {"step": start})
-        return [next(iterator) for _ in range(count)]
-
-
-def test_every_reading_gives_another_crop_and_the_same_step_the_same(folder):
-    straight = batches(folder, 12)
-    again = batches(folder, 4, start=8)
-    for a, b in zip(straight[8:], again, strict=True):
-        for key in a:
-            np.testing.assert_array_equal(a[key], b[key])
-    seen = {}
-    for batch in straight:
-        for image, index in zip(
-            np.asarray(batch["image"]), np.asarray(batch["index"]), strict=True
-        ):
-            seen.setdefault(int(index), set()).add(image.tobytes())
-    assert max(len(crops) for crops in seen.values()) >= 3
-    assert all(batch["image"].shape == (8, 16, 16, 3) for batch in straight)
-
-
-def test_one_device_and_worker_processes_change_nothing(folder):
-    straight = batches(folder, 3)
-    one = batches(folder, 3, sharding=batch_sharding(make_mesh(devices=1)))
-    for a, b in zip(straight, one, strict=True):
-        np.testing.assert_array_equal(jax.device_get(a["image"]), jax.device_get(b["image"]))
-
-
-@pytest.mark.slow
-def test_worker_processes_crop_alike(folder):
-    straight, workers = batches(folder, 3), batches(folder, 3, workers=2)
-    for a, b in zip(straight, workers, strict=True):
-        np.testing.assert_array_equal(a["image"], b["image"])
-
-
-def test_what_is_cropped_anew_cannot_live_on_the_devices(folder):
-    with pytest.raises(UserError, match=r"leave out --data\.on-device yes"):
-        batches(folder, 1, on_device="yes")

@@ -1,0 +1,234 @@
+"""What a data set is: its splits, its classes, and how it may be opened."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from bocb_jax.data.decode import RandomCrop
+from bocb_jax.errors import UserError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Example = dict[str, Any]  # "image" (H, W, 3) uint8 and "label"; optionally "index"
+Batch = dict[str, Any]  # "image" (B, H, W, 3) uint8, "label" (B,) int32, "index" (B,) int32
+ImageShape = tuple[int, int, int]
+Key = tuple[int, ...]  # seeds what is random about one example
+
+
+class Split:
+    """The examples of one split, by index. Subclasses define `__len__` and `__getitem__`.
+
+    Every other method has a default. Splits must be picklable for worker processes.
+
+    Attributes:
+      image_shape: (H, W, 3) of every image; None where sizes vary or are not known.
+      in_memory: whether the images are held decoded, so that the devices may take them over.
+      decodes: whether reading is slow enough to be spread over threads or worker processes.
+    """
+
+    image_shape: ImageShape | None = None
+    in_memory: bool = False
+    decodes: bool = True
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Example:
+        raise NotImplementedError
+
+    def draw(self, index: int, key: Key) -> Example:
+        """Return the example at `index`; anything random about it depends on `key` alone."""
+        del key
+        return self[index]
+
+    def gather(self, indices: np.ndarray, keys: Sequence[Key] = ()) -> Batch:
+        """Return the examples at `indices`, (B,) integers, as one batch.
+
+        A skipped unreadable image is replaced: "index" then differs from the index asked for.
+
+        Args:
+          indices: (B,) integers.
+          keys: one for each example, for splits that are random; empty for none.
+        """
+        keys = keys or [()] * len(indices)
+        examples = [self.draw(int(i), key) for i, key in zip(indices, keys, strict=True)]
+        found = [example.get("index", i) for example, i in zip(examples, indices, strict=True)]
+        return {
+            "image": np.stack([example["image"] for example in examples]),
+            "label": np.array([example["label"] for example in examples], np.int32),
+            "index": np.array(found, np.int32),
+        }
+
+    def load(self) -> Batch:
+        """Return all examples as one batch.
+
+        Raises:
+          UserError: the images are random or too large to be held in memory.
+        """
+        return self.gather(np.arange(len(self), dtype=np.int32))
+
+    def sized(self, image_size: int | None, crop_ratio: float = 1.0) -> "Split":
+        """Return this split with all images of one shape; itself if they have one already.
+
+        Args:
+          image_size: side in pixels to which images of varying sizes are brought.
+          crop_ratio: share of the shorter side that is kept, in the center.
+
+        Raises:
+          UserError: sizes vary and `image_size` is None.
+        """
+        del image_size, crop_ratio
+        return self
+
+    def cropped(self, image_size: int, crop: RandomCrop) -> "Split":
+        """Return this split with a random crop of each image, resized to a square of `image_size`.
+
+        Raises:
+          UserError: this kind of split cannot crop.
+        """
+        raise UserError(
+            f"{type(self).__name__} cannot crop images of varying sizes. Override `cropped`, or "
+            "give images of one size and the data set's image_shape."
+        )
+
+    def for_workers(self) -> "Split":
+        """Return the split that worker processes read."""
+        return self
+
+    def joined(self, other: Self) -> "Split":
+        """Return the examples of this split followed by those of another one."""
+        return JoinedSplit(self, other)
+
+
+class JoinedSplit(Split):
+    """Two splits of any kind, one after the other."""
+
+    def __init__(self, first: Split, second: Split):
+        self._parts = first, second
+        self.image_shape = first.image_shape if first.image_shape == second.image_shape else None
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __getitem__(self, index: int) -> Example:
+        return self.draw(index, ())
+
+    def draw(self, index: int, key: Key) -> Example:
+        offset, part = 0, self._parts[0]
+        if index >= len(part):
+            offset, part = len(part), self._parts[1]
+        example = part.draw(index - offset, key)
+        return example | {"index": example.get("index", index - offset) + offset}
+
+    def sized(self, image_size: int | None, crop_ratio: float = 1.0) -> Split:
+        return JoinedSplit(*(part.sized(image_size, crop_ratio) for part in self._parts))
+
+    def cropped(self, image_size: int, crop: RandomCrop) -> Split:
+        return JoinedSplit(*(part.cropped(image_size, crop) for part in self._parts))
+
+    def for_workers(self) -> Split:
+        return JoinedSplit(*(part.for_workers() for part in self._parts))
+
+
+class Examples(Protocol):
+    """What a user's own split has at least.
+
+    Two further methods are used where they exist: `gather(indices)` reads a whole batch at once,
+    and `sized(image_size)` gives the same split with images of one shape.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+class UserSplit(Split):
+    """A user's object with a length and items, as a `Split`."""
+
+    def __init__(self, examples: Examples):
+        self._examples = examples
+        self._gather = getattr(examples, "gather", None)
+        self._sized = getattr(examples, "sized", None)
+        self.image_shape = getattr(examples, "image_shape", None)
+        self.decodes = self._gather is None
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._examples[index]
+
+    def gather(self, indices: np.ndarray, keys: Sequence[Key] = ()) -> Batch:
+        return super().gather(indices, keys) if self._gather is None else self._gather(indices)
+
+    def sized(self, image_size: int | None, crop_ratio: float = 1.0) -> Split:
+        if self._sized is None:
+            return self
+        # Most people's `sized` knows no crop ratio.
+        further = () if crop_ratio == 1.0 else (crop_ratio,)
+        return as_split(self._sized(image_size, *further))
+
+
+def as_split(examples: Split | Examples) -> Split:
+    """Return a split as it is, and any other object with a length and items as a `UserSplit`."""
+    return examples if isinstance(examples, Split) else UserSplit(examples)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A labeled image data set.
+
+    Attributes:
+      name: the name that it was opened by.
+      num_classes: labels are 0 ... num_classes - 1.
+      splits: "train", "validation" and "test"; an object with a length and items will do.
+      image_shape: (H, W, 3), or None where sizes vary.
+      class_names: one name for each label, where known.
+      mean: of each channel, with pixels scaled to 0 ... 1.
+      std: of each channel, with pixels scaled to 0 ... 1.
+    """
+
+    name: str
+    num_classes: int
+    splits: Mapping[str, Split]
+    image_shape: ImageShape | None
+    class_names: tuple[str, ...] | None = None
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self):
+        splits = {key: as_split(split) for key, split in self.splits.items()}
+        object.__setattr__(self, "splits", splits)
+
+    def tuned_on_test(self) -> "Dataset":
+        """Return the protocol of the BOCB paper (arXiv 2410.06373).
+
+        It trains on all training images, validation included, and tunes on the test split.
+        """
+        train, validation, test = (self.splits[key] for key in ("train", "validation", "test"))
+        splits = {"train": train.joined(validation), "validation": test, "test": test}
+        return dataclasses.replace(self, splits=splits)
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenOptions:
+    """How to open a data set; the only argument of a registered opener.
+
+    Attributes:
+      split_seed: decides which examples are held out where there is no official validation split.
+      data_dir: directory of the data sets on this machine; None for each reader's own default.
+      on_corrupt: "fail" stops at an unreadable image, "skip" takes the next readable one.
+      download: whether a data set that is missing may be downloaded.
+    """
+
+    split_seed: int = 0
+    data_dir: str | None = None
+    on_corrupt: str = "fail"
+    download: bool = True
+
+    def __post_init__(self):
+        if self.on_corrupt not in ("fail", "skip"):
+            raise UserError(f"on_corrupt is 'fail' or 'skip', not '{self.on_corrupt}'.")

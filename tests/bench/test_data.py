@@ -1,0 +1,54 @@
+"""`bocb bench --data`: throughput of the data pipeline, with and without PyTorch beside it."""
+
+import json
+import sys
+
+import pytest
+
+from bocb_jax.__main__ import main
+from bocb_jax.bench.data import measure_folder
+from bocb_jax.errors import UserError
+
+
+@pytest.mark.slow
+def test_data(tmp_path, capsys):
+    file = tmp_path / "data.json"
+    assert main(["bench", "--data", "--rounds", "1", "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "DeiT recipe's augmentation, 224 px" in printed
+    assert "outside it" in printed
+    *speeds, pytorch, deit = json.loads(file.read_text())["rows"]
+    measured = [(row["of"], row["size"]) for row in speeds]
+    assert measured == [("augmentation", 32), ("augmentation", 224), ("folder", 224)]
+    assert (pytorch["recipe"], deit["recipe"]) == ("pytorch", "deit")
+    assert all(row["model_seconds"][0] > 0 for row in (pytorch, deit))
+
+
+def fake_torch(answer):
+    """Return the command of an interpreter that evaluates `answer` for every line it is sent."""
+    script = f"import sys; print('ready', flush=True); [{answer} for _ in sys.stdin]"
+    return [sys.executable, "-c", script]
+
+
+def test_a_folder_is_read_in_turn_with_a_fake_torch():
+    python = fake_torch("print(123, flush=True)")
+    speed = measure_folder(rounds=2, images=8, batch=2, unseen=1, python=python)
+    assert (speed.of, speed.size, speed.theirs) == ("folder", 224, [123, 123])
+    assert len(speed.ours) == 2
+    assert speed.ratio == pytest.approx(sum(speed.ours) / 2 / 123)
+
+
+def test_pytorch_failing_is_a_message_for_users():
+    with pytest.raises(UserError, match="side of the comparison failed: no posterize here"):
+        measure_folder(
+            rounds=1,
+            images=4,
+            batch=2,
+            unseen=1,
+            python=fake_torch("sys.exit('no posterize here')"),
+        )
+
+
+def test_without_pytorch_there_is_no_ratio():
+    speed = measure_folder(rounds=1, images=4, batch=2, unseen=1, python=[sys.executable, "-c", ""])
+    assert (len(speed.ours), speed.theirs, speed.ratio) == (1, [], None)

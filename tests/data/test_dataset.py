@@ -1,0 +1,131 @@
+"""The base class of splits: what its defaults do, and splits of users that know nothing of it."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bocb_jax.data import DATASETS, Dataset, Split, from_arrays, open_dataset, register_dataset
+from bocb_jax.data.dataset import JoinedSplit, OpenOptions, UserSplit
+from bocb_jax.data.decode import RandomCrop
+from bocb_jax.data.loader import Loader
+from bocb_jax.errors import UserError
+
+
+def image(value, side=4):
+    return np.full((side, side, 3), value, np.uint8)
+
+
+class Items:
+    """What a user's split has at least; not a `Split`."""
+
+    def __init__(self, first, size):
+        self.first, self.size = first, size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        return {"image": image(self.first + index), "label": (self.first + index) % 3}
+
+
+class Whole(Items):
+    """One that reads whole batches as well."""
+
+    def gather(self, indices):
+        images = np.stack([image(self.first + i) for i in indices])
+        labels = ((self.first + indices) % 3).astype(np.int32)
+        return {"image": images, "label": labels, "index": indices}
+
+
+class Varying(Items):
+    """One whose images differ in size unless a size is asked for."""
+
+    image_shape = None
+
+    def sized(self, image_size):
+        return Items(self.first, self.size)
+
+
+def dataset(kind, image_shape=(4, 4, 3)):
+    splits = {"train": kind(0, 40), "validation": kind(40, 10), "test": kind(50, 10)}
+    return Dataset("own", 3, splits, image_shape)
+
+
+def equal_arrays():
+    images = np.stack([image(i) for i in range(60)])
+    labels = np.arange(60) % 3
+    parts = [(images[part], labels[part]) for part in (slice(40, 50), slice(50, 60))]
+    return from_arrays(
+        "own", images[:40], labels[:40], validation=parts[0], test=parts[1], split_seed=0
+    )
+
+
+def batches(data, **kwargs):
+    sharding = NamedSharding(jax.make_mesh((1,), ("data",), devices=jax.devices()[:1]), P("data"))
+    loader = Loader(data, batch_size=8, image_size=4, sharding=sharding, **kwargs)
+    with loader.train(seed=3) as train, loader.evaluation("test") as test:
+        return [next(train) for _ in range(7)] + list(test)
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@pytest.mark.parametrize("on_device", ["auto", "yes"])
+@pytest.mark.parametrize("kind", [Items, Whole, Varying])
+def test_a_users_split_gives_the_batches_of_equal_arrays(kind, on_device):
+    data = dataset(kind, None if kind is Varying else (4, 4, 3))
+    assert all(isinstance(split, Split) for split in data.splits.values())
+    assert_same(batches(data, on_device=on_device), batches(equal_arrays()))
+
+
+@pytest.mark.parametrize("kind", [Items, Whole])
+def test_users_splits_are_joined_for_the_papers_protocol(kind):
+    joined = dataset(kind).tuned_on_test()
+    assert len(joined.splits["train"]) == 50
+    assert joined.splits["validation"] is joined.splits["test"]
+    assert_same(batches(joined), batches(equal_arrays().tuned_on_test()))
+
+
+@pytest.mark.parametrize("kind", [Items, Whole])
+def test_a_users_data_set_opens_by_name(kind, monkeypatch):
+    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
+    register_dataset("own")(lambda options: dataset(kind))
+    assert_same(batches(open_dataset("own")), batches(equal_arrays()))
+
+
+def test_a_splits_own_index_survives_joining():
+    class Skips(Items):
+        def __getitem__(self, index):  # the next one instead of an unreadable first one
+            found = max(index, 1)
+            return super().__getitem__(found) | {"index": found}
+
+    joined = JoinedSplit(UserSplit(Skips(0, 4)), UserSplit(Skips(4, 4)))
+    assert joined.load()["index"].tolist() == [1, 1, 2, 3, 5, 5, 6, 7]
+    assert joined.load()["image"][:, 0, 0, 0].tolist() == [1, 1, 2, 3, 5, 5, 6, 7]
+
+
+def test_gather_passes_each_example_its_key():
+    class Random(Items, Split):
+        def draw(self, index, key):
+            return {"image": image(sum(key)), "label": index}
+
+    batch = Random(0, 9).gather(np.array([4, 2]), [(1, 2, 3), (4, 5, 6)])
+    assert batch["image"][:, 0, 0, 0].tolist() == [6, 15]
+    assert batch["label"].tolist() == batch["index"].tolist() == [4, 2]
+    assert batch["label"].dtype == batch["index"].dtype == np.int32
+
+
+def test_a_split_that_cannot_crop_says_so():
+    with pytest.raises(UserError, match="UserSplit cannot crop images of varying sizes"):
+        batches(dataset(Varying, None), crop=RandomCrop())
+
+
+def test_on_corrupt_is_checked():
+    with pytest.raises(UserError, match="'fail' or 'skip'"):
+        OpenOptions(on_corrupt="ignore")
