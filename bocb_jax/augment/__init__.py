@@ -1,1 +1,1 @@
-"""Augmentation and mixing of batches on the device."""
+"""Preprocessing, augmentation and mixing of batches on the device, in JAX alone."""

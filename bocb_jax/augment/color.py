@@ -1,8 +1,9 @@
-"""Color operations of Pillow on one image, to the last grey level.
+"""Pillow's color operations on one image, exact to the last level.
 
-All of them take and give (H, W, 3) uint8 and calculate in integers, so that their results depend
-neither on the hardware nor on how the compiler fuses them. A factor is a multiple of 2**-14
-(`on_grid`): for such factors Pillow's float32 arithmetic is exact as well, and both agree.
+Unless its docstring says otherwise, a function maps (H, W, 3) uint8 to the same shape and type. The
+arithmetic is on integers, so that results depend neither on the hardware nor on how the compiler
+fuses operations. Factors are multiples of 2**-14 (`on_grid`), for which Pillow's float32 arithmetic
+is exact too, so that both agree.
 """
 
 import jax
@@ -13,56 +14,56 @@ FACTOR_BITS = 14
 
 
 def on_grid(factor: jax.Array) -> jax.Array:
-    """The nearest multiple of 2**-14."""
+    """Return the multiple of 2**-14 that is nearest to a factor."""
     return jnp.round(factor * 2**FACTOR_BITS) / 2**FACTOR_BITS
 
 
 def invert(image: jax.Array) -> jax.Array:
-    """255 minus every value."""
+    """Return 255 minus every value."""
     return 255 - image
 
 
 def posterize(image: jax.Array, bits: jax.Array) -> jax.Array:
-    """Keeps the highest `bits` bits of every value; none or fewer gives black."""
+    """Keep the highest `bits` bits of every value; 0 or fewer gives black."""
     dropped = 8 - jnp.clip(bits, 0, 8)
     return ((image.astype(jnp.int32) >> dropped) << dropped).astype(jnp.uint8)
 
 
 def solarize(image: jax.Array, threshold: jax.Array) -> jax.Array:
-    """Inverts the values from `threshold` on."""
+    """Invert the values from `threshold` up."""
     return jnp.where(image.astype(jnp.int32) < threshold, image, 255 - image)
 
 
 def solarize_add(image: jax.Array, amount: jax.Array) -> jax.Array:
-    """Brightens the values below 128 by `amount`."""
+    """Add `amount` to the values below 128."""
     value = image.astype(jnp.int32)
     return jnp.where(value < 128, jnp.minimum(value + amount, 255), value).astype(jnp.uint8)
 
 
 def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """0 is black, 1 the image."""
+    """Blend with black: a factor of 0 is black, 1 the image."""
     return blend(jnp.zeros_like(image), image, factor)
 
 
 def contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """0 is the mean grey everywhere, 1 the image."""
+    """Blend with the mean gray: a factor of 0 is gray everywhere, 1 the image."""
     light = luminance(image)
     mean = (2 * light.sum() + light.size) // (2 * light.size)
     return blend(jnp.full_like(image, mean), image, factor)
 
 
 def saturation(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """0 is grey, 1 the image."""
+    """Blend with the grayscale image: a factor of 0 is gray, 1 the image."""
     return blend(grayscale(image), image, factor)
 
 
 def sharpness(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """0 is blurred, 1 the image, 2 sharpened."""
+    """Blend with the smoothed image: a factor of 0 is smooth, 1 the image, 2 sharpened."""
     return blend(smooth(image), image, factor)
 
 
 def blend(start: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
-    """On the line from `start` (0) through `image` (1), fractions dropped."""
+    """Interpolate from `start` (factor 0) to `image` (1), or extrapolate; round down, then clip."""
     factor = jnp.round(factor * 2**FACTOR_BITS).astype(jnp.int32)
     start, image = start.astype(jnp.int32), image.astype(jnp.int32)
     mixed = ((start << FACTOR_BITS) + factor * (image - start)) >> FACTOR_BITS
@@ -70,47 +71,55 @@ def blend(start: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def grayscale(image: jax.Array) -> jax.Array:
-    """Three equal channels."""
+    """Return the luminance in three equal channels."""
     return jnp.broadcast_to(luminance(image)[..., None], image.shape).astype(jnp.uint8)
 
 
 def luminance(image: jax.Array) -> jax.Array:
-    """(H, W) int32, by the weights of ITU-R 601-2."""
+    """Return the luminance, (H, W) int32, with the weights of ITU-R BT.601."""
     red, green, blue = (image[..., c].astype(jnp.int32) for c in range(3))
     return (19595 * red + 38470 * green + 7471 * blue + 2**15) >> 16
 
 
 def smooth(image: jax.Array) -> jax.Array:
-    """The mean of 3x3 pixels, the central one five times; the outermost pixels stay."""
+    """Return the mean of 3x3 pixels, the central one weighted by 5; border pixels are kept."""
     value = image.astype(jnp.int32)
     rows = value[:-2] + value[1:-1] + value[2:]
     total = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * value[1:-1, 1:-1]
-    # (2 total + 13) // 26, as a product: processors divide slowly.
+    # (2 total + 13) // 26 as a product and a shift: integer division is slow.
     inner = ((2 * total + 13) * 20165) >> 19
     return jax.lax.dynamic_update_slice(image, inner.astype(jnp.uint8), (1, 1, 0))
 
 
 def histogram(image: jax.Array) -> jax.Array:
-    """(3, 256) int32: how often each value occurs in each channel."""
-    places = image.reshape(-1, 3).astype(jnp.int32) + 256 * np.arange(3, dtype=np.int32)[None]
+    """Count how often each value occurs in each channel: (3, 256) int32."""
+    bins = image.reshape(-1, 3).astype(jnp.int32) + 256 * np.arange(3, dtype=np.int32)[None]
     counts = jnp.zeros(3 * 256, jnp.int32)
-    return counts.at[places].add(1, mode="promise_in_bounds").reshape(3, 256)
+    return counts.at[bins].add(1, mode="promise_in_bounds").reshape(3, 256)
 
 
 def autocontrast_table(counts: jax.Array) -> jax.Array:
-    """(3, 256) int32 that stretches each channel of a histogram from 0 to 255."""
+    """Return the look-up table, (3, 256) int32, that stretches each channel to 0 ... 255.
+
+    Args:
+      counts: the image's histogram, (3, 256) int32.
+    """
     present = counts > 0
     low = jnp.argmax(present, axis=1, keepdims=True)
     high = 255 - jnp.argmax(present[:, ::-1], axis=1, keepdims=True)
     value = np.arange(256, dtype=np.int32)[None]
-    # Pillow multiplies in float64 and drops the fraction, which makes one in seven hundred of
-    # all possible entries smaller by one.
+    # Pillow multiplies in float64 and rounds down, which makes one in 700 of all possible entries
+    # smaller by 1.
     stretched = jnp.clip((value - low) * 255 // jnp.maximum(high - low, 1), 0, 255)
     return jnp.where(high > low, stretched, value)
 
 
 def equalize_table(counts: jax.Array) -> jax.Array:
-    """(3, 256) int32 that spreads each channel of a histogram evenly."""
+    """Return the look-up table, (3, 256) int32, that equalizes the histogram of each channel.
+
+    Args:
+      counts: the image's histogram, (3, 256) int32.
+    """
     value = np.arange(256, dtype=np.int32)[None]
     last = jnp.max(jnp.where(counts > 0, value, 0), axis=1, keepdims=True)
     total = counts.sum(axis=1, keepdims=True)
@@ -121,13 +130,13 @@ def equalize_table(counts: jax.Array) -> jax.Array:
 
 
 def look_up(image: jax.Array, table: jax.Array) -> jax.Array:
-    """Every value's entry in its channel's row of a (3, 256) table."""
-    places = image.astype(jnp.int32) + 256 * np.arange(3, dtype=np.int32)[None, None]
-    return table.astype(jnp.uint8).reshape(-1).at[places].get(mode="promise_in_bounds")
+    """Replace every value by its entry in a table, (3, 256), with one row for each channel."""
+    entries = image.astype(jnp.int32) + 256 * np.arange(3, dtype=np.int32)[None, None]
+    return table.astype(jnp.uint8).reshape(-1).at[entries].get(mode="promise_in_bounds")
 
 
 def gaussian_blur(image: jax.Array, radius: jax.Array) -> jax.Array:
-    """Pillow's Gaussian blur: three box blurs along each axis (Gwosdek et al., 2011).
+    """Blur as Pillow does: three extended box blurs along each axis (Gwosdek et al., 2011).
 
     Args:
       image: (H, W, 3) uint8.
@@ -148,10 +157,12 @@ def gaussian_blur(image: jax.Array, radius: jax.Array) -> jax.Array:
 
 
 def _box_blur(image: jax.Array, weights: tuple[jax.Array, ...], axis: int) -> jax.Array:
+    """Convolve along one axis with an odd number of weights in units of 2**-24."""
     reach = len(weights) // 2
     padding = [(reach, reach) if i == axis else (0, 0) for i in range(3)]
     padded = jnp.pad(image, padding, mode="edge").astype(jnp.uint32)
     size = image.shape[axis]
     parts = [jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(len(weights))]
-    total = sum(weight * part for weight, part in zip(weights, parts, strict=True))
+    products = [weight * part for weight, part in zip(weights, parts, strict=True)]
+    total = sum(products[1:], start=products[0])
     return ((total + 2**23) >> 24).astype(jnp.uint8)

@@ -1,4 +1,4 @@
-"""Random erasing (Zhong et al., 2017, arXiv 1708.04896): a box of noise over part of an image."""
+"""Random erasing (Zhong et al., 2017, arXiv 1708.04896): noise in a random box of an image."""
 
 import math
 from collections.abc import Callable
@@ -10,9 +10,13 @@ from jax import lax
 
 from bocb_jax.augment.geometry import box_sizes
 
-DRAWS = 23  # uniform random numbers for one image
-AREA = (0.02, 1 / 3)  # share of the image
-ASPECT = (0.3, 1 / 0.3)  # width by height
+NUM_DRAWS = 23  # uniform random numbers for one image
+AREA = (0.02, 1 / 3)  # least and largest share of the image
+ASPECT = (0.3, 1 / 0.3)  # least and largest width over height
+
+Normalize = Callable[[jax.Array], jax.Array]
+# top, left, height and width in pixels, int32 scalars
+Box = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 def erase(
@@ -20,33 +24,40 @@ def erase(
     draws: jax.Array,
     key: jax.Array,
     probability: float,
-    normalize: Callable[[jax.Array], jax.Array] = lambda image: image,
+    normalize: Normalize = lambda image: image,
 ) -> jax.Array:
-    """Fills a random box with standard normal noise, one value per pixel and channel.
+    """Normalize an image and fill a random box of it with standard normal noise.
 
-    Up to ten boxes of random area and aspect are tried, as in timm; if none fits, nothing happens.
+    Up to ten boxes of random area and aspect are tried, as in timm; if none fits, nothing is
+    erased.
 
     Args:
       image: (H, W, C).
       draws: (23,) uniform random numbers.
-      key: of the noise.
-      probability: of erasing at all.
-      normalize: done before, in the same pass over the pixels.
+      key: key of the noise, which is drawn for each pixel and channel.
+      probability: probability of erasing at all.
+      normalize: maps (H, W, C) to float32 of the same shape; fused with the erasing.
 
     Returns:
-      The normalized image with its box of noise.
+      (H, W, C), what `normalize` gives outside the box.
     """
-    box = erased_box(draws[1:], image.shape[:2])
+    rows, columns, _ = image.shape
+    box = erased_box(draws[1:], (rows, columns))
     wanted = (draws[0] < probability) & (box[2] > 0)
 
-    def fill(image):
+    def fill(image: jax.Array) -> jax.Array:
         return fill_with_noise(normalize(image), box, key)
 
     return lax.cond(wanted, fill, normalize, image)
 
 
-def erased_box(draws: jax.Array, size: tuple[int, int]):
-    """top, left, height, width of the box to erase, all 0 if none fits; (22,) draws."""
+def erased_box(draws: jax.Array, size: tuple[int, int]) -> Box:
+    """Return the box to erase; height and width are 0 if none fits.
+
+    Args:
+      draws: (22,) uniform random numbers.
+      size: height and width of the image.
+    """
     heights, widths = box_sizes(draws[:20].reshape(2, 10), size, AREA, ASPECT)
     fits = (widths < size[1]) & (heights < size[0])
     first = jnp.argmax(fits)
@@ -56,15 +67,21 @@ def erased_box(draws: jax.Array, size: tuple[int, int]):
     return top, left, height, width
 
 
-def fill_with_noise(image: jax.Array, box, key: jax.Array) -> jax.Array:
-    """Standard normal noise inside a box of at most a third of the image (and half a pixel)."""
+def fill_with_noise(image: jax.Array, box: Box, key: jax.Array) -> jax.Array:
+    """Fill a box of at most a third of the image with standard normal noise.
+
+    Args:
+      image: (H, W, C).
+      box: its sides are rounded, and may exceed a third of the image by half a pixel each.
+      key: key of the noise.
+    """
     top, left, height, width = box
     rows, columns, channels = image.shape
     most = math.ceil(rows * columns * AREA[1] + (rows + columns) / 2)
-    # No more noise is drawn than the box needs, part after part, from 16 random bits a number.
+    # Noise is drawn in parts, only as many as the box needs, from 16 random bits for each number.
     part = min(most, 4096)
 
-    def draw(i, noise):
+    def draw(i: jax.Array, noise: jax.Array) -> jax.Array:
         bits = jax.random.bits(jax.random.fold_in(key, i), (part, channels), jnp.uint16)
         normal = math.sqrt(2) * lax.erf_inv((bits.astype(jnp.float32) + 0.5) * 2.0**-15 - 1)
         return lax.dynamic_update_slice(noise, normal, (i * part, 0))
@@ -74,6 +91,6 @@ def fill_with_noise(image: jax.Array, box, key: jax.Array) -> jax.Array:
     row = np.arange(rows, dtype=np.int32)[:, None] - top
     column = np.arange(columns, dtype=np.int32)[None, :] - left
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    place = jnp.where(inside, row * width + column, 0)
-    found = noise.at[place].get(mode="promise_in_bounds").astype(image.dtype)
+    source = jnp.where(inside, row * width + column, 0)
+    found = noise.at[source].get(mode="promise_in_bounds").astype(image.dtype)
     return jnp.where(inside[..., None], found, image)

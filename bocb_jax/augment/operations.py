@@ -1,17 +1,17 @@
-"""A few random operations on each image: RandAugment, color jitter, 3-Augment.
+"""Random operations on each image: RandAugment, color jitter and 3-Augment.
 
-What is drawn becomes `Steps`: for every image a short list of operations from a fixed tuple of
-kinds, with their arguments. `apply` carries the list out on one image by a switch. Mapped over a
-batch one image after the other, a switch runs one branch only, which is quick on a CPU; vectorized
-over the batch all branches run and one result is kept, which suits GPUs and TPUs. That is why
-there are few kinds: five geometric operations are one affine map, two are one look-up table.
+A draw becomes `Operations`: for each image a short list of operations from a fixed tuple of kinds,
+with their arguments. `apply` runs the list on one image through `lax.switch`. Mapped over a batch
+image by image, a switch runs one branch only, which is fast on a CPU; vectorized over the batch,
+all branches run and one result is kept, which suits GPUs and TPUs. Kinds are therefore few: all
+five geometric operations are affine maps, and two operations share a look-up table.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from jax import lax
 from bocb_jax.augment import color, geometry
 from bocb_jax.errors import UserError
 
+# Maps image (H, W, 3) uint8, value () float32 and matrix (6,) int32 to an image.
+Operation = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
 RAND_AUGMENT_KINDS = (
     "keep", "warp", "warp x", "warp y", "remap", "invert", "posterize", "solarize",
     "solarize add", "saturation", "contrast", "brightness", "sharpness",
@@ -28,7 +31,7 @@ RAND_AUGMENT_KINDS = (
 JITTER_KINDS = ("brightness", "contrast", "saturation")
 THREE_AUGMENT_KINDS = ("saturation", "solarize", "blur")
 
-# The order of timm's list, which the names of its operations come from, and the kind of each.
+# timm's operations, in its order, and the kind of each.
 RAND_AUGMENT_OPERATIONS = {
     "AutoContrast": "remap",
     "Equalize": "remap",
@@ -48,29 +51,30 @@ RAND_AUGMENT_OPERATIONS = {
 }
 
 
-class Steps(NamedTuple):
-    """Operations for one image (or, with one more leading axis, for a batch), in order."""
+class Operations(NamedTuple):
+    """N operations on one image, in order; with a leading axis more, those on a batch."""
 
-    kind: jax.Array  # (steps,) int32, places in a tuple of kinds
-    value: jax.Array  # (steps,) float32
-    matrix: jax.Array  # (steps, 6) int32, for `geometry.warp`
+    kind: jax.Array  # (N,) int32, index into a tuple of kinds
+    value: jax.Array  # (N,) float32
+    matrix: jax.Array  # (N, 6) int32, for `geometry.warp`
 
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-    """RandAugment (Cubuk et al., 2019, arXiv 1909.13719) in timm's form.
+    """RandAugment (Cubuk et al., 2019, arXiv 1909.13719) in timm's variant.
 
     Attributes:
       magnitude: strength, from 0 to `limit`.
-      layers: operations for each image, drawn with replacement.
-      probability: of carrying an operation out.
-      noise: standard deviation of the magnitude; infinite draws it evenly from 0 to `magnitude`.
-      limit: highest magnitude.
-      increasing: a larger magnitude changes the image more, in every operation.
+      num_ops: operations on each image, drawn with replacement.
+      probability: probability that a drawn operation is applied.
+      noise: standard deviation of the magnitude; if infinite, the magnitude is uniform over 0 ...
+        `magnitude`.
+      limit: largest magnitude.
+      increasing: whether every operation changes the image more at a larger magnitude.
     """
 
     magnitude: float = 10.0
-    layers: int = 2
+    num_ops: int = 2
     probability: float = 0.5
     noise: float = 0.0
     limit: float = 10.0
@@ -78,17 +82,17 @@ class RandAugment:
 
     @classmethod
     def parse(cls, text: str) -> "RandAugment":
-        """Reads timm's notation.
+        """Parse timm's notation.
 
         >>> RandAugment.parse("rand-m9-mstd0.5-inc1").magnitude
         9.0
 
         Raises:
-          UserError: it is not of that form.
+          UserError: the text does not follow the notation.
         """
-        fields = {
+        fields: dict[str, tuple[str, Callable[[str], float]]] = {
             "m": ("magnitude", float),
-            "n": ("layers", int),
+            "n": ("num_ops", int),
             "p": ("probability", float),
             "mstd": ("noise", lambda x: float(x) if float(x) <= 100 else math.inf),
             "mmax": ("limit", float),
@@ -96,32 +100,36 @@ class RandAugment:
         }
         first, *rest = text.split("-")
         found = [re.fullmatch(r"([a-z]+)(\d+\.?\d*)", part) for part in rest]
-        if first != "rand" or not all(match and match[1] in fields for match in found):
+        matches = [match for match in found if match and match[1] in fields]
+        if first != "rand" or len(matches) < len(found):
             raise UserError(
-                f"RandAugment is given as in 'rand-m9-mstd0.5-inc1', with any of "
-                f"{', '.join(fields)} and a number each; '{text}' is not of that form."
+                f"RandAugment is written as in 'rand-m9-mstd0.5-inc1', with any of "
+                f"{', '.join(fields)} and a number after each; '{text}' is not of that form."
             )
         try:
-            values = {fields[m[1]][0]: fields[m[1]][1](m[2]) for m in found}
+            values: dict[str, Any] = {}
+            for match in matches:
+                name, convert = fields[match[1]]
+                values[name] = convert(match[2])
         except ValueError as error:
-            raise UserError(f"'{text}' has a number that is not whole where it must be.") from error
+            raise UserError(f"'{text}' has a fraction where a whole number is needed.") from error
         return cls(**values)
 
     @property
-    def draws(self) -> int:
-        """Uniform random numbers for one image."""
-        return 4 * self.layers
+    def num_draws(self) -> int:
+        """Return how many uniform random numbers one image takes."""
+        return 4 * self.num_ops
 
-    def steps(self, draws: jax.Array, size: tuple[int, int]) -> Steps:
-        """What to do with one image.
+    def sample(self, draws: jax.Array, size: tuple[int, int]) -> Operations:
+        """Return the operations on one image.
 
         Args:
-          draws: (4 layers,) uniform random numbers.
+          draws: (4 num_ops,) uniform random numbers.
           size: height and width of the image.
         """
-        return jax.vmap(lambda u: self._step(u, size))(draws.reshape(self.layers, 4))
+        return jax.vmap(lambda u: self._sample_one(u, size))(draws.reshape(self.num_ops, 4))
 
-    def _step(self, draws, size) -> Steps:
+    def _sample_one(self, draws: jax.Array, size: tuple[int, int]) -> Operations:
         which, done, strength, side = draws
         operation = jnp.minimum((which * 15).astype(jnp.int32), 14)
         if math.isinf(self.noise):
@@ -135,18 +143,21 @@ class RandAugment:
         values, matrices = self.arguments(level, sign, size)
         kinds = [RAND_AUGMENT_KINDS.index(kind) for kind in RAND_AUGMENT_OPERATIONS.values()]
         kind = jnp.where(done < self.probability, jnp.array(kinds, jnp.int32)[operation], 0)
-        return Steps(kind, values[operation], matrices[operation])
+        return Operations(kind, values[operation], matrices[operation])
 
-    def arguments(self, level: jax.Array, sign: jax.Array, size: tuple[int, int]):
-        """What each of the 15 operations would be given at a magnitude.
+    def arguments(
+        self, level: jax.Array, sign: jax.Array, size: tuple[int, int]
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return the arguments of all 15 operations at a magnitude.
 
         Args:
-          level: the magnitude.
-          sign: -1 or 1.
+          level: the magnitude, () float32.
+          sign: -1 or 1, () float32.
           size: height and width of the image.
 
         Returns:
-          (15,) values and (15, 6) matrices, in the order of `RAND_AUGMENT_OPERATIONS`.
+          Values, (15,) float32, and matrices, (15, 6) int32, in the order of
+          `RAND_AUGMENT_OPERATIONS`.
         """
         share = level / 10
         if self.increasing:
@@ -181,60 +192,68 @@ class RandAugment:
         return jnp.stack(list(values.values())), jnp.stack(list(matrices.values()))
 
 
-def jitter_steps(draws: jax.Array, strength: float) -> Steps:
-    """Brightness, contrast and saturation changed by random factors, in random order.
+def sample_color_jitter(draws: jax.Array, strength: float) -> Operations:
+    """Return changes of brightness, contrast and saturation by random factors, in random order.
 
     Args:
       draws: (6,) uniform random numbers.
-      strength: largest change of a factor from 1.
+      strength: largest deviation of a factor from 1.
     """
     low = max(0.0, 1 - strength)
     factors = color.on_grid(low + (1 + strength - low) * draws[:3])
     order = jnp.argsort(draws[3:]).astype(jnp.int32)
-    return Steps(order, factors[order], jnp.zeros((3, 6), jnp.int32))
+    return Operations(order, factors[order], jnp.zeros((3, 6), jnp.int32))
 
 
-def three_augment_steps(draws: jax.Array) -> Steps:
-    """Grayscale, solarization or blur, each as often (Touvron et al., 2022, arXiv 2204.07118).
+def sample_three_augment(draws: jax.Array) -> Operations:
+    """Return grayscale, solarization or blur, with equal probability.
+
+    3-Augment of DeiT III (Touvron et al., 2022, arXiv 2204.07118).
 
     Args:
       draws: (2,) uniform random numbers.
     """
     kind = jnp.minimum((draws[0] * 3).astype(jnp.int32), 2)
     value = jnp.stack([jnp.zeros(()), jnp.full((), 128.0), 0.1 + 1.9 * draws[1]])[kind]
-    return Steps(kind[None], value[None], jnp.zeros((1, 6), jnp.int32))
+    return Operations(kind[None], value[None], jnp.zeros((1, 6), jnp.int32))
 
 
-def joined(parts: Sequence[tuple[tuple[str, ...], Steps]]) -> tuple[tuple[str, ...], Steps | None]:
-    """Kinds and steps (of batches) one after the other."""
-    kinds, steps = (), []
+def concatenate(
+    parts: Sequence[tuple[tuple[str, ...], Operations]],
+) -> tuple[tuple[str, ...], Operations | None]:
+    """Concatenate the kinds and the operations (on a batch) of several policies."""
+    kinds: tuple[str, ...] = ()
+    operations = []
     for names, part in parts:
-        steps.append(part._replace(kind=part.kind + len(kinds)))
+        operations.append(part._replace(kind=part.kind + len(kinds)))
         kinds += names
-    if not steps:
+    if not operations:
         return (), None
-    return kinds, jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *steps)
+    return kinds, jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *operations)
 
 
 def apply(
     image: jax.Array,
-    steps: Steps,
+    operations: Operations,
     *,
     kinds: tuple[str, ...],
     fill: tuple[int, ...],
     branching: bool,
 ) -> jax.Array:
-    """Carries out the steps of one image.
+    """Apply the operations on one image.
 
     Args:
       image: (H, W, 3) uint8.
-      steps: of this image.
-      kinds: what the numbers in `steps.kind` stand for.
-      fill: color of what comes in from outside.
-      branching: whether a switch runs one branch only; else maps along one axis are treated as
-        any affine map, to have fewer branches.
+      operations: N of them.
+      kinds: the kinds that `operations.kind` is an index into.
+      fill: color of pixels from outside the image.
+      branching: whether a switch runs one branch only. If not, maps along one axis are treated as
+        general affine maps, to have fewer branches.
+
+    Returns:
+      (H, W, 3) uint8.
     """
-    functions = {
+    functions: dict[str, Operation] = {
         "keep": lambda image, value, matrix: image,
         "warp": lambda image, value, matrix: geometry.warp(image, matrix, fill),
         "warp x": lambda image, value, matrix: geometry.warp_along_x(image, matrix, fill),
@@ -257,24 +276,23 @@ def apply(
 
     chosen = [functions[name] for name in branches]
 
-    def one(image, step):
-        which = jnp.asarray(branch)[step.kind]
-        return lax.switch(which, chosen, image, step.value, step.matrix), None
+    def one(image: jax.Array, operation: Operations) -> tuple[jax.Array, None]:
+        which = jnp.asarray(branch)[operation.kind]
+        return lax.switch(which, chosen, image, operation.value, operation.matrix), None
 
-    return lax.scan(one, image, steps)[0]
+    return lax.scan(one, image, operations)[0]
 
 
-def _with_value(function):
+def _with_value(function: Callable[[jax.Array, jax.Array], jax.Array]) -> Operation:
     return lambda image, value, matrix: function(image, value)
 
 
-def _with_integer(function):
+def _with_integer(function: Callable[[jax.Array, jax.Array], jax.Array]) -> Operation:
     return lambda image, value, matrix: function(image, value.astype(jnp.int32))
 
 
 def _remap(image: jax.Array, equal: jax.Array) -> jax.Array:
-    """Equalized where `equal` is 1, stretched where it is 0."""
-    # A condition rather than a selection: compilers for CPUs would otherwise calculate the entry
-    # of the table anew for every pixel.
+    """Equalize the histogram where `equal` is 1; stretch the contrast where it is 0."""
+    # `cond` rather than `where`, with which XLA on CPUs would compute the table for every pixel.
     tables = (color.equalize_table, color.autocontrast_table)
     return color.look_up(image, lax.cond(equal > 0, *tables, color.histogram(image)))

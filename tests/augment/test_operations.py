@@ -177,7 +177,7 @@ def test_warps_along_one_axis_equal_the_general_one(name, crops):
 def test_whole_moves_and_no_move_are_exact(crops):
     for matrix in (geometry.translate_x(5.0), geometry.translate_y(-3.0), geometry.shear_x(0.0)):
         got = ours(lambda x, m=matrix: geometry.warp(x, m, FILL), crops[:5])
-        columns, rows = (int(x) >> geometry.PLACE_BITS for x in (matrix[2], matrix[5]))
+        columns, rows = (int(x) >> geometry.COORDINATE_BITS for x in (matrix[2], matrix[5]))
         want = np.broadcast_to(np.array(FILL, np.uint8), crops[:5].shape).copy()
         place = np.arange(SIDE)
         from_row, from_column = place + rows, place + columns

@@ -15,8 +15,8 @@ from bocb_jax.augment.mixing import smoothed_one_hot
 from bocb_jax.augment.operations import (
     RAND_AUGMENT_KINDS,
     RAND_AUGMENT_OPERATIONS,
+    Operations,
     RandAugment,
-    Steps,
 )
 from bocb_jax.augment.preprocess import preprocess
 
@@ -50,7 +50,7 @@ def test_rand_augment_operations_are_timms(golden, text, sign):
     level = jnp.float32(policy.magnitude)
     values, matrices = policy.arguments(level, jnp.float32(sign), (32, 32))
     kinds = [RAND_AUGMENT_KINDS.index(kind) for kind in RAND_AUGMENT_OPERATIONS.values()]
-    steps = Steps(jnp.array(kinds)[:, None], values[:, None], matrices[:, None])
+    steps = Operations(jnp.array(kinds)[:, None], values[:, None], matrices[:, None])
     got = np.asarray(carry_out()(crops, steps)).astype(int)
     apart = np.abs(got - golden[f"{text}{sign:+d}"]).mean((1, 2, 3, 4))
     for name, mean in zip(RAND_AUGMENT_OPERATIONS, apart, strict=True):

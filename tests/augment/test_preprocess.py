@@ -15,7 +15,13 @@ from jax.sharding import PartitionSpec as P
 
 from bocb_jax.augment import erasing, geometry, operations
 from bocb_jax.augment.operations import RAND_AUGMENT_KINDS, RAND_AUGMENT_OPERATIONS, RandAugment
-from bocb_jax.augment.preprocess import Augmentation, normalize, preprocess
+from bocb_jax.augment.preprocess import (
+    Augmentation,
+    _uniform,
+    normalize,
+    preprocess,
+    sample_operations,
+)
 from bocb_jax.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -84,6 +90,25 @@ def test_the_draw_depends_on_the_position_in_the_batch_alone(name):
     images, key = sample_crops(16, 32), jax.random.key(0)
     few, many = (prepare(POLICIES[name])(images[:count], key) for count in (4, 16))
     np.testing.assert_array_equal(few, many[:4])
+
+
+def test_the_draws_never_change():
+    # Otherwise a run resumed after an upgrade would go on with other augmentations.
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(3)))(jnp.arange(4))
+    policy = Augmentation(rand_augment="rand-m9-mstd0.5-inc1", three_augment=True, color_jitter=0.3)
+    _, sampled = sample_operations(keys, policy, (32, 32))
+    assert sampled.kind.tolist() == [
+        [0, 0, 13, 18, 16, 17], [0, 11, 13, 17, 16, 18],
+        [3, 0, 14, 16, 17, 18], [0, 0, 15, 17, 16, 18],
+    ]  # fmt: skip
+    draws = _uniform(keys, "crop", 22)
+    crops = jax.vmap(
+        lambda u: jnp.stack(geometry.resized_crop_box(u, (40, 60), (0.08, 1.0), (3 / 4, 4 / 3)))
+    )(draws)
+    assert crops.tolist() == [[3, 16, 31, 33], [4, 17, 33, 25], [0, 10, 40, 46], [0, 27, 15, 14]]
+    draws = _uniform(keys, "erase", erasing.NUM_DRAWS)
+    boxes = jax.vmap(lambda u: jnp.stack(erasing.erased_box(u[1:], (32, 32))))(draws)
+    assert boxes.tolist() == [[6, 20, 18, 7], [22, 3, 9, 27], [9, 10, 19, 15], [20, 15, 12, 14]]
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -178,7 +203,7 @@ def test_the_box_that_never_fits_is_the_central_one():
 
 def test_turning_is_counter_clockwise():
     images = noise(4, 9, 9, 3)
-    turn = jax.vmap(geometry.turn_and_scale)
+    turn = jax.vmap(geometry.rotate_and_scale)
     turned = turn(images, jnp.array([0.0, 90.0, 180.0, -90.0]), jnp.ones(4))
     for image, got, quarters in zip(images, turned, [0, 1, 2, -1], strict=True):
         # A corner that rounding puts a hair outside the image may darken.
@@ -188,7 +213,7 @@ def test_turning_is_counter_clockwise():
 def test_scaling_enlarges_about_the_centre():
     image = np.zeros((17, 17, 1), np.uint8)
     image[6:11, 6:11] = 1
-    large = np.asarray(geometry.turn_and_scale(image, jnp.zeros(()), jnp.full((), 2.0)))[..., 0]
+    large = np.asarray(geometry.rotate_and_scale(image, jnp.zeros(()), jnp.full((), 2.0)))[..., 0]
     assert large[4:13, 4:13].min() == 1.0
     assert large[:, :2].max() == 0.0
     np.testing.assert_array_equal(large, large[::-1, ::-1])
@@ -199,8 +224,8 @@ def test_scaling_enlarges_about_the_centre():
 
 def test_rand_augment_draws_every_operation_as_often_and_half_of_them():
     policy = RandAugment.parse("rand-m9-mstd0.5-inc1")
-    draw = jax.jit(jax.vmap(lambda u: policy.steps(u, (32, 32))))
-    steps = jax.tree.map(np.asarray, draw(uniform(6000, policy.draws)))
+    draw = jax.jit(jax.vmap(lambda u: policy.sample(u, (32, 32))))
+    steps = jax.tree.map(np.asarray, draw(uniform(6000, policy.num_draws)))
     assert steps.kind.shape == (6000, 2)
     counts = collections.Counter(RAND_AUGMENT_KINDS[kind] for kind in steps.kind.ravel())
     assert abs(counts["keep"] / 12000 - 0.5) < 0.02
@@ -210,7 +235,7 @@ def test_rand_augment_draws_every_operation_as_often_and_half_of_them():
 
 def test_rand_augment_magnitudes_are_normal_and_cut_off():
     policy = RandAugment(magnitude=9.0, noise=0.5, probability=1.0, increasing=True)
-    steps = jax.jit(jax.vmap(lambda u: policy.steps(u, (32, 32))))(uniform(6000, policy.draws))
+    steps = jax.jit(jax.vmap(lambda u: policy.sample(u, (32, 32))))(uniform(6000, policy.num_draws))
     factor = np.asarray(steps.value)[
         np.asarray(steps.kind) == RAND_AUGMENT_KINDS.index("brightness")
     ]
@@ -244,7 +269,7 @@ def test_the_notation_of_rand_augment():
 
 
 def test_color_jitter_takes_all_orders_and_the_right_range():
-    steps = jax.vmap(lambda u: operations.jitter_steps(u, 0.4))(uniform(3000, 6))
+    steps = jax.vmap(lambda u: operations.sample_color_jitter(u, 0.4))(uniform(3000, 6))
     orders = collections.Counter(map(tuple, np.asarray(steps.kind).tolist()))
     assert len(orders) == 6
     assert min(orders.values()) > 400
