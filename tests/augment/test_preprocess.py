@@ -352,7 +352,7 @@ def test_resize_leaves_images_of_the_right_size_alone():
     ({"pad": 4, "shift": 0.1}, "not both"),
     ({"pad_mode": "edge"}, "zero"),
     ({"resized_crop": (0.5, 1.5)}, "exceeds"),
-    ({"resized_crop": (1.0, 0.5)}, "lowest"),
+    ({"resized_crop": (1.0, 0.5)}, "least"),
     ({"erase": 1.5}, "probability"),
 ])  # fmt: skip
 def test_a_policy_that_makes_no_sense_is_refused(arguments, message):
