@@ -71,7 +71,8 @@ def show_card(title: str, rows: Sequence[tuple[str, str]]) -> None:
     _heading(title)
     for label, text in rows:
         # A column of text narrower than this is harder to read than one that wraps anywhere.
-        lines = textwrap.wrap(text, max(output.width - width, 20)) or [""]
+        room = max(output.width - width, 20)
+        lines = [part for line in text.splitlines() for part in textwrap.wrap(line, room)] or [""]
         print(f"{label:{width}}{lines[0]}")
         for line in lines[1:]:
             print(" " * width + line)

@@ -10,11 +10,13 @@ import pytest
 from helpers.tiny_net import assert_same, extra_args, loss_of, tiny_params
 
 import bocb_jax
-from bocb_jax import optim
+from bocb_jax import optim, paper
 from bocb_jax.__main__ import main
 from bocb_jax.bench import optimizers
 from bocb_jax.errors import UnknownName, UserError
 from bocb_jax.optim import describe, landscapes
+from bocb_jax.optim.registry import CATEGORIES
+from bocb_jax.paper.categories import to_opt
 
 every_optimizer = pytest.mark.parametrize("name", optim.list_optimizers())
 
@@ -206,6 +208,30 @@ def test_the_description_is_complete(name):
     assert all(text and "  Args" not in text for text in rows.values())
     for hyperparameter in optim.optimizer_info(name).hyperparameters:
         assert hyperparameter in rows["hyper-parameters"]
+
+
+def test_a_printed_description_has_a_line_for_each_hyperparameter(capsys):
+    assert main(["optimizers", "adamw"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[lines.index("b2 = 0.999  in [0, 1)") + 1] == "eps = 1e-08  in [0, inf)"
+
+
+def test_a_hyperparameter_that_may_be_none_takes_none():
+    optim.create_optimizer("lamb", 1e-3, max_grad_norm=None)
+    with pytest.raises(UserError, match="max_grad_norm is a number"):
+        optim.create_optimizer("lamb", 1e-3, max_grad_norm=-1)
+
+
+def test_categories_and_tuned_values_are_the_papers():
+    assert list(CATEGORIES) == ["a", "b", "c", "d", "later", "user"]
+    for row in paper.rows("hyperparameter_modes"):
+        info = optim.optimizer_info(to_opt(row["optimizer"]))
+        modes = info.paper_learning_rate, info.paper_weight_decay
+        printed = row["modal_lr"], row["modal_wd"]
+        assert modes == tuple(tuple(map(float, text.split("|"))) for text in printed), info.name
+    for name in ("muon", "sam+sgd", "cadamw"):
+        info = optim.optimizer_info(name)
+        assert (info.category, info.paper_learning_rate) == ("later", ()), name
 
 
 def test_state_bytes():
