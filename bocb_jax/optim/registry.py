@@ -79,15 +79,6 @@ class OptimizerInfo:
         yours = self.category == "user"  # even if its name is like one of the paper's
         return ((), ()) if yours else paper.most_frequent(self.name)
 
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """The default of each hyper-parameter, with the learning rate and the weight decay."""
-        rates = {
-            "learning_rate": self.default_learning_rate,
-            "weight_decay": self.default_weight_decay,
-        }
-        return rates | {name: own.default for name, own in self.hyperparameters.items()}
-
 
 def category_of(name: str) -> str:
     """Return the paper's category of an optimizer of this package, or "later"."""
@@ -162,7 +153,7 @@ OPTIMIZERS: Registry[OptimizerInfo] = Registry(
 
 
 def add_row(
-    *, name: str | None = None, aliases: tuple[str, ...] = (), **fields: Any
+    *, name: str | None = None, **fields: Any
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that registers a builder `(ctx, *, hyper-parameters)` with its row.
 
@@ -170,7 +161,6 @@ def add_row(
 
     Args:
       name: of the optimizer; None for the function's own.
-      aliases: other names for it.
       **fields: of `OptimizerInfo`.
     """
 
@@ -183,7 +173,7 @@ def add_row(
             summary=summary_of(build),
             **fields,
         )
-        OPTIMIZERS.register(row.name, row, aliases=aliases)
+        OPTIMIZERS.register(row.name, row)
         return build
 
     return decorate
