@@ -76,10 +76,10 @@ def _backbones() -> str:
     rows = []
     for name in list_models():
         card = model_card(name)
-        if name.endswith("_mini") or card.parameters:
+        if name.endswith("_mini") or card.num_params:
             rows.append((
                 f"`{name}`",
-                f"{card.parameters:,}" if card.parameters else "",
+                f"{card.num_params:,}" if card.num_params else "",
                 f"{card.top1:.1f}" if card.top1 else "",
                 card.reference,
                 f"{card.recipe}, {card.input_size} px" if card.recipe else "",

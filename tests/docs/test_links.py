@@ -51,7 +51,7 @@ def test_backbones_in_the_readme():
     assert len(found) == 21
     for name, count, recipe, size in found:
         card = model_card(name)
-        assert int(count.replace(",", "")) == (card.parameters or int(count.replace(",", "")))
+        assert int(count.replace(",", "")) == (card.num_params or int(count.replace(",", "")))
         assert (card.recipe, str(card.input_size)) == (recipe, size)
     assert {row["model"] for row in paper.rows("backbones")} <= {name for name, *_ in found}
 
