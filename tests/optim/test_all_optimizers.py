@@ -1,4 +1,4 @@
-"""What every optimizer of the table must do, whatever its mathematics."""
+"""What every registered optimizer must do, whatever its mathematics."""
 
 import functools
 
@@ -18,7 +18,7 @@ SCHEDULE = functools.partial(optim.schedules.warmup_cosine, warmup_steps=2, tota
 OPTIONS = {"soap": {"eps": 1e-4, "max_axis": 3}, "shampoo": {"root_eps": 1e-2}}
 every_optimizer = pytest.mark.parametrize("name", NAMES)
 
-# What takes a compilation of its own is tested on all in the slow run, otherwise on these.
+# Tests that compile for each optimizer use these; the slow run uses all.
 CORE = ("sgd", "lamb", "sophia", "muon", "schedule_free_adamw")
 core_optimizers = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in CORE else pytest.mark.slow) for n in NAMES]
@@ -39,7 +39,7 @@ def make(name, learning_rate=None, **options):
 
 @functools.cache
 def compiled(name):
-    """The optimizer, its init and its step, compiled once for all tests; the step donates."""
+    """Return the optimizer and its compiled init and step, once for all tests; the step donates."""
     optimizer = make(name, weight_decay=None if not optim.optimizer_info(name).decays else 0.01)
     step = jax.jit(functools.partial(train_step, optimizer), donate_argnums=(0, 1))
     return optimizer, jax.jit(optimizer.init), step
@@ -91,7 +91,7 @@ def test_state_made_outside_jit_can_be_donated(name):
 
 @every_optimizer
 def test_program_holds_no_rate(name):
-    """Two learning rates and weight decays lower to the same text."""
+    """Two pairs of learning rate and weight decay lower to the same StableHLO."""
 
     def lowered(rate, decay):
         decay = decay if optim.optimizer_info(name).decays else 0.0
@@ -127,7 +127,7 @@ def test_resumes_bit_for_bit(name):
 @every_optimizer
 @pytest.mark.parametrize("dead", ["units", "net"])
 def test_tensors_without_any_gradient_stay_finite(name, dead):
-    """Dead units: their kernels get gradients of exactly zero, here from the first step on."""
+    """Kernels of dead units have gradients of exactly zero, here from the first step on."""
     params = tiny_params()
     block = params["blocks"][0]
     block["norm"]["scale"] = jnp.zeros_like(block["norm"]["scale"])
@@ -141,7 +141,7 @@ def test_tensors_without_any_gradient_stay_finite(name, dead):
 
 @every_optimizer
 def test_lowers_the_loss(name):
-    """At its learning rate, or some factor on it: the net is smaller than those it is for."""
+    """At its default learning rate or a multiple: the net is much smaller than real ones."""
     losses = []
     for factor in (1, 10, 100, 0.3):
         rate = factor * optim.optimizer_info(name).default_learning_rate
@@ -154,7 +154,7 @@ def test_lowers_the_loss(name):
 
 
 def averaged(name, params, state):
-    """The parameters to evaluate, where they are not those that are trained."""
+    """Return the parameters to evaluate, which may differ from those that are trained."""
     evaluation = optim.optimizer_info(name).evaluation_parameters
     return evaluation(state, params) if evaluation else params
 
@@ -194,7 +194,7 @@ def test_vmap_is_possible(name):
 
 @core_optimizers
 def test_gradient_accumulation_equals_one_step_on_the_mean(name):
-    """Two halves through optax.MultiSteps against their mean in one update."""
+    """Two halves through optax.MultiSteps give the update of their mean."""
     optimizer, _, _ = compiled(name)
     twice = optax.MultiSteps(optimizer, 2)
     params = tiny_params()
@@ -217,7 +217,7 @@ def test_gradient_accumulation_equals_one_step_on_the_mean(name):
 
 @core_optimizers
 def test_sharded_over_eight_devices_equals_replicated(name):
-    """Parameters and state are split along the first axis that eight divides."""
+    """Parameters and state are sharded along the first axis that eight divides."""
     mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
 
     def sharding(x):

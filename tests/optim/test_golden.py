@@ -1,8 +1,8 @@
-"""Trajectories of the reference implementations, in float64, against ours.
+"""Our trajectories against those of the reference implementations, in float64.
 
 tests/golden/optimizers/*.npz hold parameters after 1, 10 and 60 updates at a constant and at a
 cosine learning rate, made from a stream of gradients that a seed fixes. Weight decay applied to
-every parameter. Beside the paper's there are those of golden/optimizers/make_later.py.
+every parameter. golden/optimizers/make_later.py made those of optimizers that the paper lacks.
 """
 
 import dataclasses
@@ -30,12 +30,12 @@ def normal(name, seed, shape):
 
 
 def to_ours(x):
-    """From PyTorch's layout, output channel first, to ours, output channel last."""
+    """Move the output channel from the first axis, as in PyTorch, to the last, as here."""
     return {2: lambda: x.T, 4: lambda: x.transpose(2, 3, 1, 0)}.get(x.ndim, lambda: x)()
 
 
 def problem(seed, steps):
-    """The initial parameters and the stack of gradients, in our layout."""
+    """Return the initial parameters and the stacked gradients, in our layout."""
     start = {k: normal(f"p:{k}", seed, s) * 0.5 for k, s in SHAPES.items()}
     grads = [
         {
@@ -50,7 +50,7 @@ def problem(seed, steps):
 
 @dataclasses.dataclass(frozen=True)
 class Table(optim.schedules.Schedule):
-    """A learning rate for each update, as fractions of the peak; traced, to compile once."""
+    """A fraction of the peak for each update; traced, to compile once for all schedules."""
 
     fractions: jax.Array | None = None
 
@@ -66,7 +66,7 @@ FRACTIONS = {
 
 @functools.cache
 def deviations(path, **options):
-    """The largest deviation from each golden trajectory over its largest displacement.
+    """Return the largest deviation from each golden trajectory over its largest displacement.
 
     Returns:
       schedule -> name of the parameter (<name>.x for those to evaluate) -> relative deviation.

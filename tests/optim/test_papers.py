@@ -38,7 +38,7 @@ def decay_of(name, wd):
 
 
 def check(name, peak, reference, extra_args=lambda t: {}, bound=1e-9, **options):
-    """Compares with `reference(name, p, lr)`, p being one tensor and lr a function of the step."""
+    """Compare with `reference(name, p, lr)`, p being one tensor and lr a function of the step."""
     with jax.enable_x64(True):
         schedule = optim.schedules.warmup_cosine(peak, 0, 2 * STEPS)
         optimizer = optim.create_optimizer(name, schedule, parameter_kinds=KINDS, **options)
@@ -64,7 +64,7 @@ def check(name, peak, reference, extra_args=lambda t: {}, bound=1e-9, **options)
 
 
 def adam(g, m, v, t, b1, b2, eps):
-    """Adam's direction and its moments, t counting from 1."""
+    """Return Adam's direction and its moments; t counts from 1."""
     m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
     return m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps), m, v
 
@@ -90,7 +90,7 @@ def test_sophia():
     check("sophia", 0.01, reference, extra_args, batch_size=batch, **options)
     check(
         "sophia", 0.01, reference, lambda t: extra_args(t) | {"batch_size": batch}, **options
-    )  # the trainer's word counts
+    )  # the argument of update decides
 
 
 def test_sophia_as_openmixup_ran_it():
@@ -262,7 +262,7 @@ def test_psgd_kron():
 
 
 def lower_bound(a):
-    """PSGD's lower bound of the spectral norm: two steps of a power iteration."""
+    """Return PSGD's lower bound of the spectral norm: two steps of a power iteration."""
     largest = np.abs(a).max()
     a = a / largest
     row = a[np.argmax((a * a).sum(axis=1))]
@@ -280,7 +280,7 @@ def test_lower_bound_of_the_spectral_norm():
 
 
 def quadratic(params):
-    """A bowl with a gradient that differs from place to place; works on NumPy and on JAX."""
+    """Return the gradient of a quartic bowl; works on NumPy and on JAX."""
     return {k: 0.1 * p**3 + GRADS[0][k] for k, p in params.items()}
 
 

@@ -147,7 +147,7 @@ def test_any_combination_is_found_by_name(name):
 
 
 def half_sgd(learning_rate, momentum=0.5):
-    """A user's own optimizer, as it is found by import path."""
+    """Build a user's own optimizer, to be found by import path."""
     return optax.chain(optax.trace(momentum), optax.scale_by_learning_rate(learning_rate / 2))
 
 
@@ -191,7 +191,7 @@ def test_public_names():
     assert {"sgd", "adamw", "lamb", "lion"} <= set(bocb_jax.list_optimizers())
 
 
-def test_matrices_that_are_not_there_are_named():
+def test_a_mask_that_finds_no_matrix_is_refused():
     params = {"layer": {"w1": jnp.ones((3, 4))}}
     optimizer = optim.create_optimizer("adamw", 1e-3)
     state = optimizer.init(params)

@@ -12,7 +12,7 @@ from bocb_jax.optim import schedules
 
 
 def openmmlab(peak, epochs, epoch_steps, warmup, start, end, by_epoch):
-    """mmcv's CosineAnnealing with linear warm-up: the cosine runs on underneath the warm-up."""
+    """Return the rates of mmcv's CosineAnnealing, whose cosine also runs during the warm-up."""
     rates = []
     for step in range(epochs * epoch_steps):
         progress = step // epoch_steps / epochs if by_epoch else step / (epochs * epoch_steps)
@@ -39,6 +39,6 @@ def test_without_a_start_no_update_is_spent_at_zero():
     np.testing.assert_allclose([schedule(i) for i in range(4)], [0.25, 0.5, 0.75, 1.0], rtol=1e-6)
 
 
-def test_a_start_that_is_no_fraction_is_refused():
+def test_a_start_outside_zero_and_one_is_refused():
     with pytest.raises(UserError, match=r"warmup_start is a fraction of the peak, not 1\.5"):
         schedules.warmup_cosine(1.0, 3, 10, warmup_start=1.5)
