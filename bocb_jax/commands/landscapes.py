@@ -29,7 +29,7 @@ def plot(
       track: wraps the iteration over the names, to show progress.
 
     Raises:
-      UserError: matplotlib is not installed, or cannot write such a file there.
+      UserError: matplotlib is not installed, or cannot write this kind of file there.
     """
     try:
         from matplotlib.figure import Figure

@@ -125,7 +125,7 @@ def scale_by_muon(
     numeric_class="exact",
     state_per_parameter=1,
     cost="ns_steps times three products of each matrix",
-    notes="Matrices are told from parameter kinds; a head that has none counts as a matrix.",
+    notes="Parameter kinds decide what is a matrix; a head that lacks a kind counts as one.",
 )
 def muon(
     ctx: Context,

@@ -10,6 +10,7 @@ from bocb_jax.optim.bounds import Beta, Fraction, Positive, Steps
 from bocb_jax.optim.context import Context
 from bocb_jax.optim.registry import add_row
 
+BALANCE_INTERVAL = 100  # steps between two rounds of `balance`
 Factors = tuple[jax.Array, ...]  # upper triangular (n, n), or a diagonal (n,), for each axis
 
 
@@ -100,6 +101,31 @@ def balance(factors: Factors) -> Factors:
     return tuple(q * (mean / size) for q, size in zip(factors, sizes, strict=True))
 
 
+def update_factors(
+    grads: Any, factors: Any, key: jax.Array, rate: float, rebalance: jax.Array
+) -> Any:
+    """Let the factors of every tensor learn once, and balance them if asked to.
+
+    Args:
+      grads: tree of mean gradients, as matrices or vectors.
+      factors: `Factors` for each.
+      key: of the noise; each tensor folds in its number.
+      rate: step size.
+      rebalance: boolean, shape ().
+    """
+    leaves, structure = jax.tree.leaves(grads), jax.tree.structure(grads)
+    noise = [
+        jax.random.normal(jax.random.fold_in(key, i), g.shape, g.dtype)
+        for i, g in enumerate(leaves)
+    ]
+
+    def update(g: jax.Array, v: jax.Array, q: Factors) -> Factors:
+        q = learn(g, q, v, rate)
+        return jax.tree.map(lambda new, old: jnp.where(rebalance, new, old), balance(q), q)
+
+    return jax.tree.map(update, grads, jax.tree.unflatten(structure, noise), factors)
+
+
 def precondition(g: jax.Array, factors: Factors) -> jax.Array:
     """Return Qᵀ Q g along each axis."""
     for q in factors:
@@ -147,25 +173,8 @@ def scale_by_psgd_kron(
         due = since >= 1 / probability
 
         def updated() -> Any:
-            leaves = jax.tree.leaves(debiased)
-            noise = [
-                jax.random.normal(jax.random.fold_in(key, i), g.shape, g.dtype)
-                for i, g in enumerate(leaves)
-            ]
-            factors = jax.tree.map(
-                lambda g, v, q: learn(g, q, v, precond_lr),
-                debiased,
-                jax.tree.unflatten(jax.tree.structure(debiased), noise),
-                state.factors,
-            )
-            rebalance = count % 100 == 0
-            return jax.tree.map(
-                lambda g, q: jax.tree.map(
-                    lambda new, old: jnp.where(rebalance, new, old), balance(q), q
-                ),
-                debiased,
-                factors,
-            )
+            rebalance = count % BALANCE_INTERVAL == 0
+            return update_factors(debiased, state.factors, key, precond_lr, rebalance)
 
         factors = jax.lax.cond(due, updated, lambda: state.factors)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from bocb_jax.errors import UserError
-from bocb_jax.optim.bounds import NonNegative, Positive, Steps
+from bocb_jax.optim.bounds import NonNegative, Positive, Steps, set_signature
 from bocb_jax.optim.context import Context
 from bocb_jax.optim.injected import OptimizerState
 from bocb_jax.optim.registry import (
@@ -20,7 +20,6 @@ from bocb_jax.optim.registry import (
     category_of,
     optimizer_info,
     reference_of,
-    set_signature,
 )
 from bocb_jax.optim.transforms import make_cautious
 
