@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,25 +19,13 @@ console = _Output(stderr=True, highlight=False)  # what is said while a command 
 output = _Output(highlight=False)  # what a command was asked for
 
 
-class Reporter(Protocol):
-    """Follows a run of a known number of steps."""
-
-    def start(self, total: int, done: int) -> None: ...
-
-    def step(self, done: int) -> None: ...
-
-    def metrics(self, line: dict[str, Any]) -> None: ...
-
-    def say(self, text: str) -> None: ...
-
-    def stop(self) -> None: ...
-
-
-def reporter(kind: str) -> Reporter:
+def reporter(kind: str) -> "_Bar | _Lines | _Silent":
     """Args: kind: "bar", "lines", "none", or "auto" for a bar on a terminal and lines elsewhere."""
     if kind == "auto":
         kind = "bar" if console.is_terminal else "lines"
-    return {"bar": _Bar, "lines": _Lines, "none": _Silent}[kind]()
+    kinds: dict[str, type[_Bar | _Lines | _Silent]]
+    kinds = {"bar": _Bar, "lines": _Lines, "none": _Silent}
+    return kinds[kind]()
 
 
 class _Bar:

@@ -1,4 +1,4 @@
-"""What a config leaves open, filled in: from the recipe, the optimizer's row, the backbone's card.
+"""Fill in what a config leaves open, from the recipe, the optimizer and the backbone.
 
 Nothing is compiled here.
 """
@@ -6,19 +6,23 @@ Nothing is compiled here.
 import dataclasses
 from typing import Any
 
-import jax
-
 from bocb_jax import optim, paper
 from bocb_jax.config import TrainConfig
 from bocb_jax.data.dataset import Dataset
 from bocb_jax.errors import UserError
+from bocb_jax.models import platform
 from bocb_jax.models.factory import MODELS, ModelEntry
+from bocb_jax.optim.registry import OptimizerInfo
 from bocb_jax.recipes import Recipe, get_recipe, regime_for
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """What the config leaves open, as it came out."""
+class ResolvedConfig:
+    """The values of a run that a config may leave open; "resolved" in `config.json`.
+
+    A field that is renamed here needs a line in `engine.run_dir.EARLIER_NAMES`, so that runs of
+    earlier versions can be resumed.
+    """
 
     recipe: str
     epochs: int
@@ -29,7 +33,7 @@ class Settings:
     num_classes: int
     learning_rate: float
     weight_decay: float
-    rates_from: str  # where these two come from, in words
+    hparams_source: str  # where learning rate and weight decay come from, in words
     decay_mask: str
     schedule: str
     warmup_epochs: float
@@ -44,17 +48,18 @@ class Settings:
     mixup: float
     cutmix: float
     repeats: int
-    drop_path: float | None  # None for a backbone that has none, or has it from `model_args`
+    drop_path: float | None  # None if the backbone has none, or `model_args` sets it
     precision: str
-    host_crop: tuple[float, float] | None  # share of the area, where the host does the cropping
+    host_crop: tuple[float, float] | None  # shares of the area, if the host crops
     augmentation: dict[str, Any]
 
 
-def resolve(config: TrainConfig, dataset: Dataset) -> Settings:
-    """Fills in from the recipe, the row of the optimizer, the card of the backbone, the device.
+def resolve(config: TrainConfig, dataset: Dataset) -> ResolvedConfig:
+    """Return the values of a run: those of the config, else of recipe, optimizer and backbone.
 
     Raises:
-      UserError: an unknown recipe, or tuned values that were not published.
+      UserError: the recipe is unknown, the paper has no tuned values for the pair, or the batch
+        does not divide into the parts that are asked for.
     """
     model = MODELS.get(config.model)
     optimizer = optim.optimizer_info(config.opt)
@@ -66,7 +71,7 @@ def resolve(config: TrainConfig, dataset: Dataset) -> Settings:
     image_size = config.image_size or _input_size(model, regime)
     recipe = get_recipe(name, regime, image_size)
     if config.image_size is None and recipe.image_size is not None:
-        # A net that was made for small images is trained on small ones.
+        # The recipe may ask for larger images than a small model was made for.
         image_size = min(recipe.image_size, model.image_size)
 
     epochs = _first(config.epochs, recipe.epochs)
@@ -75,19 +80,19 @@ def resolve(config: TrainConfig, dataset: Dataset) -> Settings:
     if batch_size % parts:
         raise UserError(
             f"A batch of {batch_size} does not divide into {parts} equal parts, "
-            "step.accumulate times step.batch_norm_groups."
+            "step.accumulate times step.batch_norm_groups; choose a multiple of it."
         )
     schedule, step, data = config.schedule, config.step, config.data
     precision = config.precision
     if precision == "auto":
-        precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        precision = "float32" if platform.target() == "cpu" else "bfloat16"
     augmentation, mixup, cutmix = _augmentation(config, recipe)
     host_crop = None
     if dataset.image_shape is None:
         host_crop = augmentation.pop("resized_crop", None)
     has_drop_path = "drop_path" in model.overrides and "drop_path" not in config.model_args
     learning_rate, weight_decay, source = _rates(config, optimizer)
-    return Settings(
+    return ResolvedConfig(
         recipe=name,
         epochs=epochs,
         batch_size=batch_size,
@@ -97,10 +102,10 @@ def resolve(config: TrainConfig, dataset: Dataset) -> Settings:
         num_classes=dataset.num_classes,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
-        rates_from=source,
+        hparams_source=source,
         decay_mask="all" if recipe.decay_mask == "all" and _coupled(optimizer) else "matrices",
         schedule=_first(schedule.name, optimizer.default_schedule),
-        # A warm-up longer than a tenth of the run is not what a short run means.
+        # The warm-up of a recipe is for long runs; it takes at most a tenth of a shorter one.
         warmup_epochs=_first(schedule.warmup_epochs, min(recipe.warmup_epochs, epochs / 10)),
         warmup_start=_first(schedule.warmup_start, recipe.warmup_start),
         end_fraction=_first(schedule.end_fraction, recipe.end_fraction),
@@ -120,19 +125,19 @@ def resolve(config: TrainConfig, dataset: Dataset) -> Settings:
     )
 
 
-def _first(*values):
-    """The first that is given; the last may be None."""
+def _first(*values: Any) -> Any:
+    """Return the first value that is not None, or None."""
     return next((value for value in values if value is not None), None)
 
 
 def _input_size(model: ModelEntry, regime: str) -> int:
-    """What the paper gives the backbone on small images, what it was made for on large ones."""
+    """Return the side in pixels: the paper's for small images, else the backbone's own."""
     made_for = model.image_size
     return made_for if regime == "imagenet" else min(made_for, model.card.input_size)
 
 
 def _augmentation(config: TrainConfig, recipe: Recipe) -> tuple[dict[str, Any], float, float]:
-    """Arguments of `augment.Augmentation`, and the alphas of Mixup and CutMix."""
+    """Return the arguments of `Augmentation`, and the alphas of Mixup and CutMix."""
     given = dataclasses.asdict(config.augment)
     only = given.pop("only")
     given = {name: value for name, value in given.items() if value is not None}
@@ -149,12 +154,13 @@ def _augmentation(config: TrainConfig, recipe: Recipe) -> tuple[dict[str, Any], 
     return merged, merged.pop("mixup", 0.0), merged.pop("cutmix", 0.0)
 
 
-def _coupled(optimizer) -> bool:
+def _coupled(optimizer: OptimizerInfo) -> bool:
+    """Whether weight decay is added to the gradient (L2), not decoupled from it."""
     return bool(optimizer.decays) and optimizer.decays[0] == "l2"
 
 
-def _rates(config: TrainConfig, optimizer) -> tuple[float, float, str]:
-    """Learning rate, weight decay, and where they come from."""
+def _rates(config: TrainConfig, optimizer: OptimizerInfo) -> tuple[float, float, str]:
+    """Return learning rate, weight decay, and where they come from."""
     rate, decay, source = (
         optimizer.default_learning_rate,
         optimizer.default_weight_decay,
@@ -165,7 +171,7 @@ def _rates(config: TrainConfig, optimizer) -> tuple[float, float, str]:
         if tuned is None:
             raise UserError(
                 f"The paper has no tuned values for {config.model} with {config.opt}, nor for a "
-                "neighbor of theirs; leave out --hparams paper, or give --lr and --weight-decay."
+                "related backbone; leave out --hparams paper, or give --lr and --weight-decay."
             )
         rate, decay = tuned.learning_rate, tuned.weight_decay
         source = "the paper's tuned values" + (

@@ -1,7 +1,7 @@
-"""One run: `python -m bocb_jax.train --model vit_s --opt lamb`.
+"""Train one run: `python -m bocb_jax.train --model vit_s --opt lamb`.
 
-Reads top to bottom: the command line, the set-up, the loop. The same command again goes on where
-the run stopped, and leaves the same bits as if it had never stopped.
+Reads top to bottom: the command line, the set-up of a run, the loop. The same command resumes a
+run that was stopped, and leaves the same bits as an uninterrupted run.
 
 Exit codes: 0 finished, 2 a setting is wrong, 3 diverged, 130 or 143 interrupted and saved.
 """
@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import tyro
 
-from bocb_jax.build import compiled_program, program_spec, starting_weights, use_compile_cache
+from bocb_jax.build import compiled_program, program_spec, starting_weights
 from bocb_jax.config import TrainConfig, dotted, from_toml, present_flags
 from bocb_jax.console import console, duration, reporter
 from bocb_jax.data.dataset import Dataset
@@ -28,25 +27,26 @@ from bocb_jax.data.decode import RandomCrop
 from bocb_jax.data.loader import Loader
 from bocb_jax.data.pipeline import steps_per_epoch
 from bocb_jax.data.registry import open_dataset
-from bocb_jax.engine import run_dir as run_folder
-from bocb_jax.engine import signals
+from bocb_jax.engine import compile_cache, run_dir, signals
 from bocb_jax.engine.memory import keep_freed_memory
 from bocb_jax.engine.outcome import failure
-from bocb_jax.engine.record import Record
-from bocb_jax.engine.sharding import check_batch
-from bocb_jax.engine.state import TrainState
+from bocb_jax.engine.record import Record, Records
+from bocb_jax.engine.sharding import check_batch, platform_of
+from bocb_jax.engine.state import Batch, Metrics, Params, TrainState
+from bocb_jax.engine.trainer import SingleTrainer, Trainer, per_run
 from bocb_jax.errors import Diverged, Interrupted, UserError
 from bocb_jax.resolve import resolve
 from bocb_jax.storage.files import read_json
 from bocb_jax.storage.remote import is_url
 
-PRECISE_BN_BATCHES = 50  # at most an epoch; as many as the authors of schedule-free advise
+# Default for precise BatchNorm, at most an epoch: what Schedule-Free's authors recommend.
+PRECISE_BN_BATCHES = 50
 
 
 def main(arguments: list[str]) -> int:
     """Train the run that the command line asks for, and return the exit code."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    # Orbax tells of a damaged file through absl at length; we say it in a line.
+    # Orbax logs a damaged file at length through absl; we warn in one line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     keep_freed_memory()
     result = train(parse(arguments))
@@ -54,16 +54,18 @@ def main(arguments: list[str]) -> int:
 
 
 def parse(arguments: list[str]) -> TrainConfig:
-    """Command-line arguments to a config; `--config FILE.toml` is what the others start from."""
+    """Return the config of command-line arguments; `--config FILE.toml` replaces the defaults."""
     before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     before.add_argument("--config")
     known, arguments = before.parse_known_args(present_flags(arguments))
     default = from_toml(known.config) if known.config else TrainConfig()
-    # Settings of one backbone or optimizer have no field: those named on the command line join
-    # the defaults, where tyro finds them with their types.
-    for name in ("model_args", "opt_args"):
-        named = {**getattr(default, name), **dotted(arguments, name)}
-        default = dataclasses.replace(default, **{name: named})
+    # Arguments of one backbone or optimizer are no fields of the config. Those on the command line
+    # join the defaults, where tyro finds their types.
+    default = dataclasses.replace(
+        default,
+        model_args=default.model_args | dotted(arguments, "model_args"),
+        opt_args=default.opt_args | dotted(arguments, "opt_args"),
+    )
     return tyro.cli(TrainConfig, args=arguments, default=default, prog="bocb train")
 
 
@@ -71,17 +73,17 @@ def parse(arguments: list[str]) -> TrainConfig:
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Trains one run to its end, or goes on with one that was stopped.
+    """Train a run to its end, resuming it if it was stopped before.
 
     Returns:
-      What `result.json` holds; its "status" is "finished" or "diverged".
+      The content of `result.json`; "status" is "finished" or "diverged".
 
     Raises:
       UserError: a setting is wrong; nothing was written.
       Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
     if is_url(config.workdir):
-        with run_folder.working_here(config) as here:
+        with run_dir.working_here(config) as here:
             outcome = train(here)
         console.print(f"Sent to {config.workdir}.", markup=False)
         return outcome
@@ -89,37 +91,41 @@ def train(config: TrainConfig) -> dict[str, Any]:
     parallel = config.parallel
     if parallel.distributed or parallel.coordinator:
         jax.distributed.initialize(parallel.coordinator, parallel.processes, parallel.process)
-    use_compile_cache(config.compile_cache)
+    compile_cache.use_compile_cache(config.compile_cache)
     run = Run(config)
     with contextlib.ExitStack() as stack:
         caught = stack.enter_context(signals.catching())
         earlier = run.open(stack, started)
         if earlier:
             console.print(
-                f"This run has ended already:\n{closing(earlier, run.folder)}", markup=False
+                f"This run has already ended:\n{closing(earlier, run.folder)}", markup=False
             )
             return earlier
         return train_alone(run, caught, stack)
 
 
 def train_alone(run: "Run", caught: signals.Signals, stack: contextlib.ExitStack) -> dict[str, Any]:
-    """Trains a run that is open to its end; an error that ends it goes into its result too."""
+    """Train an open run to its end and return its result.
+
+    If an error ends it, the result says so, and the error is raised.
+    """
     report = run.record.report
     report.say(run.opening())
-    loop = Loop([run], run.program, caught, stack)
+    trainer = SingleTrainer(run.program, run.hand_over_state(), run.key)
     try:
-        loop.train()
+        Loop([run], trainer, caught, stack).train()
     except (Interrupted, UserError, KeyboardInterrupt):
         raise
     except Exception as error:
         run.record.write_result(failure(error))
         raise
+    assert run.outcome is not None
     report.say(closing(run.outcome, run.folder))
     return run.outcome
 
 
 def open_run_dataset(config: TrainConfig) -> Dataset:
-    """The data set of a run, with the splits that its protocol has."""
+    """Open the data set of a run, with the splits of its protocol."""
     dataset = _dataset(
         config.dataset,
         split_seed=config.data.split_seed,
@@ -129,7 +135,7 @@ def open_run_dataset(config: TrainConfig) -> Dataset:
     return dataset.tuned_on_test() if config.protocol == "paper" else dataset
 
 
-# Images that were decoded stay so for the next run of this process.
+# The next run of this process uses the images that are decoded already.
 _dataset = functools.lru_cache(maxsize=1)(open_dataset)
 
 
@@ -137,7 +143,7 @@ class Run:
     """One run: what follows from its config and, once it is open, its record and its state.
 
     Args:
-      config: its settings.
+      config: of the run.
       dataset: None for the one that the config names.
 
     Raises:
@@ -147,42 +153,43 @@ class Run:
     def __init__(self, config: TrainConfig, dataset: Dataset | None = None):
         self.config, self.folder = config, config.folder()
         self.dataset = dataset or open_run_dataset(config)
-        self.settings = settings = resolve(config, self.dataset)
-        self.epoch_steps = steps_per_epoch(len(self.dataset.splits["train"]), settings.batch_size)
-        self.total_steps = settings.epochs * self.epoch_steps
-        self.spec = program_spec(config, settings, self.dataset, self.epoch_steps)
+        self.resolved = resolved = resolve(config, self.dataset)
+        self.epoch_steps = steps_per_epoch(len(self.dataset.splits["train"]), resolved.batch_size)
+        self.total_steps = resolved.epochs * self.epoch_steps
+        self.spec = program_spec(config, resolved, self.dataset, self.epoch_steps)
         self.program = compiled_program(self.spec)
-        check_batch(settings.batch_size, self.program.mesh, config.step.accumulate)
+        check_batch(resolved.batch_size, self.program.mesh, config.step.accumulate)
         self.key = jax.random.key(config.seed)
-        self.record: Record | None = None
-        self.state: TrainState | None = None
-        self.outcome: dict[str, Any] | None = None  # once it has ended
+        self.record: Record  # from `open` on
+        self.outcome: dict[str, Any] | None = None  # content of `result.json`, from the end on
+        self._state: TrainState | None = None  # from `open` until it is handed over
 
     def open(
         self, stack: contextlib.ExitStack, started: float, progress: str | None = None
     ) -> dict[str, Any] | None:
-        """Claims the folder, and goes to where an earlier start left the run.
+        """Claim the run directory, and restore the latest checkpoint or draw the weights.
 
         Args:
-          stack: lets go of everything.
-          started: when this start began.
-          progress: how it is shown; None for what the config says.
+          stack: closes everything.
+          started: `time.monotonic()` at the start of this command.
+          progress: how to show the progress; None for what the config says.
 
         Returns:
-          The result of a run that has ended already; None for one that is now open.
+          The result if the run has ended already, else None.
         """
-        config, settings = self.config, self.settings
-        start = None
+        config, resolved = self.config, self.resolved
+        weights = None
         if not (self.folder / "config.json").exists():
-            start = self._start()  # weights that do not fit are found before anything is written
+            # Weights that do not fit raise before anything is written.
+            weights = self._starting_weights()
         if jax.process_index() == 0:
-            record = {
+            manifest = {
                 "config": config.identity(),
-                "resolved": dataclasses.asdict(settings),
+                "resolved": dataclasses.asdict(resolved),
                 "label": config.label or config.model,
                 "study": config.study,
             }
-            stack.enter_context(run_folder.claim(self.folder, record, resume=config.resume))
+            stack.enter_context(run_dir.claim(self.folder, manifest, resume=config.resume))
         earlier = read_json(self.folder / "result.json")
         if earlier and earlier["status"] in ("finished", "diverged"):
             return earlier
@@ -191,211 +198,205 @@ class Run:
             config,
             self.folder,
             epoch_steps=self.epoch_steps,
-            batch_size=settings.batch_size,
-            parameters=self.program.parameters,
+            batch_size=resolved.batch_size,
+            num_params=self.program.num_params,
             report=reporter(shown),
             started=started,
         )
         self.record = stack.enter_context(contextlib.closing(record))
-        self.state = record.restore(self.program.abstract_state)
-        if self.state is None:
-            rates = settings.learning_rate, settings.weight_decay
-            self.state = self.program.init(self.key, *rates, start or self._start())
+        self._state = record.restore(self.program.abstract_state)
+        if self._state is None:
+            self._state = self.init_state(weights or self._starting_weights())
         return None
 
+    def init_state(self, weights: Params | None = None) -> TrainState:
+        """Return the state before the first step, from these weights or random ones."""
+        rates = self.resolved.learning_rate, self.resolved.weight_decay
+        return self.program.init(self.key, *rates, weights)
+
+    def hand_over_state(self) -> TrainState:
+        """Return the state, and forget it: the first training step donates its buffers."""
+        state, self._state = self._state, None
+        assert state is not None, "the run is not open"
+        return state
+
     def loader(self, sharding: jax.sharding.NamedSharding) -> Loader:
-        """What reads its data set, into batches that are split so over the devices."""
-        settings, data = self.settings, self.config.data
+        """Return the loader of the run's data set.
+
+        Args:
+          sharding: of the batches.
+        """
+        resolved, data = self.resolved, self.config.data
         return Loader(
             self.dataset,
-            batch_size=settings.batch_size,
-            image_size=settings.image_size,
-            test_size=settings.test_size,
+            batch_size=resolved.batch_size,
+            image_size=resolved.image_size,
+            test_size=resolved.test_size,
             sharding=sharding,
             workers=data.workers,
-            crop=settings.host_crop and RandomCrop(settings.host_crop),
-            crop_ratio=settings.crop_ratio,
+            crop=resolved.host_crop and RandomCrop(resolved.host_crop),
+            crop_ratio=resolved.crop_ratio,
             on_device=data.on_device,
         )
 
-    def _start(self) -> dict[str, Any] | None:
-        """The weights that `--init` names; says so if the classifier is not among them."""
+    def _starting_weights(self) -> Params | None:
+        """Return the weights that `--init` names, or None; say so if the classifier is new."""
         config, spec = self.config, self.spec
         if config.init is None:
             return None
         weights, new = starting_weights(spec, config.init, self.key)
         if new and jax.process_index() == 0:
             console.print(
-                f"{config.init} is for another number of classes than the {spec.num_classes} of "
-                f"{config.dataset}: the classifier ({', '.join(new)}) begins anew.",
+                f"{config.init} has another number of classes than the {spec.num_classes} of "
+                f"{config.dataset}: the classifier ({', '.join(new)}) starts from random weights.",
                 markup=False,
                 soft_wrap=True,
             )
         return weights
 
     def opening(self) -> str:
-        """What is about to be trained."""
-        settings, mesh = self.settings, self.program.mesh
+        """Describe what is about to be trained."""
+        resolved, mesh = self.resolved, self.program.mesh
         resumed = f", from step {self.record.step}" if self.record.step else ""
         return (
-            f"{self.config.model} ({self.program.parameters:,} parameters) with {self.config.opt} "
-            f"on {self.config.dataset}, recipe {settings.recipe}; lr {settings.learning_rate:g}, "
-            f"weight decay {settings.weight_decay:g} ({settings.rates_from}); "
-            f"{settings.epochs} epochs of {self.epoch_steps} steps of {settings.batch_size} images "
-            f"of {settings.image_size} px, {settings.precision}, "
-            f"{mesh.size} {mesh.devices.flat[0].platform} device(s){resumed}\n{self.folder}"
+            f"{self.config.model} ({self.program.num_params:,} parameters) with {self.config.opt} "
+            f"on {self.config.dataset}, recipe {resolved.recipe}; lr {resolved.learning_rate:g}, "
+            f"weight decay {resolved.weight_decay:g} ({resolved.hparams_source}); "
+            f"{resolved.epochs} epochs of {self.epoch_steps} steps of {resolved.batch_size} images "
+            f"of {resolved.image_size} px, {resolved.precision}, "
+            f"{mesh.size} {platform_of(mesh)} device(s){resumed}\n{self.folder}"
         )
 
 
-class Loop:
-    """Trains runs in step with one another: one alone, or the members of a population.
+# --- The loop ----------------------------------------------------------------------------------
 
-    The loop's body looks at nothing but the number of steps taken and what the records hold, both
-    of which a checkpoint holds too: wherever a run is stopped, the next start does what this one
-    would have done.
+
+class Loop:
+    """Trains runs in step with one another: a single one, or the members of a population.
+
+    What happens before a step depends only on the number of steps taken and on the records. A
+    checkpoint holds both: wherever a run is stopped, the next start does what this one would have.
 
     Args:
-      runs: open, at one step, and alike but for rates and seed; their states are taken over.
-      program: a `Program` for one run, a `Population` for several.
-      signals: whether to stop.
-      stack: lets go of everything.
+      runs: open, at the same step, and equal but for learning rate, weight decay and seed.
+      trainer: holds their states.
+      caught: whether to stop.
+      stack: closes the data pipelines.
     """
 
-    def __init__(self, runs: list[Run], program, signals, stack: contextlib.ExitStack):
+    def __init__(
+        self,
+        runs: list[Run],
+        trainer: Trainer,
+        caught: signals.Signals,
+        stack: contextlib.ExitStack,
+    ):
         first = runs[0]
-        self.config, self.program, self.signals = first.config, program, signals
+        self.config, self.runs, self.trainer, self.signals = first.config, runs, trainer, caught
         self.epoch_steps, self.total_steps = first.epoch_steps, first.total_steps
-        self.live = dict(enumerate(runs))  # by place in the population; those not ended
+        self.records = Records([run.record for run in runs])
         self.step = first.record.step
-        self.state = program.stack_states([run.state for run in runs])
-        for run in runs:
-            run.state = None
-        self.keys = [run.key for run in runs]
-        self.key = program.stack(self.keys)
+        self.loader = first.loader(trainer.batch_sharding)
+        # The seed decides the order of the data: runs with the same seed share their batches.
         self.seeds = [run.config.seed for run in runs]
-        self.loader = first.loader(program.batch_sharding)
-        # The order of the data follows from the seed: runs of one seed share their batches.
-        self.batches = self._open_batches(stack, repeats=first.settings.repeats)
+        self.streams = self._open_streams(stack, repeats=first.resolved.repeats)
         for run in runs:
             if run.record.progress.data:
-                self.batches[run.config.seed].set_state(run.record.progress.data)
-        self.waiting = []  # metrics of dispatched steps, not yet fetched
+                self.streams[run.config.seed].set_state(run.record.progress.data)
+        self.pending_metrics: list[Metrics] = []  # of dispatched steps, still on the devices
 
     def train(self) -> None:
-        """Runs to the end; every run's `outcome` is then what its `result.json` holds."""
-        for run in self.live.values():
-            run.record.begin(self.total_steps, population=len(self.live))
-        with contextlib.suppress(Diverged):  # the last of them, which has its result
+        """Train to the end, and set `outcome` of every run."""
+        self.records.begin(self.total_steps)
+        with contextlib.suppress(Diverged):  # every run has; each has its result
             self._loop()
+        for run, outcome in zip(self.runs, self.records.outcomes, strict=True):
+            run.outcome = outcome
 
     def _loop(self) -> None:
-        dispatched = False
+        records, first = self.records, True
         while True:
             self._stop_if_asked()
             last = self.step == self.total_steps
-            if any(record.evaluation_is_due(last=last) for record in self._records()):
+            if records.evaluation_is_due(last=last):
                 self._validate()
             if last:
                 break
-            if any(record.save_is_due() for record in self._records()):
+            if records.save_is_due():
                 self._save()
-            batch = self._next(self.batches)
-            self.state, metrics = self.program.train_step(self.state, batch, self.key)
-            if not dispatched:
-                for record in self._records():
-                    record.first_step_begun()
+            metrics = self.trainer.train_step(self._next(self.streams))
+            if first:
+                records.first_step_dispatched()
                 jax.block_until_ready(metrics)
-                for record in self._records():
-                    record.first_step_taken()
-                dispatched = True
-            if any(record.line_is_due() for record in self._records()):
-                self._fetch()  # the metrics of the steps before, while the devices do this one
-                for record in self._records():
-                    record.write_line({})
-            self.waiting.append(metrics)
+                records.first_step_done()
+                first = False
+            if records.line_is_due():
+                self._fetch_metrics()  # of the steps before this one, which the devices compute now
+                records.write_line()
+            self.pending_metrics.append(metrics)
             self.step += 1
-            for record in self._records():
-                record.step = self.step
-                record.report.step(self.step)
+            records.step_dispatched()
         self._save()
-        test = self._evaluate("test", self._settled()) if self.config.test else None
-        for place, run in self.live.items():
-            run.outcome = run.record.finished(test[place] if test else {})
+        test = self._evaluate("test", self._eval_model_state()) if self.config.test else None
+        records.finish(test)
 
-    def _records(self) -> list[Record]:
-        return [run.record for run in self.live.values()]
-
-    def _open_batches(self, stack: contextlib.ExitStack, **options) -> dict[int, Any]:
+    def _open_streams(self, stack: contextlib.ExitStack, **options: Any) -> dict[int, Any]:
+        """Open a stream of training batches for each seed."""
         return {
             seed: stack.enter_context(self.loader.train(seed=seed, **options))
             for seed in dict.fromkeys(self.seeds)
         }
 
-    def _next(self, batches: dict[int, Any]) -> dict[str, jax.Array]:
-        found = {seed: next(stream) for seed, stream in batches.items()}
-        return self.program.stack([found[seed] for seed in self.seeds])
+    def _next(self, streams: dict[int, Any]) -> list[Batch]:
+        """Return the next batch of every run."""
+        batches = {seed: next(stream) for seed, stream in streams.items()}
+        return [batches[seed] for seed in self.seeds]
 
-    def _fetch(self) -> None:
-        """Takes over the metrics of the steps dispatched; the first not finite ends a run."""
-        waiting, self.waiting = jax.device_get(self.waiting), []
-        for place, run in list(self.live.items()):
-            rows = [
-                {name: float(np.reshape(value, -1)[place]) for name, value in row.items()}
-                for row in waiting
-            ]
-            try:
-                run.record.add(rows)
-            except Diverged as diverged:
-                outcome = {"status": "diverged", "diverged_at_step": diverged.step}
-                run.outcome = run.record.write_result(outcome)
-                del self.live[place]
-                if not self.live:
-                    raise
+    def _fetch_metrics(self) -> None:
+        """Record the metrics of the dispatched steps. A value that is not finite ends its run."""
+        fetched, self.pending_metrics = jax.device_get(self.pending_metrics), []
+        self.records.add([per_run(metrics, len(self.runs)) for metrics in fetched])
 
     def _validate(self) -> None:
-        self._fetch()
-        now = time.monotonic()
-        state = self._settled()
-        scores = self._evaluate("validation", state)
-        seconds = time.monotonic() - now
-        for place, run in self.live.items():
-            if run.record.validated(scores[place], seconds):
-                run.record.keep_best(run.program.weights(self.program.member(state, place)))
+        self._fetch_metrics()
+        began = time.monotonic()
+        model_state = self._eval_model_state()
+        scores = self._evaluate("validation", model_state)
+        for place in self.records.validated(scores, time.monotonic() - began):
+            self.records.keep_best(place, self.trainer.weights(place, model_state))
 
-    def _settled(self) -> TrainState:
-        """The state to evaluate.
+    def _eval_model_state(self) -> Params:
+        """Return the model state for an evaluation.
 
-        BatchNorm's running statistics are those of the trained weights. Where others are evaluated,
-        or where it is asked for, these see training batches first, always the same ones.
+        Training updates BatchNorm's running statistics at the trained weights. Where others are
+        evaluated, or the config asks for it, training batches go through the evaluated weights
+        first, always the same ones: precise BatchNorm (Wu and Johnson, 2021, arXiv 2105.07576).
         """
-        settle, model_state = self.program.settle, self.state.model_state
+        model_state = self.trainer.model_state
         count = self.config.step.precise_bn_batches
         if count is None:
-            count = PRECISE_BN_BATCHES if self.program.evaluates_others else 0
-        if settle is None or not count:
-            return self.state
+            count = PRECISE_BN_BATCHES if self.trainer.eval_params_differ else 0
+        if not count or not self.trainer.has_batch_stats:
+            return model_state
         with contextlib.ExitStack() as stack:
-            batches = self._open_batches(stack)
+            streams = self._open_streams(stack)
             for number in range(min(self.epoch_steps, count)):
-                key = self.program.stack([jax.random.fold_in(key, number) for key in self.keys])
-                model_state = settle(self.state, model_state, self._next(batches), key)
+                batches = self._next(streams)
+                model_state = self.trainer.update_batch_stats(model_state, batches, number)
                 self._stop_if_asked()
-        return dataclasses.replace(self.state, model_state=model_state)
+        return model_state
 
-    def _evaluate(self, split: str, state: TrainState) -> list[dict[str, float]]:
-        """Mean loss and accuracy over every example of a split, for each run."""
+    def _evaluate(self, split: str, model_state: Params) -> list[dict[str, float]]:
+        """Return mean loss and accuracy of every run over all examples of a split."""
         sums = []
         with self.loader.evaluation(split) as batches:
             for batch in batches:
-                sums.append(self.program.eval_step(state, batch))
+                sums.append(self.trainer.eval_step(model_state, batch))
                 self._stop_if_asked()
-        sums = [
-            {name: np.reshape(value, -1).tolist() for name, value in part.items()}
-            for part in jax.device_get(sums)
-        ]
+        parts = [per_run(part, len(self.runs)) for part in jax.device_get(sums)]
         scores = []
-        for place in range(len(self.seeds)):
-            total = {name: sum(part[name][place] for part in sums) for name in sums[0]}
+        for place in range(len(self.runs)):
+            total = {name: sum(part[place][name] for part in parts) for name in parts[0][place]}
             scores.append(
                 {
                     f"{split}_loss": total["loss"] / total["count"],
@@ -405,44 +406,38 @@ class Loop:
         return scores
 
     def _save(self) -> None:
-        """Saves all of them, so that they are found at one step again."""
-        self._fetch()
-        for place, run in self.live.items():
-            state = self.program.member(self.state, place)
-            run.record.save(state, self.batches[run.config.seed].get_state())
+        """Start to save all runs, so that they resume at the same step."""
+        self._fetch_metrics()
+        self.records.save(
+            self.trainer.state, lambda place: self.streams[self.seeds[place]].get_state()
+        )
 
     def _stop_if_asked(self) -> None:
         if self.signals.received(self.step):
             self._save()
-            for record in self._records():
-                record.wait()
+            self.records.wait()
+            assert self.signals.number is not None
             raise Interrupted(
-                f"Stopped at step {self.step} and saved; the same command goes on.",
+                f"Stopped at step {self.step} and saved; run the same command again to resume.",
                 signal_number=self.signals.number,
             )
 
 
 def closing(outcome: dict[str, Any], folder: Path) -> str:
-    """How a run has ended, in words."""
+    """Describe how a run ended."""
     took = duration(outcome["wall_seconds"])
+    result = folder / "result.json"
     if outcome["status"] == "diverged":
         step = outcome["diverged_at_step"]
         return f"Diverged: the loss was no longer finite at step {step}, after {took}. {folder}"
     if "test_accuracy" not in outcome:
-        return (
-            f"Validation accuracy {outcome['validation_accuracy']:.2%}, test split not read, "
-            f"{took}. {folder / 'result.json'}"
-        )
+        validation = f"{outcome['validation_accuracy']:.2%}"
+        return f"Validation accuracy {validation}, test split not read, {took}. {result}"
+    test = f"Test accuracy {outcome['test_accuracy']:.2%}"
     if outcome.get("protocol") == "paper":
-        return (
-            f"Test accuracy {outcome['test_accuracy']:.2%}, best "
-            f"{outcome['best_validation_accuracy']:.2%}, looked at every epoch as in the paper; "
-            f"{took}. {folder / 'result.json'}"
-        )
-    return (
-        f"Test accuracy {outcome['test_accuracy']:.2%} "
-        f"(validation {outcome['validation_accuracy']:.2%}), {took}. {folder / 'result.json'}"
-    )
+        best = f"{outcome['best_validation_accuracy']:.2%}"
+        return f"{test}, best of all epochs {best} (the paper's protocol); {took}. {result}"
+    return f"{test} (validation {outcome['validation_accuracy']:.2%}), {took}. {result}"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Several runs that train together, as one program: `train_together(configs)`.
+"""Train several runs as one program: `train_together(configs)`.
 
-They differ in learning rate, weight decay and seed alone, and each is a run like any other: its
-folder holds what a run alone leaves there, and either way of training goes on with what the other
-began. Nothing but speed is gained: an accelerator that one small model leaves idle is filled with
-several. `bocb sweep --population N` trains the runs of a pair so.
+They differ only in learning rate, weight decay and seed. Each leaves the run directory that it
+would leave alone, and can be resumed alone or together with others. Only the speed changes: several
+small models fill an accelerator that one leaves idle. `bocb sweep --population N` trains the runs
+of a backbone-optimizer pair this way.
 """
 
 import contextlib
@@ -14,37 +14,39 @@ from typing import Any
 
 import jax
 
-from bocb_jax.build import compiled_population, use_compile_cache
+from bocb_jax.build import compiled_population
 from bocb_jax.config import TrainConfig, difference
-from bocb_jax.engine import signals
+from bocb_jax.engine import compile_cache, signals
 from bocb_jax.engine.run_dir import working_here
+from bocb_jax.engine.trainer import PopulationTrainer
 from bocb_jax.errors import UserError
 from bocb_jax.storage.remote import is_url
 from bocb_jax.train import Loop, Run, closing, train_alone
 
 logger = logging.getLogger(__name__)
 
-OWN = ("lr", "weight_decay", "hparams", "seed")  # what the members may each have of their own
+OWN = ("lr", "weight_decay", "hparams", "seed")  # settings in which the members may differ
 
 
 def train_together(
     configs: list[TrainConfig], *, members: int | None = None
 ) -> list[dict[str, Any]]:
-    """Trains runs to their ends, or goes on with those that were stopped.
+    """Train runs to their ends, resuming those that were stopped before.
 
-    Runs that are found at different steps are trained group by group.
+    Runs that resume at different steps are trained in groups, one group per step.
 
     Args:
       configs: of different runs.
-      members: places of the compiled program; None for as many as there are configs. A group that
-        fills half of them or more is trained in it, the last member repeated; the runs of a smaller
-        one are trained one by one.
+      members: size of the compiled program; None for one member per config. A group that fills at
+        least half of it is trained in it, with the last run repeated; the runs of a smaller group
+        are trained one by one.
 
     Returns:
-      What the `result.json` of each holds, in their order.
+      The content of each `result.json`, in the order of `configs`.
 
     Raises:
-      UserError: a setting is wrong, or the runs differ in more than numbers; nothing was written.
+      UserError: a setting is wrong, or the runs differ in more than learning rate, weight decay and
+        seed; nothing was written.
       Interrupted: SIGTERM or SIGINT came; the states are saved.
     """
     started = time.monotonic()
@@ -56,41 +58,42 @@ def train_together(
             return train_together(here, members=members)
     if len(configs) > members:
         raise UserError(f"{len(configs)} runs are more than the {members} that train together.")
-    use_compile_cache(configs[0].compile_cache)
+    compile_cache.use_compile_cache(configs[0].compile_cache)
     runs = [Run(config) for config in configs]
     with contextlib.ExitStack() as stack:
         caught = stack.enter_context(signals.catching())
         for place, run in enumerate(runs):
-            # A terminal has room for one bar; it is the first run's.
+            # A terminal has room for one progress bar: that of the first run.
             run.outcome = run.open(stack, started, progress=None if place == 0 else "none")
-        waiting = [run for run in runs if run.outcome is None]
-        for group in by_step(waiting):
+        unfinished = [run for run in runs if run.outcome is None]
+        for group in by_step(unfinished):
             if len(group) > 1 and 2 * len(group) >= members:
                 _train_group(group, members, caught, stack)
             else:
                 for run in group:
                     train_alone(run, caught, stack)
-    return [run.outcome for run in runs]
+    outcomes = [run.outcome for run in runs]
+    return [outcome for outcome in outcomes if outcome is not None]
 
 
 def check_alike(configs: list[TrainConfig]) -> None:
-    """Refuses runs that cannot share one program, or are one and the same.
+    """Check that runs can share one program.
 
     Raises:
-      UserError: it names what they differ in.
+      UserError: they differ in more than `OWN`, which it names, or two are the same run.
     """
     first, *others = configs
     for other in others:
-        differing = difference(*(_shared(config) for config in (first, other)))
+        differing = difference(_shared(first), _shared(other))
         if differing:
             raise UserError(
-                "Runs that train together differ in learning rate, weight decay and seed alone; "
+                "Runs that train together may differ only in learning rate, weight decay and seed; "
                 f"these differ in {'; '.join(differing)}. Train them one by one."
             )
     if len({config.folder() for config in configs}) < len(configs):
-        raise UserError("Two of the runs that are to train together are the same; leave one out.")
+        raise UserError("Two of the runs to train together are the same; leave one out.")
     if jax.process_count() > 1:
-        raise UserError("Runs train together in one process alone; train them one by one.")
+        raise UserError("Runs cannot train together over several processes; train them one by one.")
 
 
 def _shared(config: TrainConfig) -> dict[str, Any]:
@@ -99,16 +102,25 @@ def _shared(config: TrainConfig) -> dict[str, Any]:
 
 
 def by_step(runs: list[Run]) -> list[list[Run]]:
-    """Groups of runs at the same step, those that are furthest behind first."""
+    """Return groups of runs at the same step, the earliest step first."""
     ordered = sorted(runs, key=lambda run: run.record.step)
     return [list(group) for _, group in itertools.groupby(ordered, lambda run: run.record.step)]
 
 
-def _train_group(group: list[Run], members: int, caught, stack) -> None:
+def _train_group(
+    group: list[Run], members: int, caught: signals.Signals, stack: contextlib.ExitStack
+) -> None:
     report = group[0].record.report
     for run in group:
         report.say(run.opening())
     report.say(f"These {len(group)} train together.")
-    Loop(group, compiled_population(group[0].spec, members), caught, stack).train()
+    trainer = PopulationTrainer(
+        compiled_population(group[0].spec, members),
+        group[0].program,
+        [run.hand_over_state() for run in group],
+        [run.key for run in group],
+    )
+    Loop(group, trainer, caught, stack).train()
     for run in group:
+        assert run.outcome is not None
         report.say(closing(run.outcome, run.folder))

@@ -104,10 +104,10 @@ def test_stochastic_depth_is_the_recipes_unless_the_backbone_has_none():
 def test_tuned_values_of_the_paper():
     found = settings(model="resnet50", opt="sgd", hparams="paper")
     assert (found.learning_rate, found.weight_decay) == (0.1, 1e-4)
-    assert found.rates_from == "the paper's tuned values"
+    assert found.hparams_source == "the paper's tuned values"
     neighbor = settings(model="densenet121", opt="lamb", hparams="paper")
     assert neighbor.learning_rate == 5e-3
-    assert "for resnet50, which stands in for densenet121" in neighbor.rates_from
+    assert "for resnet50, which stands in for densenet121" in neighbor.hparams_source
     given = settings(model="resnet50", opt="sgd", hparams="paper", lr=0.5)
     assert (given.learning_rate, given.weight_decay) == (0.5, 1e-4)
     with pytest.raises(UserError, match="no tuned values for resnet50 with muon"):

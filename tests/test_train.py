@@ -87,7 +87,7 @@ def test_the_same_command_elsewhere_gives_the_same_bits(config, tmp_path):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_asked_to_stop_it_saves_and_goes_on(config, number, code):
+def test_a_signal_stops_the_run_after_saving(config, number, code):
     command = [sys.executable, "-m", "bocb_jax.train", *words(config, epochs=200)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     log = dataclasses.replace(config, epochs=200).folder() / "metrics.jsonl"
@@ -96,7 +96,7 @@ def test_asked_to_stop_it_saves_and_goes_on(config, number, code):
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
     assert process.returncode == code, said
-    assert "saved; the same command goes on" in said
+    assert "saved; run the same command again to resume" in said
     step = max(int(path.name) for path in (log.parent / "checkpoints" / "last").iterdir())
     assert f"Stopped at step {step}" in said
     assert not (log.parent / "result.json").exists()
@@ -161,7 +161,7 @@ def test_two_processes_do_not_share_a_folder(config):
             train(config)
 
 
-def test_a_crash_is_recorded_and_can_be_gone_on_with(config, monkeypatch):
+def test_a_crash_is_recorded_and_the_run_can_be_resumed(config, monkeypatch):
     from bocb_jax.engine.metrics import JsonLines
 
     write = JsonLines.write
@@ -275,7 +275,7 @@ def test_a_data_set_that_is_nowhere_is_a_sentence(config, tmp_path, capsys):
 
 
 def test_the_environment_can_name_the_compile_cache(monkeypatch):
-    from bocb_jax.build import use_compile_cache
+    from bocb_jax.engine.compile_cache import use_compile_cache
 
     before = jax.config.jax_compilation_cache_dir
     monkeypatch.setitem(os.environ, "JAX_COMPILATION_CACHE_DIR", "/nowhere/in/particular")

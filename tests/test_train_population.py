@@ -198,8 +198,8 @@ def test_without_memory_for_all_they_are_trained_one_by_one(tmp_path, monkeypatc
     def lacking(configs, members):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes.")
 
-    for module in ("build", "train"):  # this process keeps nothing on disk
-        monkeypatch.setattr(f"bocb_jax.{module}.use_compile_cache", lambda folder: None)
+    # This process keeps nothing on disk.
+    monkeypatch.setattr("bocb_jax.engine.compile_cache.use_compile_cache", lambda folder: None)
     monkeypatch.setattr(bocb_jax.train_population, "train_together", lacking)
     spec = read_study(write(tmp_path, TINY))
     (pair, *_) = resolve.find_pairs(spec)

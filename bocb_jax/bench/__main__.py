@@ -29,7 +29,7 @@ from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.console import console, output
 from bocb_jax.data.synthetic import open_or_synthetic
 from bocb_jax.engine.memory import keep_freed_memory
-from bocb_jax.engine.program import weights_of
+from bocb_jax.engine.steps import weights_of
 from bocb_jax.models import create_model, list_models
 from bocb_jax.models.parameters import parameter_kinds
 from bocb_jax.optim import list_optimizers
@@ -284,9 +284,7 @@ class _Turns:
     """Training steps of a run, as many at a time as it is asked for."""
 
     def __init__(self, run: Run, batch: Callable[[], dict[str, jax.Array]]):
-        rates = run.settings.learning_rate, run.settings.weight_decay
-        self._run, self._batch = run, batch
-        self._state = run.program.init(run.key, *rates, None)
+        self._run, self._batch, self._state = run, batch, run.init_state()
 
     def __call__(self, steps: int) -> float:
         """Seconds a step."""

@@ -1,1 +1,1 @@
-"""What a run is made of: state, step, sharding, checkpoints, metrics."""
+"""What trains a model: state, steps, sharding, checkpoints, metrics."""

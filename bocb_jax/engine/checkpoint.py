@@ -1,8 +1,8 @@
-"""Saving and restoring a run with Orbax: the latest states to go on from, the best weights to keep.
+"""Save and restore a run with Orbax: the latest states to resume from, and the best weights.
 
-The only file that knows Orbax. Its v1 interface still lies under `experimental` there.
+The only file that imports Orbax. Its v1 interface is still in Orbax's `experimental` package.
 
-    checkpoints/last/STEP    the whole state, for resuming; the latest few
+    checkpoints/last/STEP    the whole state; the latest few
     checkpoints/best/STEP    the weights with the best validation accuracy
 """
 
@@ -27,7 +27,7 @@ _STATE = "state"
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a checkpoint held."""
+    """The content of a checkpoint."""
 
     step: int
     state: Any
@@ -47,15 +47,15 @@ class Checkpoints:
         self._keep = keep
         self._last = self._open("last", keep)
         self._best = self._open("best", 1)
-        self._saving = {}  # name -> what Orbax has under way there
+        self._saving: dict[str, Any] = {}  # "last" or "best" -> the save in progress
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
-        """Starts to save the state; returns once it is copied off the device.
+        """Start to save the state; return once it is copied off the device.
 
         Args:
-          step: steps taken; a step that is saved already is left as it is.
+          step: steps taken. A step that is on disk already is not saved again.
           state: pytree of arrays.
-          progress: JSON types that belong to the same moment.
+          progress: plain JSON values, saved with the state.
 
         Raises:
           UserError: this save, or the one before, did not reach the disk.
@@ -64,29 +64,28 @@ class Checkpoints:
             self._start(self._last, "last", step, state, progress)
 
     def save_best(self, step: int, weights: Any, progress: dict[str, Any]) -> None:
-        """Starts to save the weights that did best on validation, in place of those before."""
+        """Start to save the best weights on validation, in place of the previous ones."""
         if step not in {checkpoint.step for checkpoint in self._best.checkpoints}:
             self._start(self._best, "best", step, weights, progress)
 
     def wait(self) -> None:
-        """Returns when everything is on the disk."""
+        """Wait until everything is on disk."""
         for name in list(self._saving):
             self._finish(name)
 
     def close(self) -> None:
-        """Lets go of the threads; what is under way is finished, but a failure is not told."""
+        """Finish the saves in progress and stop the threads. A failed save raises nothing."""
         self._last.close()
         self._best.close()
 
     def steps(self) -> list[int]:
-        """The steps whose whole state is on the disk, ascending."""
+        """Return the steps whose whole state is on disk, ascending."""
         return [checkpoint.step for checkpoint in self._last.checkpoints]
 
     def restore(self, abstract_state: Any) -> Restored | None:
-        """The newest state that can be read, placed as `abstract_state` says, or None.
+        """Return the newest state that can be read, sharded as `abstract_state` is, or None.
 
-        A state that cannot be read is set aside under another name, with a warning, and the one
-        before is taken.
+        A state that cannot be read is renamed, with a warning, and the one before is tried.
         """
         damaged = []
         while steps := self.steps():
@@ -98,19 +97,19 @@ class Checkpoints:
                 damaged.append(step)
                 continue
             if damaged:
-                logger.warning("Going on from the checkpoint of step %d instead.", step)
+                logger.warning("Resuming from the checkpoint of step %d instead.", step)
             return restored
         if damaged:
-            logger.warning("No other checkpoint is left; starting from the beginning.")
+            logger.warning("No other checkpoint is left; the run starts from the beginning.")
         return None
 
     def restore_best(self, abstract_weights: Any) -> Restored | None:
-        """The weights that did best on validation, or None."""
+        """Return the best weights on validation, or None."""
         latest = self._best.latest
         return latest and self._load(self._best, latest.step, abstract_weights)
 
     def discard_after(self, step: int) -> None:
-        """Deletes best weights of later steps: a run that goes on from `step` finds them again."""
+        """Delete best weights of later steps: a run resumed from `step` will find them again."""
         for checkpoint in self._best.checkpoints:
             if checkpoint.step > step:
                 self._best.delete(checkpoint.step)
@@ -122,21 +121,28 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
 
-    def _start(self, checkpointer, name, step, tree, progress):
+    def _start(
+        self,
+        checkpointer: ocp.training.Checkpointer,
+        name: str,
+        step: int,
+        tree: Any,
+        progress: dict[str, Any],
+    ) -> None:
         self._finish(name)
-        with _telling(self._folder / name):
-            # Forced, since Orbax's own policy skips a save while another is under way.
+        with _reporting_failures(self._folder / name):
+            # Orbax's own policy would skip a save while another is in progress.
             self._saving[name] = checkpointer.save_checkpointables_async(
                 step, {_STATE: tree}, custom_metadata={"step": step, **progress}, force=True
             )
 
-    def _finish(self, name):
+    def _finish(self, name: str) -> None:
         saving = self._saving.pop(name, None)
         if saving is not None:
-            with _telling(self._folder / name):
+            with _reporting_failures(self._folder / name):
                 saving.result()
 
-    def _load(self, checkpointer, step: int, abstract: Any) -> Restored:
+    def _load(self, checkpointer: ocp.training.Checkpointer, step: int, abstract: Any) -> Restored:
         tree = checkpointer.load_checkpointables(step, {_STATE: abstract})[_STATE]
         progress = dict(checkpointer.checkpointables_metadata(step).custom_metadata or {})
         if progress.pop("step", None) != step:
@@ -154,7 +160,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             os.rename(source, target)
         logger.warning(
-            "The checkpoint of step %d cannot be read (%s); it is kept as %s.",
+            "The checkpoint of step %d cannot be read (%s); it was renamed to %s.",
             step,
             type(error).__name__,
             target,
@@ -163,13 +169,13 @@ class Checkpoints:
 
 
 def read_best(folder: Path) -> dict[str, np.ndarray]:
-    """The weights that a run answers with, of whatever shapes they are.
+    """Read the best weights of a run, whatever its model.
 
     Args:
-      folder: a run's, or its `checkpoints/best`.
+      folder: of the run, or its `checkpoints/best`.
 
     Returns:
-      Arrays by path with dots, such as "layer1.0.conv1.kernel": parameters and model state.
+      Parameters and model state by dotted path, such as "layer1.0.conv1.kernel".
 
     Raises:
       UserError: there are none, or they cannot be read.
@@ -179,12 +185,12 @@ def read_best(folder: Path) -> dict[str, np.ndarray]:
     steps = [int(path.name) for path in best.iterdir() if path.name.isdigit()]
     if not steps:
         raise UserError(
-            f"{folder} holds no weights: neither a run's folder nor a checkpoints/best."
+            f"{folder} holds no weights: it is neither a run's folder nor its checkpoints/best."
         )
     try:
         path = (best / str(max(steps))).absolute()
         found = ocp.checkpointables_metadata(path).metadata[_STATE]
-        # To NumPy: the devices that they were written from need not be here.
+        # Into NumPy arrays: the devices of the run may not be available here.
         wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), found)
         tree = ocp.load_checkpointables(path, {_STATE: wanted})[_STATE]
     except Exception as error:  # Orbax raises many kinds for a damaged file
@@ -193,7 +199,7 @@ def read_best(folder: Path) -> dict[str, np.ndarray]:
 
 
 def by_path(weights: dict[str, Any]) -> dict[str, Any]:
-    """The leaves of a run's weights by path with dots, without "params" and "model_state"."""
+    """Return the leaves of "params" and "model_state" by dotted path."""
     return {
         ".".join(str(key.key) for key in keys): leaf
         for part in weights.values()
@@ -202,13 +208,13 @@ def by_path(weights: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _telling(path: Path) -> Iterator[None]:
-    """Turns a failure to write into a sentence."""
+def _reporting_failures(path: Path) -> Iterator[None]:
+    """Turn a failed write into a UserError."""
     try:
         yield
     except (OSError, ValueError) as error:
         reason = "no space is left on the disk" if "No space left" in str(error) else str(error)
         raise UserError(
             f"A checkpoint could not be saved to {path}: {reason[:300]}. "
-            "Earlier checkpoints are intact; the same command goes on from them."
+            "Earlier checkpoints are intact; run the same command again to resume from them."
         ) from error

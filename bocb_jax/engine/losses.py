@@ -1,4 +1,4 @@
-"""Losses and counts over a batch of logits, in float32."""
+"""Losses and accuracy of each example of a batch, in float32."""
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +8,13 @@ LOSSES = ("cross_entropy", "bce", "bce_sum")
 
 
 def loss(name: str, logits: jax.Array, targets: jax.Array, smoothing: float = 0.0) -> jax.Array:
-    """The loss of each example, by name.
+    """Return the loss of each example, by name.
 
     Args:
-      name: "cross_entropy" of the softmax, in nats; "bce", the binary cross entropy averaged over
-        the classes, as timm has it; "bce_sum", the same summed over them, as OpenMMLab has it.
+      name: "cross_entropy", of the softmax, in nats; "bce", binary cross entropy averaged over the
+        classes, as in timm; "bce_sum", the same summed over the classes, as in OpenMMLab.
       logits: (batch, classes).
-      targets: (batch,) integers, or (batch, classes) of probabilities.
+      targets: (batch,) integers, or (batch, classes) probabilities.
       smoothing: share of the label that is spread evenly over all classes
         (Szegedy et al., 2016, arXiv 1512.00567).
 
@@ -35,7 +35,7 @@ def loss(name: str, logits: jax.Array, targets: jax.Array, smoothing: float = 0.
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
-    """Softmax cross entropy of each example, in nats.
+    """Return the softmax cross entropy of each example, in nats.
 
     Args:
       logits: (batch, classes).
@@ -55,6 +55,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
 
 
 def correct(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """(batch,) of 1.0 where the largest logit is the label's, or the likeliest one's, else 0.0."""
+    """Return (batch,) of 1.0 where the largest logit is that of the label, else 0.0.
+
+    Args:
+      logits: (batch, classes).
+      targets: (batch,) integers, or (batch, classes) probabilities, whose largest is the label.
+    """
     labels = targets if targets.ndim == 1 else jnp.argmax(targets, axis=-1)
     return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""The memory that a run has needed, and how a process keeps what it has."""
+"""How much memory a run needed, and how a process reuses what it has."""
 
 import contextlib
 import ctypes
@@ -10,9 +10,10 @@ import jax
 
 
 def peak_memory() -> int | None:
-    """Bytes at the highest, on the device that needed most; None where nothing tells.
+    """Return the peak memory in bytes of the device that needed most; None if it is unknown.
 
-    The devices count from the start of the process, a process on CPUs from `forget_peak_memory`.
+    Accelerators measure from the start of the process; on CPUs, it is the peak of the process since
+    `forget_peak_memory`.
     """
     statistics = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [found["peak_bytes_in_use"] for found in statistics if "peak_bytes_in_use" in found]
@@ -25,9 +26,9 @@ def peak_memory() -> int | None:
 
 
 def forget_peak_memory() -> None:
-    """Begins to count anew, for the next run of this process; Linux alone can."""
+    """Reset the peak for the next run of this process, on Linux."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier runs have freed is none of this one's
+        ctypes.CDLL(None).malloc_trim(0)  # so that memory freed by earlier runs does not count
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -37,13 +38,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> None:
-    """Keeps what is freed for the next allocation, instead of giving it back to the system.
+    """Keep freed memory for the next allocation, instead of returning it to the system.
 
-    A step on CPUs takes one large buffer for all that it computes on the way, and frees it at its
-    end. glibc returns blocks of that size to the system at once, which hands them out anew page by
-    page, each cleared first: on small backbones that is a third of a step. Does nothing where the C
-    library is another. To be called before the first computation, by programs alone: it
-    changes how the whole process allocates.
+    On CPUs, a training step allocates one large buffer for its temporaries and frees it at its end.
+    glibc returns blocks of that size to the system, which then clears and hands them out again page
+    by page: on small backbones a third of a step. Call this before the first computation, and only
+    from programs: it changes how the whole process allocates. Without glibc it does nothing.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,16 +1,17 @@
-"""The record of a run: `metrics.jsonl` while it goes on, `result.json` once at its end."""
+"""Where the metrics of a run are written: `metrics.jsonl`, TensorBoard, Weights & Biases."""
 
 import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
+from bocb_jax.config import TrainConfig
 from bocb_jax.errors import UserError
 from bocb_jax.storage.files import json_line, read_jsonl, write_atomically
 
 
 class Writer(Protocol):
-    """Something that takes a line of metrics."""
+    """Writes lines of metrics."""
 
     def write(self, line: dict[str, Any]) -> None: ...
 
@@ -18,12 +19,12 @@ class Writer(Protocol):
 
 
 class JsonLines:
-    """`metrics.jsonl`: one object a line, appended as the run goes on.
+    """`metrics.jsonl`: one object per line, appended while the run trains.
 
     Args:
       path: the file.
-      after: lines of later steps are cut off, since they are about to be written again by a run
-        that resumes from this step.
+      after: step that the run resumes from. Lines of later steps are removed, since they will be
+        written again.
     """
 
     def __init__(self, path: Path, *, after: int = 0):
@@ -40,7 +41,7 @@ class JsonLines:
 
 
 class TensorBoard:
-    """TensorBoard events, through tensorboardX."""
+    """TensorBoard events, written with tensorboardX."""
 
     def __init__(self, folder: Path, *, after: int = 0):
         try:
@@ -61,7 +62,7 @@ class TensorBoard:
 
 
 class WandB:
-    """Weights & Biases; the run's folder name is its id there, so that a resumed run goes on."""
+    """Weights & Biases; the name of the run's folder is its id there, which resumes it."""
 
     def __init__(self, project: str, folder: Path, config: dict[str, Any]):
         try:
@@ -79,13 +80,13 @@ class WandB:
         self._run.finish()
 
 
-def open_writers(config: Any, folder: Path, after: int) -> list[Writer]:
-    """The writers that a `TrainConfig` asks for.
+def open_writers(config: TrainConfig, folder: Path, after: int) -> list[Writer]:
+    """Open the writers that a config asks for.
 
     Args:
-      config: the run's.
+      config: of the run.
       folder: where they write.
-      after: lines of later steps are about to be written again.
+      after: step that the run resumes from.
     """
     writers: list[Writer] = [JsonLines(folder / "metrics.jsonl", after=after)]
     if config.log.tensorboard:
@@ -96,7 +97,7 @@ def open_writers(config: Any, folder: Path, after: int) -> list[Writer]:
 
 
 class Writers:
-    """Several writers as one."""
+    """Several writers, used like one."""
 
     def __init__(self, writers: Iterable[Writer]):
         self._writers = list(writers)
@@ -111,10 +112,10 @@ class Writers:
 
 
 class Window:
-    """The metrics of the steps since the last line, averaged when the line is due.
+    """The metrics of the steps since the last line, averaged when the next line is due.
 
-    The values of single steps are kept on the host in order, and go into the checkpoint with the
-    state: a run that resumes in the middle of a window writes the same line as one that did not.
+    The values of every step are kept on the host, in order, and saved with each checkpoint: a run
+    that resumes in the middle of a window writes the same line as an uninterrupted one.
     """
 
     def __init__(self, rows: Iterable[dict[str, float]] = ()):
@@ -124,7 +125,7 @@ class Window:
         self.rows.append(row)
 
     def flush(self) -> dict[str, float]:
-        """Means of loss and accuracy over the window; the rest as it was at its last step."""
+        """Return the means of loss and accuracy, and the other metrics at the last step."""
         averaged = {
             name: math.fsum(row[name] for row in self.rows) / len(self.rows)
             for name in ("loss", "accuracy")

@@ -1,4 +1,4 @@
-"""What `result.json` says of a run beside its scores: how training went, and why it failed."""
+"""What `result.json` says besides the scores: how training went, and why it failed."""
 
 import itertools
 import re
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def failure(error: BaseException) -> dict[str, Any]:
-    """The record of a run that an error ended: "out_of_memory" or "crashed", with the traceback."""
+    """Return the result of a run that an error ended: "out_of_memory" or "crashed"."""
     text = f"{type(error).__name__}: {error}"
     is_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
     asked = re.search(r"allocat\w* (\d+) bytes", str(error))
@@ -20,26 +20,26 @@ def failure(error: BaseException) -> dict[str, Any]:
 
 
 def summary(lines: list[dict[str, Any]], epoch_steps: int) -> dict[str, Any]:
-    """What the lines of `metrics.jsonl` say in short.
+    """Summarize the lines of `metrics.jsonl`.
 
     Args:
-      lines: in order; each stands for the steps since the one before.
-      epoch_steps: steps of an epoch.
+      lines: in order; each covers the steps since the one before.
+      epoch_steps: steps per epoch.
 
     Returns:
       "first_train_loss": of the first line; "train_loss" and "train_accuracy": means over the
-      steps of the last epoch; "evaluations": [step, validation accuracy] of each, and
-      "evaluation_seconds": since the run began, pauses left out.
+      steps of the last epoch; "evaluations": [step, validation accuracy] of each evaluation;
+      "evaluation_seconds": when each took place, in seconds of training since the start.
     """
     if not lines:
         return {}
     steps = [0, *(line["step"] for line in lines)]
     begin = steps[-1] - epoch_steps
-    # A line that lies across the epoch's begin counts with the share that lies inside.
+    # A line that spans the start of the last epoch counts with its share of that epoch.
     weights = [b - max(a, begin) for a, b in itertools.pairwise(steps)]
     weights = [max(weight, 0) for weight in weights]
 
-    def mean(name):
+    def mean(name: str) -> float | None:
         values = [line[name] for line in lines]
         if any(v is None for v, weight in zip(values, weights, strict=True) if weight):
             return None  # not finite

@@ -1,79 +1,78 @@
-"""The compiled programs of several runs that train together, vmapped over a leading member axis.
+"""The compiled functions of several runs that train together, with a leading member axis.
 
-Made of the very functions that the program of a run alone is made of. Each member has its own
-weights, optimizer state, rates, key and batches; they share the number of the step, and nothing
-flows between them. On one device their work is one batch of work, which fills an accelerator that a
-small model leaves idle; over several devices each takes its share of the members, without messages.
+They are `Steps` under `jax.vmap`. Each member has its own weights, optimizer state, learning rate,
+weight decay, key and batches; all are at the same step, and nothing flows between them. On one
+device their work is one batch of work, which fills an accelerator that a small model leaves idle.
+Several devices each take a share of the members, without communication.
 
-A member does what the run does alone, but not always to the last bit: XLA may add up a stack in
-another order than its parts (a convolution over members becomes a grouped one), and then they
-differ by rounding, as between two kinds of device. Going on after a stop changes no bit.
+A member computes what the run computes alone, but not always to the last bit: XLA may sum a
+stacked array in another order (a convolution over members becomes a grouped one), and the results
+differ by rounding, as between two kinds of device. Stopping and resuming changes no bit.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bocb_jax.engine.program import Program, Pure
+from bocb_jax.engine.program import Program
 from bocb_jax.engine.sharding import along_members, batch_sharding, members_are_split, replicated
-from bocb_jax.engine.state import TrainState
+from bocb_jax.engine.state import Batch, Metrics, Params, TrainState
+from bocb_jax.engine.steps import Steps
 
 
 class Population:
     """The counterpart of `Program` for several runs: arrays have a leading member axis.
 
-    `train_step(states, batches, keys)` -> (states, metrics of (members,)), with `states` donated;
-    `eval_step(states, batch)` -> sums of (members,), of one batch for all;
-    `settle(states, model_states, batches, keys)` -> model states, or None.
-
     Args:
-      alone: the program of a run alone.
-      pure: its functions; those for one device where the members are split over the devices.
-      members: how many places there are.
+      alone: the program of one run.
+      steps: the functions to vmap: those for one device where the members are split over devices,
+        else those of `alone`.
+      members: size of the member axis. Fewer runs may train in it: the last one is repeated.
+
+    Attributes:
+      train_step: (states, batches, keys) -> (states, metrics of (members,)); states are donated.
+      eval_step: (states, batch) -> sums of (members,) over one batch that all members see.
+      update_batch_stats: (states, model states, batches, keys) -> model states; None for a backbone
+        without BatchNorm.
+      batch_sharding: where the batch of one member is put.
     """
 
-    def __init__(self, alone: Program, pure: Pure, members: int):
+    def __init__(self, alone: Program, steps: Steps, members: int):
         self.members, self.mesh = members, alone.mesh
-        self.evaluates_others = alone.evaluates_others
+        self.eval_params_differ = alone.eval_params_differ
         everywhere = replicated(self.mesh)
-        of_state = jax.tree.map(lambda leaf: leaf.sharding, alone.abstract_state)
-        if members_are_split(self.mesh, members):
-            axes = PartitionSpec(self.mesh.axis_names)
+        state = jax.tree.map(lambda leaf: leaf.sharding, alone.abstract_state)
+        self._is_split = members_are_split(self.mesh, members)
+        if self._is_split:
             self.batch_sharding = everywhere
-            states = batches = keys = NamedSharding(self.mesh, axes)
-            model_states = states
-
-            def over_devices(function, in_specs):
-                return jax.shard_map(
-                    function, mesh=self.mesh, in_specs=in_specs, out_specs=axes, check_vma=False
-                )
+            states = batches = keys = model_states = NamedSharding(
+                self.mesh, PartitionSpec(self.mesh.axis_names)
+            )
         else:
-            axes = PartitionSpec()
             self.batch_sharding = batch_sharding(self.mesh)
-            states = jax.tree.map(along_members, of_state)
+            states = jax.tree.map(along_members, state)
             model_states = states.model_state
             batches, keys = along_members(self.batch_sharding), everywhere
 
-            def over_devices(function, in_specs):
-                del in_specs
-                return function
+        step = self._over_devices(functools.partial(_in_step, steps.train_step), 3)
+        evaluate = self._over_devices(jax.vmap(steps.eval_step, in_axes=(0, None)), 1, shared=1)
+        update = self._over_devices(jax.vmap(steps.update_batch_stats), 4)
 
-        step = over_devices(functools.partial(_in_step, pure.train_step), (axes, axes, axes))
-        evaluate = jax.vmap(pure.eval_step, in_axes=(0, None))
-        evaluate = over_devices(evaluate, (axes, PartitionSpec()))
-        settle = over_devices(jax.vmap(pure.settle), (axes, axes, axes, axes))
-
-        def train_step_together(states, batches, keys):  # so that XLA's events name it
+        # Functions of their own, since XLA's events carry their names.
+        def train_step_together(states: TrainState, batches: Batch, keys: jax.Array) -> Any:
             return step(states, batches, keys)
 
-        def eval_step_together(states, batch):
+        def eval_step_together(states: TrainState, batch: Batch) -> Metrics:
             return evaluate(states, batch)
 
-        def settle_together(states, model_states, batches, keys):
-            return settle(states, model_states, batches, keys)
+        def update_batch_stats_together(
+            states: TrainState, model_states: Params, batches: Batch, keys: jax.Array
+        ) -> Params:
+            return update(states, model_states, batches, keys)
 
         self.train_step = jax.jit(
             train_step_together,
@@ -86,44 +85,73 @@ class Population:
             in_shardings=(states, self.batch_sharding),
             out_shardings=everywhere,
         )
-        self.settle = alone.settle and jax.jit(
-            settle_together,
+        self.update_batch_stats = alone.update_batch_stats and jax.jit(
+            update_batch_stats_together,
             in_shardings=(states, model_states, batches, keys),
             out_shardings=model_states,
         )
         self._stack_states = jax.jit(_stack, out_shardings=states)
         self._stack_keys = jax.jit(_stack, out_shardings=keys)
         self._stack_batches = jax.jit(_stack, out_shardings=batches)
-        self._member = jax.jit(_take, out_shardings=of_state)
+        self._member = jax.jit(_take, out_shardings=state)
 
     def stack_states(self, states: list[TrainState]) -> TrainState:
-        """The states of the members; places that are left over repeat the last one."""
+        """Return the states of the runs, stacked."""
         return self._stack_states(self._filled(states))
 
-    def stack(self, trees: list[Any]) -> Any:
-        """The same for the batches of the members, and for their keys."""
-        is_key = isinstance(trees[0], jax.Array)
-        return (self._stack_keys if is_key else self._stack_batches)(self._filled(trees))
+    def stack_keys(self, keys: list[jax.Array]) -> jax.Array:
+        """Return the keys of the runs, stacked."""
+        return self._stack_keys(self._filled(keys))
 
-    def member(self, states: TrainState, place: int) -> TrainState:
-        """The state of one member, as the program of a run alone has it."""
-        return self._member(states, place)
+    def stack_batches(self, batches: list[Batch]) -> Batch:
+        """Return the batches of the runs, stacked."""
+        return self._stack_batches(self._filled(batches))
+
+    def member(self, states: TrainState, index: int) -> TrainState:
+        """Return the state of one run, sharded as `Program` has it."""
+        return self._member(states, index)
 
     def _filled(self, trees: list[Any]) -> list[Any]:
         return trees + trees[-1:] * (self.members - len(trees))
 
+    def _over_devices(
+        self, function: Callable[..., Any], own: int, shared: int = 0
+    ) -> Callable[..., Any]:
+        """Let each device call the function on its own members, where these are split.
 
-def _in_step(train_step, states: TrainState, batches, keys):
-    """`train_step` of every member.
+        Args:
+          function: of arguments with a member axis, then of arguments without one.
+          own: number of the former.
+          shared: number of the latter.
+        """
+        if not self._is_split:
+            return function
+        axes = PartitionSpec(self.mesh.axis_names)
+        in_specs = (axes,) * own + (PartitionSpec(),) * shared
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=in_specs, out_specs=axes, check_vma=False
+        )
 
-    All of them are at one step, and so the counters of an optimizer are the same for all. These are
-    left out of the member axis: a `cond` on one ("every tenth step") stays a branch, where on a
-    vector of them it would become a `select` that computes both sides at every step.
+
+def _in_step(
+    train_step: Callable[..., tuple[TrainState, Metrics]],
+    states: TrainState,
+    batches: Batch,
+    keys: jax.Array,
+) -> tuple[TrainState, Metrics]:
+    """Map `train_step` over members that are all at the same step.
+
+    An optimizer's counters are then equal in all members, and are left out of the member axis: a
+    `cond` on one ("every tenth step") stays a branch. On a vector of counters it would become a
+    `select`, which computes both sides at every step.
     """
     leaves, structure = jax.tree.flatten(states)
+    whole = functools.partial(jax.tree.unflatten, structure)
 
-    def step(leaves, batch, key):
-        state, metrics = train_step(structure.unflatten(leaves), batch, key)
+    def step(
+        leaves: list[jax.Array], batch: Batch, key: jax.Array
+    ) -> tuple[list[jax.Array], Metrics]:
+        state, metrics = train_step(whole(leaves), batch, key)
         return jax.tree.leaves(state), metrics
 
     counts = [leaf.ndim == 1 and jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in leaves]
@@ -133,19 +161,19 @@ def _in_step(train_step, states: TrainState, batches, keys):
         stepped, metrics = jax.vmap(step, in_axes=(axes, 0, 0), out_axes=(axes, 0))(
             shared, batches, keys
         )
-    except ValueError:  # one of them depends on what differs between members
+    except ValueError:  # a counter depends on what differs between members
         stepped, metrics = jax.vmap(step)(leaves, batches, keys)
     else:
         stepped = [
             jnp.broadcast_to(new, old.shape) if count else new
             for new, old, count in zip(stepped, leaves, counts, strict=True)
         ]
-    return structure.unflatten(stepped), metrics
+    return whole(stepped), metrics
 
 
 def _stack(trees: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def _take(states: TrainState, place: jax.Array) -> TrainState:
-    return jax.tree.map(lambda leaf: jnp.take(leaf, place, axis=0), states)
+def _take(states: TrainState, index: jax.Array) -> TrainState:
+    return jax.tree.map(lambda leaf: jnp.take(leaf, index, axis=0), states)

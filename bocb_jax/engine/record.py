@@ -1,33 +1,49 @@
-"""What a run keeps: how far it is, its lines of metrics, its checkpoints, its result.
+"""What a run keeps: its progress, its lines of metrics, its checkpoints, its result.
 
-Nothing here trains. Whoever does, one run or several together, hands over what is to be kept; all
-that a run decides follows from the number of steps taken and from `Progress`, which a checkpoint
-holds, so that it goes on from one as if it had never stopped.
+Nothing here trains. What is due depends only on the number of steps taken and on `Progress`, which
+every checkpoint holds: a resumed run does what an uninterrupted one would have done.
 """
 
 import dataclasses
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
+from bocb_jax.config import TrainConfig
 from bocb_jax.engine.checkpoint import Checkpoints
 from bocb_jax.engine.memory import peak_memory
 from bocb_jax.engine.metrics import Window, Writers, open_writers
 from bocb_jax.engine.outcome import summary
+from bocb_jax.engine.state import Params, TrainState
 from bocb_jax.errors import Diverged
 from bocb_jax.storage.files import read_jsonl, write_json
 
 
+class Reporter(Protocol):
+    """What shows a run to the user while it trains."""
+
+    def start(self, total: int, done: int) -> None: ...
+
+    def step(self, done: int) -> None: ...
+
+    def metrics(self, line: dict[str, Any]) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
 @dataclasses.dataclass
 class Progress:
-    """How far a run is, beside its state; saved with every checkpoint."""
+    """How far a run has come; saved with every checkpoint, beside the state."""
 
     elapsed: float = 0.0  # seconds, over all starts
     logged: int = 0  # step of the last line of metrics
-    evaluated: int = 0  # step of the last look at the validation split
+    evaluated: int = 0  # step of the last evaluation on the validation split
     validation_accuracy: float | None = None
     best_validation_accuracy: float | None = None
     best_step: int | None = None
@@ -39,30 +55,38 @@ class Record:
     """The record of one run.
 
     Args:
-      config: the run's.
+      config: of the run.
       folder: where everything is written.
-      epoch_steps: steps of an epoch.
-      batch_size: images of a step.
-      parameters: how many numbers the backbone learns.
-      report: a `console.Reporter`, which shows how the run goes on.
-      started: when this start began, as `time.monotonic` has it.
+      epoch_steps: steps per epoch.
+      batch_size: images per step.
+      num_params: number of learned values of the backbone.
+      report: shows the run to the user.
+      started: `time.monotonic()` when this start of the run began.
     """
 
     def __init__(
-        self, config, folder: Path, *, epoch_steps, batch_size, parameters, report, started
+        self,
+        config: TrainConfig,
+        folder: Path,
+        *,
+        epoch_steps: int,
+        batch_size: int,
+        num_params: int,
+        report: Reporter,
+        started: float,
     ):
         self.config, self.folder, self.report = config, folder, report
-        self._epoch_steps, self._batch_size, self._parameters = epoch_steps, batch_size, parameters
+        self._epoch_steps, self._batch_size, self._num_params = epoch_steps, batch_size, num_params
         self._started = started
         self._checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
         self._writers = Writers([])
         self._writes = jax.process_index() == 0
-        self._best_weights = None  # on the devices, until the next save
-        self._seconds_to_first_step = None
+        self._best_weights: Params | None = None  # on the devices, until the next save
+        self._seconds_to_first_step: float | None = None
         self.step, self.progress = 0, Progress()
 
-    def restore(self, abstract_state: Any) -> Any:
-        """Goes to where an earlier start left the run; returns its state, or None."""
+    def restore(self, abstract_state: TrainState) -> TrainState | None:
+        """Return the newest state, with its progress taken over; None if there is no checkpoint."""
         restored = self._checkpoints.restore(abstract_state)
         if restored is None:
             return None
@@ -71,11 +95,11 @@ class Record:
         return restored.state
 
     def begin(self, total_steps: int, population: int = 1) -> None:
-        """The first step is next.
+        """Open the writers and start the clocks, just before the first step.
 
         Args:
           total_steps: of the run.
-          population: how many runs train together with this one, itself counted.
+          population: how many runs train together, this one included.
         """
         self._population = population
         self._window = Window(self.progress.rows)
@@ -85,10 +109,10 @@ class Record:
         now = time.monotonic()
         self._saved_step, self._saved_at = self.step, now
         self._begun = now - self.progress.elapsed
-        self._mark_step, self._mark_time = self.step, now
+        self._mark_step, self._mark_time = self.step, now  # from which the speed is measured
 
     def close(self) -> None:
-        """Lets go of files and threads."""
+        """Close the files and stop the threads."""
         self.report.stop()
         self._writers.close()
         self._checkpoints.close()
@@ -96,16 +120,16 @@ class Record:
     # --- What is due ----------------------------------------------------------------------------
 
     def evaluation_is_due(self, *, last: bool) -> bool:
-        """Whether the validation split is to be looked at before the next step."""
+        """Whether to evaluate on the validation split before the next step."""
         every = self.config.log.evaluate_every_epochs * self._epoch_steps
         return self.step > self.progress.evaluated and (last or self.step % every == 0)
 
     def line_is_due(self) -> bool:
-        """Whether a line of metrics is to be written."""
+        """Whether to write a line of metrics."""
         return self.step > self.progress.logged and self.step % self.config.log.every_steps == 0
 
     def save_is_due(self) -> bool:
-        """Whether the state is to be saved before the next step."""
+        """Whether to save the state before the next step."""
         every = self.config.checkpoint.every_steps
         if self.step == self._saved_step:
             return False
@@ -117,45 +141,52 @@ class Record:
 
     # --- What is kept ---------------------------------------------------------------------------
 
-    def first_step_begun(self) -> None:
-        """The programs are compiled, and the devices are at it."""
+    def first_step_dispatched(self) -> None:
+        """Note the time: the programs are compiled."""
         self._seconds_to_first_step = time.monotonic() - self._started
 
-    def first_step_taken(self) -> None:
-        """From here on the speed is that of training."""
+    def first_step_done(self) -> None:
+        """Measure the speed from here on, without the compilation."""
         self._mark_step, self._mark_time = self.step + 1, time.monotonic()
 
+    def step_dispatched(self) -> None:
+        """Count a step."""
+        self.step += 1
+        self.report.step(self.step)
+
     def add(self, rows: list[dict[str, float]]) -> None:
-        """Takes over the metrics of the latest steps.
+        """Add the metrics of the latest steps, one dict per step, up to the present one.
 
         Raises:
-          Diverged: those of one are not finite; the line that ends with it is written.
+          Diverged: a loss or a gradient norm is not finite. The line of metrics that ends with that
+            step is written, and `step` set to it.
         """
         for number, row in enumerate(rows, start=self.step - len(rows) + 1):
             self._window.add({"step": number, **row})
             if not (abs(row["loss"]) < float("inf") and row["grad_norm"] < float("inf")):
-                self.write_line({})
+                self.write_line()
                 self.step = number
                 raise Diverged(f"The loss was no longer finite at step {number}.", step=number)
 
-    def write_line(self, validation: dict[str, float]) -> None:
-        """Writes the line of the steps since the last one."""
+    def write_line(self, validation: dict[str, float] | None = None) -> None:
+        """Write the line of metrics of the steps since the last one, with the validation scores."""
         line = self._window.flush()
-        step = self.progress.logged = line["step"]
+        step = self.progress.logged = int(line["step"])
         now = time.monotonic()
         images = (step - self._mark_step) * self._batch_size
-        line |= {"epoch": step / self._epoch_steps, **validation, "seconds": now - self._begun}
+        line |= {"epoch": step / self._epoch_steps, **(validation or {})}
+        line["seconds"] = now - self._begun
         line["images_per_second"] = images / max(now - self._mark_time, 1e-9)
         self._mark_step, self._mark_time = step, now
         self._writers.write(line)
         self.report.metrics(line)
 
     def validated(self, scores: dict[str, float], seconds: float) -> bool:
-        """Takes over the scores of the validation split; returns whether they are the best yet.
+        """Write the scores of the validation split; return whether they are the best so far.
 
         Args:
           scores: "validation_accuracy" and "validation_loss".
-          seconds: that the evaluation took: images/s is that of training.
+          seconds: what the evaluation took, which does not count as training.
         """
         self._mark_time += seconds
         self.write_line(scores)
@@ -169,20 +200,21 @@ class Record:
         progress.best_step = self.step
         return True
 
-    def keep_best(self, weights: Any) -> None:
-        """The weights of the best scores yet; they reach the disk with the next save."""
+    def keep_best(self, weights: Params) -> None:
+        """Keep the weights of the best scores so far; the next save writes them to disk."""
         self._best_weights = weights
 
-    def save(self, state: Any, data: dict[str, Any]) -> None:
-        """Starts to save.
+    def save(self, state: TrainState, data: dict[str, Any]) -> None:
+        """Start to save.
 
         Args:
-          state: of the step that the record is at.
+          state: at the record's step.
           data: position in the data.
         """
         progress = self.progress
         if self._best_weights is not None:
             accuracy = {"validation_accuracy": progress.best_validation_accuracy}
+            assert progress.best_step is not None
             self._checkpoints.save_best(progress.best_step, self._best_weights, accuracy)
             self._best_weights = None
         progress.elapsed = time.monotonic() - self._begun
@@ -192,11 +224,15 @@ class Record:
         self._saved_step, self._saved_at = self.step, time.monotonic()
 
     def wait(self) -> None:
-        """Returns when everything is on the disk."""
+        """Wait until everything is on disk."""
         self._checkpoints.wait()
 
-    def finished(self, test: dict[str, float]) -> dict[str, Any]:
-        """Writes and returns the result of a run that has taken all its steps."""
+    def finish(self, test: dict[str, float]) -> dict[str, Any]:
+        """Write and return the result of a run that has taken all its steps.
+
+        Args:
+          test: the scores of the test split; empty if it was not read.
+        """
         self.wait()
         progress = self.progress
         return self.write_result(
@@ -210,12 +246,12 @@ class Record:
         )
 
     def write_result(self, outcome: dict[str, Any]) -> dict[str, Any]:
-        """Writes `result.json`; returns what it holds."""
+        """Write `result.json`, with what every result holds; return its content."""
         outcome = {
             **outcome,
             "protocol": self.config.protocol,
             "steps": self.step,
-            "parameters": self._parameters,
+            "parameters": self._num_params,
             **summary(read_jsonl(self.folder / "metrics.jsonl"), self._epoch_steps),
             "peak_memory_bytes": peak_memory(),
             "wall_seconds": time.monotonic() - self._begun,
@@ -229,3 +265,109 @@ class Record:
                 shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         self.report.stop()
         return outcome
+
+
+class Records:
+    """The records of runs that train in step with one another, used like one `Record`.
+
+    A run that diverges gets its result and leaves; the others stay at their places.
+
+    Args:
+      records: at the same step.
+
+    Attributes:
+      live: place -> record, of the runs that have not ended.
+      outcomes: what the `result.json` of each holds; None while it has none.
+    """
+
+    def __init__(self, records: list[Record]):
+        self.live = dict(enumerate(records))
+        self.outcomes: list[dict[str, Any] | None] = [None] * len(records)
+
+    def begin(self, total_steps: int) -> None:
+        """Open the writers and start the clocks, just before the first step."""
+        for record in self.live.values():
+            record.begin(total_steps, population=len(self.live))
+
+    def evaluation_is_due(self, *, last: bool) -> bool:
+        """Whether to evaluate on the validation split before the next step."""
+        return any(record.evaluation_is_due(last=last) for record in self.live.values())
+
+    def line_is_due(self) -> bool:
+        """Whether to write lines of metrics."""
+        return any(record.line_is_due() for record in self.live.values())
+
+    def save_is_due(self) -> bool:
+        """Whether to save the states before the next step."""
+        return any(record.save_is_due() for record in self.live.values())
+
+    def first_step_dispatched(self) -> None:
+        """Note the time: the programs are compiled."""
+        for record in self.live.values():
+            record.first_step_dispatched()
+
+    def first_step_done(self) -> None:
+        """Measure the speed from here on, without the compilation."""
+        for record in self.live.values():
+            record.first_step_done()
+
+    def step_dispatched(self) -> None:
+        """Count a step."""
+        for record in self.live.values():
+            record.step_dispatched()
+
+    def add(self, rows: list[list[dict[str, float]]]) -> None:
+        """Add the metrics of the latest steps: per step, one dict per run.
+
+        Raises:
+          Diverged: no run is left that has not diverged.
+        """
+        for place, record in list(self.live.items()):
+            try:
+                record.add([row[place] for row in rows])
+            except Diverged as diverged:
+                outcome = {"status": "diverged", "diverged_at_step": diverged.step}
+                self.outcomes[place] = record.write_result(outcome)
+                del self.live[place]
+                if not self.live:
+                    raise
+
+    def write_line(self) -> None:
+        """Write the lines of metrics of the steps since the last ones."""
+        for record in self.live.values():
+            record.write_line()
+
+    def validated(self, scores: list[dict[str, float]], seconds: float) -> list[int]:
+        """Write the scores of the validation split; return where they are the best so far."""
+        live = self.live.items()
+        return [place for place, record in live if record.validated(scores[place], seconds)]
+
+    def keep_best(self, place: int, weights: Params) -> None:
+        """Keep the weights of the best scores so far; the next save writes them to disk."""
+        self.live[place].keep_best(weights)
+
+    def save(
+        self, state: Callable[[int], TrainState], data: Callable[[int], dict[str, Any]]
+    ) -> None:
+        """Start to save all runs, so that they resume at the same step.
+
+        Args:
+          state: place -> state of the run.
+          data: place -> its position in the data.
+        """
+        for place, record in self.live.items():
+            record.save(state(place), data(place))
+
+    def wait(self) -> None:
+        """Wait until everything is on disk."""
+        for record in self.live.values():
+            record.wait()
+
+    def finish(self, test: list[dict[str, float]] | None) -> None:
+        """Write the results of the runs, which have taken all their steps.
+
+        Args:
+          test: the scores of the test split; None if it was not read.
+        """
+        for place, record in self.live.items():
+            self.outcomes[place] = record.finish(test[place] if test else {})

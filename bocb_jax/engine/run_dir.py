@@ -1,7 +1,7 @@
-"""A run's folder: whose it is, that nobody else writes to it, and how the run ended.
+"""The directory of a run: who owns it, and that only one process writes to it.
 
 config.json      everything needed to repeat the run, with package versions and device
-metrics.jsonl    one object a log step
+metrics.jsonl    one object per logged step
 checkpoints/     see `engine.checkpoint`
 result.json      written once, at the end
 """
@@ -28,26 +28,32 @@ logger = logging.getLogger(__name__)
 _PACKAGES = ("bocb-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
+# Present field of `ResolvedConfig` -> its name in the config.json of earlier versions, whose runs
+# can be resumed. Settings of "config" that were renamed are in `config.EARLIER_NAMES`.
+EARLIER_NAMES = {"hparams_source": "rates_from"}
+
+
 @contextlib.contextmanager
-def claim(folder: Path, settings: dict[str, Any], *, resume: bool) -> Iterator[None]:
-    """Makes the folder this run's, or checks that it is, and keeps others out of it.
+def claim(folder: Path, manifest: dict[str, Any], *, resume: bool) -> Iterator[None]:
+    """Make the folder this run's, or check that it is, and keep other processes out of it.
 
     Args:
       folder: `runs/<id>`.
-      settings: "config" as asked for and "resolved" as it came out.
-      resume: whether a folder that is there already may be gone on with.
+      manifest: what `config.json` says of the run: "config", the settings that identify it,
+        "resolved", their values, and more.
+      resume: whether an existing run may be resumed.
 
     Raises:
-      UserError: the folder is another run's, is in use, or cannot be written.
+      UserError: the folder belongs to another run, is in use, or cannot be written.
     """
-    record = folder / "config.json"
-    earlier = read_json(record)
+    path = folder / "config.json"
+    earlier = read_json(path)
     if earlier is not None:
-        _check_same(folder, earlier, settings, resume)
-    taken = f"Another process is writing to {folder}; wait for it."
+        _check_same(folder, earlier, manifest, resume)
+    taken = f"Another process is writing to {folder}; wait until it has ended."
     with only_writer(folder, ".lock", taken):
         if earlier is None or earlier.get("resolved") is None:
-            write_json(record, {**settings, **surroundings()})
+            write_json(path, {**manifest, **surroundings()})
         yield
 
 
@@ -73,13 +79,13 @@ def working_here(config: TrainConfig) -> Iterator[TrainConfig]:
 
 
 def surroundings() -> dict[str, Any]:
-    """Package versions and devices."""
+    """Return the versions of Python and packages, and the devices."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     device = {
-        "platform": jax.default_backend(),
+        "platform": jax.devices()[0].platform,
         "kind": jax.devices()[0].device_kind,
         "count": jax.device_count(),
         "processes": jax.process_count(),
@@ -87,10 +93,14 @@ def surroundings() -> dict[str, Any]:
     return {"versions": versions, "device": device}
 
 
-def _check_same(folder: Path, earlier: dict[str, Any], settings: dict[str, Any], resume: bool):
-    differing = difference(earlier.get("config", {}), settings["config"])
-    # None: the earlier start failed before it had these.
-    differing += difference(earlier.get("resolved") or settings["resolved"], settings["resolved"])
+def _check_same(
+    folder: Path, earlier: dict[str, Any], manifest: dict[str, Any], resume: bool
+) -> None:
+    """Raise UserError unless `earlier`, the content of config.json, is of the same run."""
+    # A start that failed early has written no resolved values.
+    resolved = _with_present_names(earlier.get("resolved") or manifest["resolved"])
+    differing = difference(earlier.get("config", {}), manifest["config"])
+    differing += difference(resolved, manifest["resolved"])
     if differing:
         listed = "\n  ".join(differing)
         raise UserError(
@@ -99,11 +109,18 @@ def _check_same(folder: Path, earlier: dict[str, Any], settings: dict[str, Any],
         )
     if not resume:
         raise UserError(
-            f"{folder} holds this run already, and --no-resume asks for a new one; nothing was "
+            f"{folder} already holds this run, and --no-resume asks for a new one; nothing was "
             "written. Choose another --workdir or --run-id."
         )
     changed = difference(earlier.get("versions", {}), surroundings()["versions"])
     if changed:
         logger.warning(
-            "Other package versions than at the start of the run: %s.", "; ".join(changed)
+            "The package versions differ from those at the start of the run: %s.",
+            "; ".join(changed),
         )
+
+
+def _with_present_names(resolved: dict[str, Any]) -> dict[str, Any]:
+    """Return resolved values with the names of `EARLIER_NAMES` replaced."""
+    present = {old: new for new, old in EARLIER_NAMES.items()}
+    return {present.get(name, name): value for name, value in resolved.items()}

@@ -1,7 +1,7 @@
-"""Which device holds what: data parallel over the whole mesh, the state split over one axis of it.
+"""Shardings: batches are split over the whole mesh, the state over one of its axes.
 
-Models carry no sharding. A rule that looks at shapes alone places parameters and any optimizer's
-state alike (as big_vision's `fsdp` does), and the compiler does the rest.
+Models carry no sharding. A rule that looks only at shapes places parameters and the state of any
+optimizer (as big_vision's `fsdp` does), and the compiler does the rest.
 """
 
 from typing import Any
@@ -12,15 +12,18 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bocb_jax.errors import UserError
 
-SMALLEST_SPLIT = 2**14  # elements; splitting less costs more in messages than it saves in memory
+SMALLEST_SPLIT = 2**14  # elements; splitting less costs more communication than it saves memory
 
 
 def make_mesh(fsdp: int = 1, devices: int | None = None) -> Mesh:
-    """A ('data', 'fsdp') mesh.
+    """Return a ('data', 'fsdp') mesh.
 
     Args:
       fsdp: how many devices share one copy of the state.
       devices: how many devices to use, the first ones; None for all.
+
+    Raises:
+      UserError: there are fewer devices, or `fsdp` does not divide them.
     """
     available = jax.devices()
     count = len(available) if devices is None else devices
@@ -34,30 +37,35 @@ def make_mesh(fsdp: int = 1, devices: int | None = None) -> Mesh:
     )
 
 
+def platform_of(mesh: Mesh) -> str:
+    """Return the platform of the devices: "cpu", "gpu" or "tpu"."""
+    return mesh.devices.flat[0].platform
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same values on every device."""
+    """Return the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over all devices."""
+    """Return the sharding of an array whose leading axis is split over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def state_sharding(mesh: Mesh, abstract: Any, smallest: int = SMALLEST_SPLIT) -> Any:
-    """A tree of shardings for a tree of shapes: parameters, statistics, optimizer state, averages.
+    """Return the shardings of a state, from its shapes.
 
-    The largest axis that the 'fsdp' axis of the mesh divides is split; arrays of fewer than
-    `smallest` elements are replicated.
+    The largest axis that the mesh's 'fsdp' axis divides is split. Arrays with fewer than `smallest`
+    elements are replicated.
     """
     parts = mesh.shape["fsdp"]
 
-    def rule(leaf) -> NamedSharding:
+    def rule(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         divisible = [axis for axis, size in enumerate(leaf.shape) if size % parts == 0]
         if parts == 1 or not divisible or np.prod(leaf.shape) < smallest:
             return replicated(mesh)
         largest = max(divisible, key=lambda axis: leaf.shape[axis])
-        spec = [None] * len(leaf.shape)
+        spec: list[str | None] = [None] * len(leaf.shape)
         spec[largest] = "fsdp"
         return NamedSharding(mesh, PartitionSpec(*spec))
 
@@ -65,20 +73,24 @@ def state_sharding(mesh: Mesh, abstract: Any, smallest: int = SMALLEST_SPLIT) ->
 
 
 def members_are_split(mesh: Mesh, members: int) -> bool:
-    """Whether each device trains its own share of the members of a population.
+    """Whether each device trains its own members of a population.
 
-    Otherwise each trains its share of every member's batch, as with a run alone.
+    If not, each device trains its share of every member's batch, as for a single run.
     """
     return mesh.size > 1 and mesh.shape["fsdp"] == 1 and members % mesh.size == 0
 
 
 def along_members(sharding: NamedSharding) -> NamedSharding:
-    """The same for an array with a leading member axis, which every device holds whole."""
+    """Return the sharding for arrays with a leading member axis, which is not split."""
     return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
 
 
 def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
-    """Every device, and every process, must get the same number of examples."""
+    """Check that every device gets the same number of examples of every part.
+
+    Raises:
+      UserError: it names the nearest batch size that divides.
+    """
     if batch_size % (mesh.size * accumulate):
         parts = f"{mesh.size} devices" + (f" x {accumulate} parts" if accumulate > 1 else "")
         nearest = max(1, round(batch_size / (mesh.size * accumulate))) * mesh.size * accumulate

@@ -1,20 +1,21 @@
-"""Being asked to stop: SIGTERM from a scheduler, SIGINT from a keyboard."""
+"""Requests to stop: SIGTERM from a scheduler, SIGINT from the keyboard."""
 
 import contextlib
 import signal
 from collections.abc import Iterator
+from types import FrameType
 
 import jax
 
 
 class Signals:
-    """Remembers the first signal; the loop asks for it between steps."""
+    """The first signal that came; the loop asks for it between steps."""
 
     def __init__(self):
         self.number: int | None = None
 
     def received(self, step: int) -> bool:
-        """Has a signal come? With several processes, all of them answer alike for a step."""
+        """Whether a signal has come; all processes give the same answer for a step."""
         if jax.process_count() == 1:
             return self.number is not None
         from jax.experimental import multihost_utils
@@ -24,24 +25,23 @@ class Signals:
             return True
         return False
 
-    def _receive(self, number, frame):
-        del frame
-        if self.number is not None:  # asked twice: do not wait any longer
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:  # the second request: do not wait for the save
             raise KeyboardInterrupt
         self.number = number
 
 
 @contextlib.contextmanager
 def catching() -> Iterator[Signals]:
-    """Signals are remembered inside the block, and do what they did before after it."""
+    """Record signals inside the block; restore the previous handlers after it."""
     signals = Signals()
     before = {}
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
-            # With several processes, JAX's own service notices SIGTERM and tells all of them.
+            # With several processes, JAX's own service receives SIGTERM and tells all of them.
             if jax.process_count() == 1 or number == signal.SIGINT:
                 before[number] = signal.signal(number, signals._receive)
-    except ValueError:  # not in the main thread: the program around us handles signals
+    except ValueError:  # not in the main thread: the calling program handles signals
         pass
     try:
         yield signals

@@ -222,8 +222,9 @@ def _analyze_initial(
     """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from bocb_jax import build
+    from bocb_jax.engine import compile_cache
 
-    build.use_compile_cache(None)
+    compile_cache.use_compile_cache(None)
     known = dataclasses.asdict(start) | {"model_args": json.loads(start.model_args)}
     found = {}
     for seed in seeds:

@@ -56,7 +56,7 @@ class Executor:
     def __init__(self):
         import jax
 
-        from bocb_jax.build import use_compile_cache
+        from bocb_jax.engine.compile_cache import use_compile_cache
         from bocb_jax.engine.memory import keep_freed_memory
 
         self._found: bool | None = None  # whether the program asked for last was in the cache
@@ -189,8 +189,8 @@ class Executor:
             run = Run(config, dataset)
             if jax.default_backend() == "cpu":
                 part = config.step.accumulate * config.step.batch_norm_groups
-                few = max(1, MEASURED_PIXELS // run.settings.image_size**2 // part) * part
-                small = min(run.settings.batch_size, few)
+                few = max(1, MEASURED_PIXELS // run.resolved.image_size**2 // part) * part
+                small = min(run.resolved.batch_size, few)
                 run = Run(dataclasses.replace(config, batch_size=small), dataset)
             return {"seconds_per_image": _Steps(run).seconds_per_image()}
         except Exception as error:
@@ -243,15 +243,18 @@ class _Steps:
 
     def __init__(self, run, count: int = 1):
         from bocb_jax.build import compiled_population
+        from bocb_jax.engine.trainer import PopulationTrainer, SingleTrainer, Trainer
 
-        settings = run.settings
-        self._program = compiled_population(run.spec, count) if count > 1 else run.program
-        loader = run.loader(self._program.batch_sharding)
-        self._batches, self._images = loader.train(seed=0), count * settings.batch_size
-        self._count, self._key = count, self._program.stack([run.key] * count)
-        rates = settings.learning_rate, settings.weight_decay
-        states = [run.program.init(run.key, *rates, None) for _ in range(count)]
-        self._state = self._program.stack_states(states)
+        states, keys = [run.init_state() for _ in range(count)], [run.key] * count
+        self._trainer: Trainer
+        if count == 1:
+            self._trainer = SingleTrainer(run.program, *states, *keys)
+        else:
+            population = compiled_population(run.spec, count)
+            self._trainer = PopulationTrainer(population, run.program, states, keys)
+        loader = run.loader(self._trainer.batch_sharding)
+        self._batches, self._count = loader.train(seed=0), count
+        self._images = count * run.resolved.batch_size
         self._take(1)  # which compiles
 
     def seconds_per_image(self, steps: int = 3) -> float:
@@ -264,8 +267,7 @@ class _Steps:
         import jax
 
         for _ in range(steps):
-            batch = self._program.stack([next(self._batches)] * self._count)
-            self._state, metrics = self._program.train_step(self._state, batch, self._key)
+            metrics = self._trainer.train_step([next(self._batches)] * self._count)
         jax.block_until_ready(metrics)
 
 

@@ -88,7 +88,7 @@ def test_a_run_starts_from_a_file_and_another_from_that_run(config, tmp_path, ca
     second = dataclasses.replace(config, init=str(first.folder() / "checkpoints" / "best"))
     train(second)
     same(learned(state_dict_of(second.folder())), learned(load_file(file)))
-    assert "begins anew" not in capsys.readouterr().err
+    assert "starts from random weights" not in capsys.readouterr().err
 
     other = dataclasses.replace(config, model="mixer_mini", model_args={}, init=str(first.folder()))
     with pytest.raises(UserError, match=r"do not fit Mixer: missing: .* more; unexpected: "):
@@ -137,7 +137,7 @@ def test_a_new_head_where_the_classes_differ(config, tmp_path, capsys):
     train(config)
     said = " ".join(capsys.readouterr().err.split())
     assert f"{file} is for another number of classes than the 10 of digits" in said
-    assert "the classifier (head.bias, head.weight) begins anew" in said
+    assert "the classifier (head.bias, head.weight) starts from random weights" in said
     weights, given = state_dict_of(config.folder()), load_file(file)
     head = {name: weights.pop(name) for name in ("head.weight", "head.bias")}
     same(learned(weights), {n: w for n, w in learned(given).items() if n not in head})
@@ -163,7 +163,7 @@ def test_weights_that_do_not_fit_are_a_sentence_and_nothing_is_written(config, t
     cases = {
         str(tmp_path / "absent.safetensors"): "There is no file of weights at",
         str(noise): "cannot be read as PyTorch weights",
-        str(tmp_path / "empty"): "holds no weights: neither a run's folder nor",
+        str(tmp_path / "empty"): "holds no weights: it is neither a run's folder nor",
         str(tmp_path / "torn"): "The weights in",
         a_file(tmp_path / "a", without=("norm.weight",), **changes): (
             "do not fit ViT: missing: norm.weight; unexpected: layer9.weight; of another shape: "

@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(saved, damag
     same(restored.state, a_state(2))
     assert (saved / "last" / "3.damaged").is_dir()
     assert "The checkpoint of step 3 cannot be read" in caplog.text
-    assert "Going on from the checkpoint of step 2" in caplog.text
+    assert "Resuming from the checkpoint of step 2" in caplog.text
     checkpoints.save(3, a_state(3), PROGRESS)
     checkpoints.wait()
     assert Checkpoints(saved).restore(shape_of(a_state(0))).step == 3

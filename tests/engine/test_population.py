@@ -19,7 +19,8 @@ from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.engine import sharding
 from bocb_jax.engine.metrics import JsonLines
 from bocb_jax.engine.population import Population
-from bocb_jax.engine.program import StepSettings, make_program
+from bocb_jax.engine.program import Program
+from bocb_jax.engine.steps import OptimizerFunctions, Preprocessing, StepOptions, Steps
 from bocb_jax.errors import Interrupted, UserError
 from bocb_jax.models import layers
 from bocb_jax.train import Run, train
@@ -201,7 +202,7 @@ def test_the_vit_with_sgd_has_the_bits_of_the_runs_alone(configs):
     together = compiled_population(runs[0].spec, members)
     states = [run.program.init(run.key, rate, 1e-4) for run, rate in zip(runs, RATES, strict=False)]
     stacked = together.stack_states(states)
-    key = together.stack([run.key for run in runs])
+    key = together.stack_keys([run.key for run in runs])
     random = np.random.default_rng(0)
     shape = (64, *runs[0].dataset.image_shape)
     for _ in range(3):
@@ -212,7 +213,7 @@ def test_the_vit_with_sgd_has_the_bits_of_the_runs_alone(configs):
             }
             for _ in runs
         ]
-        stacked, metrics = together.train_step(stacked, together.stack(batches), key)
+        stacked, metrics = together.train_step(stacked, together.stack_batches(batches), key)
         for i, run in enumerate(runs):
             states[i], row = run.program.train_step(states[i], batches[i], run.key)
             for name in row:
@@ -242,19 +243,23 @@ class ConvNet(nnx.Module):
         return self.head(x.mean((1, 2)))
 
 
-def program(opt="sgd", devices=1, **settings):
+def program(opt="sgd", devices=1, **options):
     def scale(images, *targets_and_key):
         images = images.astype(jnp.float32) / 128 - 1
         return (images, targets_and_key[0]) if targets_and_key else images
 
-    return make_program(
-        lambda rngs: ConvNet(rngs=rngs),
-        lambda model: optim.create_optimizer(opt, optim.schedules.constant(1.0)),
-        optim.set_hyperparameters,
-        optim.current_learning_rate,
-        scale,
-        scale,
-        StepSettings(**settings),
+    return Program(
+        Steps(
+            lambda rngs: ConvNet(rngs=rngs),
+            OptimizerFunctions(
+                lambda model: optim.create_optimizer(opt, optim.schedules.constant(1.0)),
+                optim.set_hyperparameters,
+                optim.current_learning_rate,
+            ),
+            Preprocessing(scale, scale),
+            StepOptions(**options),
+            "cpu",
+        ),
         sharding.make_mesh(devices=devices),
     )
 
@@ -279,13 +284,13 @@ def test_a_convolution_differs_from_the_one_alone_by_rounding_alone():
     # sqrt(n) u (Higham and Mary, 2019): here n is at most the positions of a batch that a weight's
     # gradient is added up over, and the update is lr times it.
     single, members = program(), 3
-    together = Population(single, single.pure, members)
+    together = Population(single, single.steps, members)
     keys, states = start(single, members)
-    stacked, key = together.stack_states(states), together.stack(keys)
+    stacked, key = together.stack_states(states), together.stack_keys(keys)
     u = np.finfo(np.float32).eps / 2
     bound = 10 * u * np.sqrt(BATCH * SIDE * SIDE)
     batches = [batch(seed) for seed in range(members)]
-    stacked, metrics = together.train_step(stacked, together.stack(batches), key)
+    stacked, metrics = together.train_step(stacked, together.stack_batches(batches), key)
     for i, state in enumerate(states):
         before = jax.tree.map(np.asarray, state.params)
         after, row = single.train_step(state, batches[i], keys[i])
@@ -304,10 +309,10 @@ def test_a_convolution_differs_from_the_one_alone_by_rounding_alone():
 @pytest.mark.parametrize("members", [4, 3])
 def test_members_are_split_over_the_devices_where_these_divide_them(members):
     single = program(devices=4)
-    pure = program().pure if members % 4 == 0 else single.pure
-    together = Population(single, pure, members)
+    steps = program().steps if members % 4 == 0 else single.steps
+    together = Population(single, steps, members)
     keys, states = start(single, members)
-    stacked, key = together.stack_states(states), together.stack(keys)
+    stacked, key = together.stack_states(states), together.stack_keys(keys)
     kernel = jax.tree.leaves(stacked.params)[0]
     held = {shard.data.shape[0] for shard in kernel.addressable_shards}
     assert held == ({members // 4} if members % 4 == 0 else {members})
@@ -316,7 +321,7 @@ def test_members_are_split_over_the_devices_where_these_divide_them(members):
         batches = [
             jax.device_put(batch(10 * step + i), together.batch_sharding) for i in range(members)
         ]
-        stacked, metrics = together.train_step(stacked, together.stack(batches), key)
+        stacked, metrics = together.train_step(stacked, together.stack_batches(batches), key)
         losses.append(metrics["loss"])
     one = program()
     for i, state in enumerate(start(one, members)[1]):
@@ -331,8 +336,12 @@ def test_a_branch_on_a_counter_stays_a_branch():
     # Shampoo takes roots of matrices every few steps, in a `cond`; over a vector of counters that
     # would be a `select`, and the roots taken at every step.
     single = program("shampoo")
-    together = Population(single, single.pure, 2)
+    together = Population(single, single.steps, 2)
     keys, states = start(single, 2)
-    arguments = together.stack_states(states), together.stack([batch(0)] * 2), together.stack(keys)
+    arguments = (
+        together.stack_states(states),
+        together.stack_batches([batch(0)] * 2),
+        together.stack_keys(keys),
+    )
     text = together.train_step.lower(*arguments).as_text()
     assert "stablehlo.case" in text or "stablehlo.if" in text

@@ -12,7 +12,8 @@ from helpers.compilations import counting_compilations
 
 from bocb_jax import optim
 from bocb_jax.engine import losses, sharding
-from bocb_jax.engine.program import StepSettings, make_program
+from bocb_jax.engine.program import Program
+from bocb_jax.engine.steps import OptimizerFunctions, Preprocessing, StepOptions, Steps
 from bocb_jax.errors import UserError
 from bocb_jax.models import create_model
 
@@ -28,23 +29,25 @@ def scale_both(images, targets, key):
     return scale(images), targets
 
 
-PLAIN = StepSettings()
+PLAIN = StepOptions()
 
 
-def program(model="vit_mini", opt="sgd", mesh=None, settings=PLAIN, build=None, **model_args):
-    return make_program(
-        build
-        or (
-            lambda rngs: create_model(
-                model, num_classes=CLASSES, image_size=SIDE, rngs=rngs, **model_args
-            )
+def program(model="vit_mini", opt="sgd", mesh=None, options=PLAIN, build=None, **model_args):
+    def create(rngs):
+        return create_model(model, num_classes=CLASSES, image_size=SIDE, rngs=rngs, **model_args)
+
+    return Program(
+        Steps(
+            build or create,
+            OptimizerFunctions(
+                lambda model: optim.create_optimizer(opt, optim.schedules.constant(1.0)),
+                optim.set_hyperparameters,
+                optim.current_learning_rate,
+            ),
+            Preprocessing(scale_both, scale),
+            options,
+            "cpu",
         ),
-        lambda model: optim.create_optimizer(opt, optim.schedules.constant(1.0)),
-        optim.set_hyperparameters,
-        optim.current_learning_rate,
-        scale_both,
-        scale,
-        settings,
         mesh or sharding.make_mesh(devices=1),
     )
 
@@ -111,7 +114,7 @@ def test_a_weakly_typed_parameter_does_not_have_the_second_step_compiled():
 
 
 def test_accumulation_is_the_mean_over_the_whole_batch():
-    whole, parts = (program(settings=StepSettings(accumulate=n)) for n in (1, 4))
+    whole, parts = (program(options=StepOptions(accumulate=n)) for n in (1, 4))
     (state, loss), (other, other_loss) = run(whole, 3), run(parts, 3)
     np.testing.assert_allclose(loss, other_loss, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(other.params), strict=True):
@@ -120,7 +123,7 @@ def test_accumulation_is_the_mean_over_the_whole_batch():
 
 def test_clipping_bounds_the_step():
     norm, lr = 1e-3, 0.1
-    clipped = program(settings=StepSettings(clip_norm=norm))
+    clipped = program(options=StepOptions(clip_norm=norm))
     before = clipped.init(jax.random.key(0), lr, 0.0).params
     before = jax.tree.map(np.asarray, before)
     state, _ = run(clipped, 1, lr=lr, wd=0.0)
@@ -130,7 +133,7 @@ def test_clipping_bounds_the_step():
 
 def test_the_average_of_the_weights_is_what_is_evaluated():
     decay = 0.5
-    averaged = program(settings=StepSettings(ema=decay))
+    averaged = program(options=StepOptions(ema=decay))
     start = jax.tree.map(np.asarray, averaged.init(jax.random.key(0), 0.01, 1e-4).params)
     first, _ = run(averaged, 1)
     expected = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, start, first.params)
@@ -171,16 +174,7 @@ def test_a_module_without_modes_or_rngs_trains():
         def __call__(self, x):
             return self.head(self.dropout(x.reshape(len(x), -1)))
 
-    plain = make_program(
-        Linear,
-        lambda model: optim.create_optimizer("sgd", optim.schedules.constant(1.0)),
-        optim.set_hyperparameters,
-        optim.current_learning_rate,
-        scale_both,
-        scale,
-        StepSettings(),
-        sharding.make_mesh(devices=1),
-    )
+    plain = program(build=Linear)
     _, first = run(plain, 3, lr=1e-3)
     _, again = run(plain, 3, lr=1e-3)
     assert first == again

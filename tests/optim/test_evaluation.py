@@ -13,8 +13,9 @@ from bocb_jax import optim
 from bocb_jax.build import program_spec
 from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.data.registry import open_dataset
-from bocb_jax.engine.program import StepSettings, make_program
+from bocb_jax.engine.program import Program
 from bocb_jax.engine.sharding import make_mesh
+from bocb_jax.engine.steps import OptimizerFunctions, Preprocessing, StepOptions, Steps
 from bocb_jax.models import create_model, layers
 from bocb_jax.optim.schedules import Schedule, WarmupCosine
 from bocb_jax.resolve import resolve
@@ -55,16 +56,20 @@ class NormNet(nnx.Module):
 
 
 def program(opt, model=f"{__name__}:NormNet", ema=None):
-    return make_program(
-        lambda rngs: create_model(model, num_classes=10, rngs=rngs),
-        lambda model: optim.create_optimizer(opt, optim.schedules.constant(1.0)),
-        optim.set_hyperparameters,
-        optim.current_learning_rate,
-        scale_both,
-        scale,
-        StepSettings(ema=ema),
+    return Program(
+        Steps(
+            lambda rngs: create_model(model, num_classes=10, rngs=rngs),
+            OptimizerFunctions(
+                lambda model: optim.create_optimizer(opt, optim.schedules.constant(1.0)),
+                optim.set_hyperparameters,
+                optim.current_learning_rate,
+                optim.optimizer_info(opt).evaluation_parameters,
+            ),
+            Preprocessing(scale_both, scale),
+            StepOptions(ema=ema),
+            "cpu",
+        ),
         make_mesh(devices=1),
-        optim.optimizer_info(opt).evaluation_parameters,
     )
 
 
@@ -85,14 +90,14 @@ def batch(seed):
     }
 
 
-def test_statistics_settle_at_the_evaluated_weights():
+def test_precise_batch_norm_is_taken_at_the_evaluated_weights():
     """As a training step from these weights would leave them."""
     key = jax.random.key(0)
     averaging, plain = program("schedule_free_sgd"), program("sgd")
     state = averaging.init(key, 0.5, 0.0)
     for seed in range(3):
         state, _ = averaging.train_step(state, batch(seed), key)
-    settled = averaging.settle(state, state.model_state, batch(3), key)
+    precise = averaging.update_batch_stats(state, state.model_state, batch(3), key)
 
     def after_a_step_from(params):
         start = dataclasses.replace(
@@ -100,20 +105,22 @@ def test_statistics_settle_at_the_evaluated_weights():
         )
         return plain.train_step(jax.tree.map(jnp.copy, start), batch(3), key)[0].model_state
 
-    assert_same(settled, after_a_step_from(averaging.weights(state)["params"]), rtol=1e-5)
+    assert_same(precise, after_a_step_from(averaging.weights(state)["params"]), rtol=1e-5)
     with pytest.raises(AssertionError):
-        assert_same(settled, after_a_step_from(state.params), rtol=1e-3)
+        assert_same(precise, after_a_step_from(state.params), rtol=1e-3)
 
 
-def test_only_what_needs_it_settles():
-    assert not program("sgd").evaluates_others
-    assert program("schedule_free_adamw", "vit_mini").settle is None  # it has no BatchNorm
+def test_only_what_needs_it_has_precise_batch_norm():
+    assert not program("sgd").eval_params_differ
+    assert (
+        program("schedule_free_adamw", "vit_mini").update_batch_stats is None
+    )  # it has no BatchNorm
     for evaluating in (program("sgd", ema=0.9), program("sam+schedule_free_sgd")):
-        assert evaluating.evaluates_others
-        assert evaluating.settle is not None
+        assert evaluating.eval_params_differ
+        assert evaluating.update_batch_stats is not None
 
 
-def test_a_run_is_evaluated_with_settled_statistics(tmp_path, compile_cache, monkeypatch):
+def test_a_run_is_evaluated_with_precise_batch_norm(tmp_path, compile_cache, monkeypatch):
     settings = {
         "model": f"{__name__}:NormNet",
         "opt": "schedule_free_sgd",
@@ -125,6 +132,6 @@ def test_a_run_is_evaluated_with_settled_statistics(tmp_path, compile_cache, mon
         "compile_cache": compile_cache,
     }
     with_it = train(from_dict(TrainConfig, settings | {"workdir": str(tmp_path / "with")}))
-    monkeypatch.setattr(Loop, "_settled", lambda loop: loop.state)
+    monkeypatch.setattr(Loop, "_eval_model_state", lambda loop: loop.trainer.model_state)
     without = train(from_dict(TrainConfig, settings | {"workdir": str(tmp_path / "without")}))
     assert with_it["test_loss"] < 0.98 * without["test_loss"]

@@ -85,7 +85,7 @@ def test_a_study_without_a_search_counts_its_final_runs_alone(tmp_path):
 
 
 def test_a_backbone_is_measured_on_the_photographs(tmp_path, monkeypatch):
-    monkeypatch.setattr("bocb_jax.build.use_compile_cache", lambda folder: None)
+    monkeypatch.setattr("bocb_jax.engine.compile_cache.use_compile_cache", lambda folder: None)
     settings = {
         "model": "vit_mini", "opt": "sgd", "lr": 0.1, "weight_decay": 0.0, "batch_size": 2048,
         "dataset": "imagenet2012", "image_size": 32, "data": {"dir": str(tmp_path)},

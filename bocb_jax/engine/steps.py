@@ -1,0 +1,370 @@
+"""What a run computes: its first state, a training step, an evaluation. Nothing here is compiled.
+
+`Program` jits the methods of `Steps` for one run, `Population` vmaps them over several. This is the
+only file that splits and merges NNX modules; everywhere else parameters are nested dicts.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from bocb_jax.engine import losses
+from bocb_jax.engine.state import Batch, Metrics, Params, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """What a training step does besides the plain gradient."""
+
+    loss: str = "cross_entropy"  # a name that `losses.loss` knows
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None  # largest global norm of the gradient
+    accumulate: int = 1  # parts of a batch, whose gradients are averaged
+    ema: float | None = None  # decay of the moving average of the weights
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerFunctions:
+    """What a step asks of an optimizer; the engine knows no optimizer by name."""
+
+    # The abstract model -> the transformation. Decay masks need to know the kinds of its layers.
+    create: Callable[[nnx.Module], optax.GradientTransformationExtraArgs]
+    set_hyperparameters: Callable[..., Any]  # (state, learning_rate=, weight_decay=) -> state
+    learning_rate: Callable[[Any], jax.Array]  # state -> the rate of the last update
+    # (state, params) -> the parameters to evaluate, for optimizers that train at another point.
+    evaluation_parameters: Callable[[Any, Params], Params] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """From the images of a batch to the inputs of the model, on the device."""
+
+    # (uint8 images, labels, key) -> augmented, normalized images; labels or, if mixed, (batch,
+    # classes) probabilities
+    train: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    evaluation: Callable[[jax.Array], jax.Array]  # uint8 images -> normalized images
+
+
+class Part(NamedTuple):
+    """A part of a batch; with a leading axis of parts, the whole batch."""
+
+    images: jax.Array  # (batch, height, width, channels), normalized
+    targets: jax.Array  # (batch,) labels or (batch, classes) probabilities
+    key: jax.Array  # of the dropout
+
+
+class Forward(NamedTuple):
+    """What a pass over a part gives besides its loss."""
+
+    model_state: Params  # with BatchNorm's running statistics updated
+    accuracy: jax.Array  # ()
+    logits: jax.Array  # (batch, classes)
+
+
+class Steps:
+    """The functions of a run, pure and not yet compiled.
+
+    Args:
+      build_model: from `nnx.Rngs` to the backbone.
+      optimizer: the functions of the optimizer.
+      preprocessing: for training and evaluation.
+      options: the rest of the step.
+      platform: "cpu", "gpu" or "tpu", which it will be compiled for.
+    """
+
+    def __init__(
+        self,
+        build_model: Callable[[nnx.Rngs], nnx.Module],
+        optimizer: OptimizerFunctions,
+        preprocessing: Preprocessing,
+        options: StepOptions,
+        platform: str,
+    ):
+        self._build_model = build_model
+        self._functions = optimizer
+        self._preprocessing = preprocessing
+        self.options = options
+        # Convolutions inside a loop are very slow on CPUs: there, the loop is unrolled.
+        self._unroll = options.accumulate if platform == "cpu" else 1
+        self.abstract_model = nnx.eval_shape(lambda: build_model(_Rngs(default=0)))
+        self._train_graph = nnx.graphdef(_view(self.abstract_model, training=True))
+        self._eval_graph = nnx.graphdef(_view(self.abstract_model, training=False))
+        self._takes_rngs = (
+            "rngs" in inspect.signature(type(self.abstract_model).__call__).parameters
+        )
+        self._optimizer = optimizer.create(self.abstract_model)
+
+    @property
+    def eval_params_differ(self) -> bool:
+        """Whether the parameters that are evaluated are others than those that are trained."""
+        return self.options.ema is not None or self._functions.evaluation_parameters is not None
+
+    @property
+    def has_batch_stats(self) -> bool:
+        """Whether the backbone has BatchNorm, and so running statistics."""
+        return bool(nnx.to_pure_dict(nnx.state(self.abstract_model, nnx.BatchStat)))
+
+    # --- The first state --------------------------------------------------------------------------
+
+    def init_params(self, key: jax.Array) -> Params:
+        """Return random "params" and "model_state"."""
+        return weights_of(self._build_model(_Rngs(default=key)))
+
+    def init_state(
+        self, weights: Params, learning_rate: jax.Array, weight_decay: jax.Array
+    ) -> TrainState:
+        """Return the state before the first step, from "params" and "model_state"."""
+        params, model_state = weights["params"], weights["model_state"]
+        opt_state = self._functions.set_hyperparameters(
+            self._optimizer.init(params), learning_rate=learning_rate, weight_decay=weight_decay
+        )
+        ema = jax.tree.map(jnp.copy, params) if self.options.ema is not None else None
+        state = TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state, ema)
+        return jax.tree.map(_strongly_typed, state)
+
+    # --- Training ---------------------------------------------------------------------------------
+
+    def prepare(self, step: jax.Array, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the images and targets that the step of this number makes of a batch."""
+        key = jax.random.fold_in(jax.random.fold_in(key, step), 0)
+        return self._preprocessing.train(batch["image"], batch["label"], key)
+
+    def train_step(
+        self, state: TrainState, batch: Batch, key: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        """Return the state after one step, and its metrics.
+
+        Args:
+          state: before the step.
+          batch: "image" (batch, height, width, channels), uint8; "label" (batch,).
+          key: of the run; every random number follows from it and the number of the step.
+        """
+        images, targets = self.prepare(state.step, batch, key)
+        key = jax.random.fold_in(key, state.step)
+        dropout_key, optimizer_key = (jax.random.fold_in(key, i) for i in (1, 2))
+        parts = _split(images, targets, dropout_key, self.options.accumulate)
+
+        loss, accuracy, model_state, grads = self._mean_gradient(state, parts)
+        grad_norm = optax.tree.norm(grads)
+        updates, opt_state = self._optimizer.update(
+            self._clip(grads, grad_norm),
+            state.opt_state,
+            state.params,
+            value=loss,
+            key=optimizer_key,
+            **self._extra_gradients(state, parts),
+        )
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if self.options.ema is not None:
+            ema = optax.incremental_update(params, ema, 1 - self.options.ema)
+        metrics = {
+            "loss": loss,
+            "accuracy": accuracy,
+            "learning_rate": jnp.asarray(self._functions.learning_rate(opt_state), jnp.float32),
+            "grad_norm": grad_norm,  # before clipping
+        }
+        return TrainState(state.step + 1, params, model_state, opt_state, ema), metrics
+
+    def _mean_gradient(
+        self, state: TrainState, parts: Part
+    ) -> tuple[jax.Array, jax.Array, Params, Params]:
+        """Return loss, accuracy, model state and gradient of a batch that comes in parts.
+
+        The parts go through the model one after another: each sees the running statistics that the
+        one before it left.
+        """
+
+        def accumulate(carry, part):
+            model_state, grads, loss, accuracy = carry
+            (part_loss, forward), part_grads = self._value_and_grad(state.params, model_state, part)
+            grads = jax.tree.map(jnp.add, grads, part_grads)
+            return (forward.model_state, grads, loss + part_loss, accuracy + forward.accuracy), None
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        carry = (state.model_state, zeros, jnp.zeros(()), jnp.zeros(()))
+        if self.options.accumulate == 1:
+            carry, _ = accumulate(carry, _first(parts))
+        else:
+            carry, _ = jax.lax.scan(accumulate, carry, parts, unroll=self._unroll)
+        model_state, grads, loss, accuracy = carry
+        share = 1 / self.options.accumulate
+        grads, loss, accuracy = jax.tree.map(lambda x: x * share, (grads, loss, accuracy))
+        return loss, accuracy, model_state, grads
+
+    def _clip(self, grads: Params, norm: jax.Array) -> Params:
+        """Return the gradient, scaled down to `clip_norm` where its global norm is larger."""
+        if self.options.clip_norm is None:
+            return grads
+        scale = jnp.minimum(1.0, self.options.clip_norm / (norm + 1e-6))
+        return jax.tree.map(lambda g: g * scale, grads)
+
+    def _extra_gradients(self, state: TrainState, parts: Part) -> dict[str, Any]:
+        """Return the functions by which an optimizer takes gradients of its own.
+
+        Both look at the first part of the batch, and clip nothing. XLA removes what an optimizer
+        does not call.
+        """
+        first = _first(parts)
+
+        def value_and_grad_fn(params):
+            (value, _), gradient = self._value_and_grad(params, state.model_state, first)
+            return value, gradient
+
+        def sampled_label_grad_fn(params, key):
+            logits = self._loss(params, state.model_state, first)[1].logits
+            labels = jax.random.categorical(key, jax.lax.stop_gradient(logits))
+            sampled = first._replace(targets=labels)
+            return self._value_and_grad(params, state.model_state, sampled)[1]
+
+        return {
+            "batch_size": len(first.targets),  # examples behind the gradients of the two functions
+            "value_and_grad_fn": value_and_grad_fn,
+            "sampled_label_grad_fn": sampled_label_grad_fn,
+        }
+
+    def _value_and_grad(
+        self, params: Params, model_state: Params, part: Part
+    ) -> tuple[tuple[jax.Array, Forward], Params]:
+        return jax.value_and_grad(self._loss, has_aux=True)(params, model_state, part)
+
+    def _loss(self, params: Params, model_state: Params, part: Part) -> tuple[jax.Array, Forward]:
+        """Return the mean loss of a part in training mode."""
+        logits, model_state = self._apply(
+            self._train_graph, params, model_state, part.images, part.key
+        )
+        loss = losses.loss(
+            self.options.loss, logits, part.targets, self.options.label_smoothing
+        ).mean()
+        accuracy = losses.correct(logits, part.targets).mean()
+        return loss, Forward(model_state, accuracy, logits)
+
+    def _apply(
+        self,
+        graph: nnx.GraphDef,
+        params: Params,
+        model_state: Params,
+        images: jax.Array,
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, Params]:
+        """Return float32 logits (batch, classes), and the model state after the pass."""
+        model = nnx.merge(graph, params, model_state)
+        rngs = {"rngs": _Rngs(dropout=key)} if self._takes_rngs and key is not None else {}
+        logits = model(images, **rngs)
+        return logits.astype(jnp.float32), nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+
+    # --- Evaluation -------------------------------------------------------------------------------
+
+    def eval_step(self, state: TrainState, batch: Batch) -> Metrics:
+        """Return the sums of "loss", "correct" and "count" over a batch.
+
+        Args:
+          state: what is evaluated.
+          batch: "image" and "label" as in training; "weight" (batch,), 0 for padding, else 1.
+        """
+        params = self.eval_params(state)
+        images = self._preprocessing.evaluation(batch["image"])
+        logits, _ = self._apply(self._eval_graph, params, state.model_state, images, None)
+        weight = batch["weight"]
+        return {
+            "loss": jnp.sum(weight * losses.cross_entropy(logits, batch["label"])),
+            "correct": jnp.sum(weight * losses.correct(logits, batch["label"])),
+            "count": jnp.sum(weight),
+        }
+
+    def eval_params(self, state: TrainState) -> Params:
+        """Return the parameters to evaluate: average, optimizer's choice, or the trained ones."""
+        if self.options.ema is not None:
+            return state.ema
+        if self._functions.evaluation_parameters is not None:
+            return self._functions.evaluation_parameters(state.opt_state, state.params)
+        return state.params
+
+    def update_batch_stats(
+        self, state: TrainState, model_state: Params, batch: Batch, key: jax.Array
+    ) -> Params:
+        """Return BatchNorm's running statistics after one more training batch (precise BatchNorm).
+
+        Args:
+          state: its evaluation parameters are used; nothing is trained.
+          model_state: the statistics so far.
+          batch: as in training.
+          key: of the augmentation and the dropout of this batch.
+        """
+        augment_key, dropout_key = (jax.random.fold_in(key, i) for i in range(2))
+        images, _ = self._preprocessing.train(batch["image"], batch["label"], augment_key)
+        params = self.eval_params(state)
+        return self._apply(self._train_graph, params, model_state, images, dropout_key)[1]
+
+    def weights(self, state: TrainState) -> Params:
+        """Return copies of the evaluated parameters and of the model state."""
+        weights = {"params": self.eval_params(state), "model_state": state.model_state}
+        return jax.tree.map(jnp.copy, weights)
+
+
+def weights_of(model: nnx.Module) -> Params:
+    """Return a model's "params" and "model_state" as nested dicts."""
+    states: Any = nnx.state(model, nnx.Param, ...)
+    params, model_state = states
+    return {"params": nnx.to_pure_dict(params), "model_state": nnx.to_pure_dict(model_state)}
+
+
+def _split(images: jax.Array, targets: jax.Array, key: jax.Array, parts: int) -> Part:
+    """Split a batch into (parts, batch // parts, ...), with one dropout key per part.
+
+    Part p takes the examples p, p + parts, ...: if the batch is sharded over devices, every part
+    is sharded over all of them too.
+    """
+
+    def split(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape((-1, parts, *x.shape[1:])), 1, 0)
+
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(parts))
+    return Part(split(images), split(targets), keys)
+
+
+def _first(parts: Part) -> Part:
+    return jax.tree.map(lambda x: x[0], parts)
+
+
+def _strongly_typed(x: jax.Array) -> jax.Array:
+    """Remove a weak type, as of `jnp.full(8, 0.1)`: the second step would compile once more."""
+    return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x
+
+
+def _view(model: nnx.Module, *, training: bool) -> nnx.Module:
+    """Return the model in training or evaluation mode; layers without a mode stay as they are."""
+    return nnx.view(
+        model,
+        deterministic=not training,
+        use_running_average=not training,
+        raise_if_not_found=False,
+    )
+
+
+class _Stream(nnx.RngStream):
+    """A stream of keys, counted without Flax's sharding checks.
+
+    Flax asks a traced counter for its sharding and catches the error. The message of that error
+    takes a tenth of the time to trace a ViT.
+    """
+
+    def __call__(self) -> jax.Array:
+        count = self.count.get_value()
+        self.count.set_value(count + 1)
+        return jax.random.fold_in(self.key.get_value(), count)
+
+
+class _Rngs(nnx.Rngs):
+    """Flax's streams of random keys, quick to trace."""
+
+    def __init__(self, **keys: int | jax.Array):
+        super().__init__(**keys)
+        for name, key in keys.items():
+            setattr(self, name, _Stream(key, tag=name))
