@@ -36,8 +36,8 @@ def _seeds(analysis: Analysis) -> list[str]:
     if table.one_seed:
         return [
             f"No cell has two seeds ({scored} cells): coupling cannot be told from noise, so there "
-            "are no intervals and no test of the interaction but Tukey's, which sees one shape of "
-            "it only."
+            "are no intervals, and the only test of the interaction is Tukey's, which detects one "
+            "form of it."
         ]
     found = []
     if single:
@@ -51,7 +51,7 @@ def _seeds(analysis: Analysis) -> list[str]:
     mixed = int((finished.groupby(pairs).any() & diverged).sum())
     if mixed:
         found.append(
-            f"In {mixed} cells some seeds diverged and others did not: noise is not equal over the "
+            f"In {mixed} cells some seeds diverged and others did not: the noise differs over the "
             "table, and intervals that pool it are rough."
         )
     return found

@@ -17,8 +17,9 @@ from bocb_jax.paper.taxonomy import series_of, to_model
 # one backbone differ by some tenths of a point on CIFAR-100.
 TIE = 1.0
 RULE = (
-    "Optimizers within {tie:g} {unit} of the best count as equal, because seeds could turn that "
-    "around; among them the one with the lowest mean regret over all backbones comes first."
+    "Optimizers within {tie:g} {unit} of the best count as equal, because other seeds could "
+    "reverse their order; among them the one with the lowest mean regret over all backbones comes "
+    "first."
 )
 
 
