@@ -74,7 +74,7 @@ def test_names_and_layouts_are_pytorchs(model, state_dict):
     np.testing.assert_array_equal(state_dict["bn1.running_var"], model.bn1.var[...])
 
 
-def test_all_faults_are_named_at_once_and_nothing_changes(model, state_dict):
+def test_all_mismatches_are_listed_at_once_and_nothing_changes(model, state_dict):
     del state_dict["bn1.weight"], state_dict["layer2.0.bn1.running_mean"]
     state_dict["layer9.conv.weight"] = np.zeros((1, 2, 3, 4), np.float32)
     state_dict["fc.weight"] = np.zeros((1000, 256), np.float32)
@@ -94,7 +94,7 @@ def test_all_faults_are_named_at_once_and_nothing_changes(model, state_dict):
         np.testing.assert_array_equal(a, b)
 
 
-def test_counters_and_index_tables_are_passed_over(state_dict):
+def test_counters_and_index_tables_are_ignored(state_dict):
     model = build("resnet_mini", seed=1)
     state_dict["bn1.num_batches_tracked"] = np.array(7)
     state_dict["layer1.0.attn.relative_position_index"] = np.zeros((4, 4), np.int64)
@@ -106,7 +106,7 @@ def test_counters_and_index_tables_are_passed_over(state_dict):
     )
 
 
-def test_half_precision_comes_in_as_float32(state_dict):
+def test_half_precision_is_loaded_as_float32(state_dict):
     model = build("resnet_mini", seed=1)
     halves = {name: array.astype(np.float16) for name, array in state_dict.items()}
     torch_weights.load_torch_weights(model, halves)
@@ -115,7 +115,7 @@ def test_half_precision_comes_in_as_float32(state_dict):
     np.testing.assert_array_equal(returned, halves["conv1.weight"].astype(np.float32))
 
 
-def test_the_model_does_not_share_memory_with_what_was_loaded(state_dict):
+def test_the_model_shares_no_memory_with_the_loaded_arrays(state_dict):
     model = build("resnet_mini", seed=1)
     torch_weights.load_torch_weights(model, state_dict)
     loaded = np.array(model.bn1.scale[...])
@@ -123,7 +123,7 @@ def test_the_model_does_not_share_memory_with_what_was_loaded(state_dict):
     np.testing.assert_array_equal(model.bn1.scale[...], loaded)
 
 
-def test_a_new_head_where_the_classes_differ(state_dict):
+def test_new_head_keeps_the_classifier_where_classes_differ(state_dict):
     model = build("resnet_mini", seed=1, num_classes=7)
     with pytest.raises(UserError, match=r"fc\.bias"):
         torch_weights.load_torch_weights(model, state_dict)
@@ -157,7 +157,7 @@ def test_files_of_pytorch_are_read_without_pytorch(name):
     assert weights["bn.num_batches_tracked"] == 7
 
 
-def test_safetensors_come_in(tmp_path, state_dict):
+def test_safetensors_are_read(tmp_path, state_dict):
     numpy = pytest.importorskip("safetensors.numpy")
     numpy.save_file(state_dict, tmp_path / "weights.safetensors")
     weights = torch_weights.read_weights(tmp_path / "weights.safetensors")
@@ -199,7 +199,7 @@ def test_no_pickle_is_executed(tmp_path, zipped):
     assert not trap.exists()
 
 
-def test_unreadable_files_are_one_sentence(tmp_path):
+def test_unreadable_files_are_refused_in_one_sentence(tmp_path):
     def message(name, content=None):
         if content is not None:
             (tmp_path / name).write_bytes(content)

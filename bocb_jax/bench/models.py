@@ -143,7 +143,7 @@ def measure(
             pairs = [(ours(steps), theirs(steps) if theirs else None) for _ in range(rounds)]
         images_per_second = batch_size / statistics.median(a for a, _ in pairs)
         if theirs:
-            ratio = statistics.median(b / a for a, b in pairs)
+            ratio = statistics.median(b / a for a, b in pairs if b)
     return ModelCost(
         name, image_size, batch_size, traced - begun, compiled - traced, images_per_second, ratio
     )
@@ -151,7 +151,7 @@ def measure(
 
 @contextlib.contextmanager
 def _no_compile_cache() -> Iterator[None]:
-    before = jax.config.jax_enable_compilation_cache
+    before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]  # made by JAX
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         yield

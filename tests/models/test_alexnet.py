@@ -1,4 +1,4 @@
-"""What is peculiar to AlexNet; its golden is in test_golden.py."""
+"""Properties of AlexNet alone; outputs of the reference are in test_golden.py."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ import bocb_jax
 from bocb_jax.errors import UserError
 
 
-def test_images_that_three_poolings_swallow_are_refused():
+def test_images_too_small_for_three_poolings_are_refused():
     with pytest.raises(UserError, match=r"62 pixels.*63 pixels and more; alexnet_mini"):
         filled.abstract("alexnet", 10, 62)
     assert filled.feature_shapes("alexnet", 63) == [(2, 7, 7, 64), (2, 3, 3, 192), (2, 1, 1, 256)]
@@ -21,7 +21,7 @@ def test_feature_maps():
     assert filled.feature_shapes("alexnet", 224) == shapes
 
 
-def test_the_last_map_is_averaged_to_the_grid_of_the_dense_layers():
+def test_the_last_map_is_pooled_to_the_grid_of_the_dense_layers():
     model = filled.build("alexnet_mini")
     model.eval()
     assert run(model, images(size=32)).shape == (2, 10)
@@ -29,7 +29,7 @@ def test_the_last_map_is_averaged_to_the_grid_of_the_dense_layers():
     assert run(model, images(size=50)).shape == (2, 10)  # 5x5 averaged to it
 
 
-def test_only_training_drops():
+def test_dropout_acts_in_training_only():
     model, x = filled.build("alexnet_mini"), images()
     dropped = [run(model, x, dropout=key) for key in (0, 1)]
     assert np.abs(dropped[0] - dropped[1]).max() > 0.1

@@ -1,7 +1,7 @@
-"""What must hold of every backbone, over the table of models: a new entry needs no new test.
+"""Properties of every registered backbone: a new entry needs no new test.
 
-The small twins are tried in the default run, the full-size nets of the paper with `-m slow`, and
-other published sizes by shape alone, also with `-m slow`.
+The default run tests the small twins; `-m slow` adds the paper's backbones at full size, and the
+shapes of all other published sizes.
 """
 
 import jax
@@ -21,9 +21,9 @@ NAMES = bocb_jax.list_models()
 MINIS = [name for name in NAMES if name.endswith("_mini")]
 LARGE = [name for name in NAMES if name not in (*MINIS, *PAPER)]
 LISTED = [*MINIS, *PAPER, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
-# Every property is tried on two small nets in the default run, on all with -m slow.
+# The default run tests every property on two small models, `-m slow` on all.
 QUICK = ("resnet_mini", "vit_mini")
-# Gradients of all small twins take minutes to compile.
+# The gradients of all small twins take minutes to compile.
 LEARNING = [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MINIS
 ] + [pytest.param(name, marks=pytest.mark.slow) for name in PAPER]
@@ -47,7 +47,7 @@ def split(model):
 
 
 def loss_of(graph, labels=None):
-    """(params, rest, images, key) -> loss, and the statistics afterwards."""
+    """Return a function (params, rest, images, key) -> (loss, batch statistics afterwards)."""
 
     def loss(params, rest, x, key):
         model = nnx.merge(graph, params, rest)
@@ -72,13 +72,13 @@ def mode(model, *, training):
     )
 
 
-def test_the_paper_is_complete():
+def test_every_backbone_of_the_paper_is_registered():
     assert set(PAPER) <= set(NAMES)
     assert len(MINIS) >= 20
 
 
 @pytest.mark.parametrize("name", LISTED)
-def test_count_and_shapes_of_every_variant(name):
+def test_parameter_count_and_shapes_of_every_variant(name):
     entry = MODELS.get(name)
     model = nnx.eval_shape(lambda: build(name, num_classes=1000))
     if entry.card.num_params is not None:
@@ -94,7 +94,7 @@ def test_count_and_shapes_of_every_variant(name):
 def test_every_parameter_learns(name):
     model = mode(build(name), training=True)
     graph, params, rest = split(model)
-    # Layer scale and a last gain of zero hold back the gradient of what lies behind them.
+    # Small layer scales and zero-initialized gains block the gradient of the layers behind them.
     params = jax.tree.map(lambda p: p + 0.1 * jnp.ones_like(p) * (jnp.abs(p).max() < 1e-3), params)
     step = jax.jit(jax.value_and_grad(loss_of(graph), has_aux=True))
     (loss, stats), grads = step(params, rest, images(name), jax.random.key(0))
@@ -122,7 +122,7 @@ def test_evaluation_in_float32_and_bfloat16(name):
         assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
     wide, narrow = logits.values()
     assert jnp.isfinite(narrow).all()
-    # bfloat16 has 8 bits; a hundred roundings in a row lose a few of them.
+    # bfloat16 has 8 significant bits; a hundred successive roundings lose a few of them.
     assert jnp.abs(wide - narrow).max() < 0.15 * jnp.abs(wide).max() + 0.05
 
 
@@ -151,7 +151,7 @@ def test_features_are_maps(name):
 
 
 @pytest.mark.parametrize("name", SAMPLE)
-def test_initialisation_by_shape_is_initialisation(name):
+def test_abstract_and_concrete_initialization_agree(name):
     abstract = split(nnx.eval_shape(lambda: build(name)))[1:]
     concrete = split(build(name))[1:]
     assert jax.tree.structure(abstract) == jax.tree.structure(concrete)
@@ -168,7 +168,7 @@ def test_initialisation_by_shape_is_initialisation(name):
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_seeds_trained_together_equal_seeds_trained_alone(name):
-    """In 64 bits, where what is left is no rounding: in 32 some nets multiply it by thousands."""
+    """In float64, as some models amplify float32 rounding a thousandfold."""
     with jax.enable_x64(True):
         graph, *_ = split(mode(build(name), training=True))
         gradient = jax.value_and_grad(loss_of(graph), has_aux=True)
@@ -186,13 +186,13 @@ def test_seeds_trained_together_equal_seeds_trained_alone(name):
                 jax.tree.leaves(single),
                 strict=True,
             ):
-                # Scores, logits and the loss are 32 bits wide all the same.
+                # Attention scores, logits and the loss are float32 even so.
                 scale = max(largest, float(jnp.abs(b).max()))
                 np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * scale)
 
 
 @pytest.mark.parametrize("name", SAMPLE)
-def test_rematerialised_gradients_are_equal(name):
+def test_rematerialized_gradients_are_equal(name):
     graph, params, rest = split(mode(build(name), training=True))
     loss = loss_of(graph)
     arguments = (params, rest, images(name), jax.random.key(0))
@@ -212,7 +212,7 @@ def test_unknown_settings_are_named():
         build("resnet_mini", variant="timm")
 
 
-def test_an_alias_is_the_same_net():
+def test_an_alias_is_the_same_model():
     assert count_params(nnx.eval_shape(lambda: build("deit_s"))) == count_params(
         nnx.eval_shape(lambda: build("vit_s"))
     )

@@ -1,4 +1,4 @@
-"""What is peculiar to ConvNeXt V1 and V2; the goldens are in test_golden.py."""
+"""Properties of ConvNeXt V1 and V2 alone; outputs of the reference are in test_golden.py."""
 
 import functools
 
@@ -19,7 +19,7 @@ build = functools.partial(filled.build, "convnext_mini")
 build_v2 = functools.partial(filled.build, "convnextv2_mini")
 TINY = {"depths": (1,), "widths": (16,)}
 
-# Learned values at 100 and at 1000 classes, counted in timm.
+# Parameter counts at 100 and 1000 classes, from timm.
 COUNTS = {
     "convnext_t": (27_897_028, 28_589_128),
     "convnext_s": (49_531_588, 50_223_688),
@@ -40,7 +40,7 @@ COUNTS = {
 @pytest.mark.parametrize(
     ("name", "at_100", "at_1000"), filled.count_cases(COUNTS, fast=["convnextv2_atto"])
 )
-def test_counts_are_the_reference_s(name, at_100, at_1000):
+def test_parameter_counts_equal_the_references(name, at_100, at_1000):
     assert filled.counts(name) == (at_100, at_1000)
     assert bocb_jax.model_card(name).num_params == at_1000
 
@@ -50,7 +50,7 @@ def test_the_cifar_stem_is_smaller():
     assert count_params(filled.abstract("convnextv2_t", 100, 32)) == 27_941_380
 
 
-def test_initial_weights_have_the_spread_of_the_paper():
+def test_initial_weights_have_the_papers_distribution():
     model = bocb_jax.create_model(
         "convnext_mini",
         num_classes=10,
@@ -96,13 +96,13 @@ def test_an_unknown_stem_is_refused():
         build(stem="tiny")
 
 
-def test_stochastic_depth_is_one_ramp_over_all_stages():
+def test_stochastic_depth_rises_linearly_over_all_stages():
     model = build(drop_path=0.5)
     rates = [block.drop_path.rate for stage in model.stages for block in stage.blocks]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
 
 
-def test_stochastic_depth_draws_anew_per_sample_and_block():
+def test_stochastic_depth_draws_independently_per_sample_and_block():
     model = build(depths=(1, 2), widths=(16, 32), drop_path=0.5)
     same = jnp.repeat(images(1, 8), 64, axis=0)
     # Two blocks have a rate above 0; each is kept or dropped.
@@ -122,7 +122,7 @@ def test_layer_scale_of_zero_leaves_the_shortcut_alone():
     np.testing.assert_allclose(run(model, x), expected, atol=1e-6)
 
 
-def test_response_norm_begins_as_the_identity_and_matches_its_definition():
+def test_response_norm_starts_as_the_identity_and_matches_its_definition():
     norm = GlobalResponseNorm(5)
     x = np.random.default_rng(0).standard_normal((2, 4, 3, 5)).astype(np.float32)
     np.testing.assert_array_equal(norm(x), x)
@@ -142,7 +142,7 @@ def test_response_norm_of_a_dead_channel_has_a_finite_gradient():
     assert np.isfinite(jax.grad(lambda x: (norm(x) ** 2).sum())(jnp.zeros_like(x))).all()
 
 
-def test_v2_has_response_norm_in_place_of_layer_scale():
+def test_v2_has_response_norm_instead_of_layer_scale():
     v1, v2 = build(), build_v2()
     assert v1.stages[0].blocks[0].gamma is not None
     assert v2.stages[0].blocks[0].gamma is None
@@ -152,7 +152,7 @@ def test_v2_has_response_norm_in_place_of_layer_scale():
     assert parameter_kinds(v1)["stages"][0]["blocks"][0]["gamma"] == "scale"
 
 
-def test_mlp_kernels_held_as_convolutions_compute_the_same():
+def test_an_mlp_of_convolutions_equals_one_of_dense_layers():
     dense, conv = build_v2(**TINY), build_v2(conv_mlp=True, **TINY)
     state = dict(nnx.to_flat_state(nnx.state(dense)))
     nnx.update(

@@ -1,4 +1,4 @@
-"""What is peculiar to DenseNet; its goldens are in test_golden.py."""
+"""Properties of DenseNet alone; outputs of the reference are in test_golden.py."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +9,7 @@ from helpers.filled import images, run
 
 import bocb_jax
 
-# Learned values at 100 and at 1000 classes, counted in timm.
+# Parameter counts at 100 and 1000 classes, from timm.
 COUNTS = {
     "densenet121": (7_056_356, 7_978_856),
     "densenet161": (26_692_900, 28_681_000),
@@ -19,7 +19,7 @@ COUNTS = {
 
 
 @pytest.mark.parametrize(("name", "at_100", "at_1000"), filled.count_cases(COUNTS, fast=[]))
-def test_counts_are_the_reference_s(name, at_100, at_1000):
+def test_parameter_counts_equal_the_references(name, at_100, at_1000):
     assert filled.counts(name) == (at_100, at_1000)
 
 
@@ -34,7 +34,7 @@ def test_stems():
     assert counts[0] - counts[1] == fewer
 
 
-def test_every_layer_keeps_what_came_before():
+def test_every_dense_layer_keeps_the_channels_before_it():
     model, x = filled.build("densenet_mini"), images()
     model.eval()
     first = run(model, x, method="features")[0]
@@ -44,7 +44,7 @@ def test_every_layer_keeps_what_came_before():
     np.testing.assert_allclose(first[..., 16:24], layer(jnp.asarray(stem)), atol=1e-5)
 
 
-def test_dropout_is_on_what_a_layer_adds():
+def test_dropout_acts_on_the_channels_that_a_layer_adds():
     model, x = filled.build("densenet_mini", dropout=0.5), images()
     first = run(model, x, dropout=0, method="features")[0]
     assert np.mean(first[..., :16] == 0) < 0.01

@@ -1,4 +1,4 @@
-"""What is peculiar to EfficientNet; its golden is in test_golden.py."""
+"""Properties of EfficientNet alone; outputs of the reference are in test_golden.py."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from helpers.filled import images, run
 import bocb_jax
 from bocb_jax.models import layers
 
-# Learned values at 100 and at 1000 classes, counted in timm.
+# Parameter counts at 100 and 1000 classes, from timm.
 COUNTS = {
     "efficientnet_b0": (4_135_648, 5_288_548),
     "efficientnet_b1": (6_641_284, 7_794_184),
@@ -27,7 +27,7 @@ COUNTS = {
 
 
 @pytest.mark.parametrize(("name", "at_100", "at_1000"), filled.count_cases(COUNTS, fast=[]))
-def test_counts_are_the_reference_s(name, at_100, at_1000):
+def test_parameter_counts_equal_the_references(name, at_100, at_1000):
     assert filled.counts(name) == (at_100, at_1000)
 
 
@@ -36,7 +36,7 @@ def test_feature_maps():
     assert filled.feature_shapes("efficientnet_b0", 224, drop_path=0.0) == shapes
 
 
-def test_bocb_pads_at_the_end_and_adds_more_to_the_variance():
+def test_bocb_pads_as_tensorflow_and_has_a_larger_epsilon():
     official, bocb = (
         filled.build("efficientnet_mini", variant=variant, drop_path=0.0, dropout=0.0)
         for variant in ("official", "bocb")
@@ -56,7 +56,7 @@ def test_bocb_has_no_dropout():
     np.testing.assert_array_equal(run(model, images()), run(model, images()))
 
 
-def test_the_ramp_ends_one_step_short_as_in_timm():
+def test_stochastic_depth_ends_one_step_short_as_in_timm():
     model = filled.abstract("efficientnet_b0", 10, 32, drop_path=0.16)
     rates = [block.drop_path.rate for stage in model.blocks for block in stage]
     assert rates == pytest.approx(0.16 * np.arange(16) / 16)
@@ -91,7 +91,7 @@ def test_initial_weights():
     assert float(abs(model.classifier.kernel[...]).max()) == pytest.approx(0.1, rel=0.01)
 
 
-def test_bocb_begins_as_pytorchs_layers_do():
+def test_bocb_has_pytorchs_default_initialization():
     model = two_stages(variant="bocb")
     block = model.blocks[1][0]
     for parameter, fan_in in (

@@ -1,7 +1,7 @@
 """Every backbone equals its reference: logits, running statistics, parameter counts, weights.
 
-The figures in `golden/backbones_*` were computed by the references in PyTorch. Weights and images
-are not stored: both sides make them from a tensor's name and a seed.
+`golden/backbones_*` holds outputs of the references in PyTorch. Weights and images are not stored:
+both sides generate them from the tensor's name and a seed.
 """
 
 import json
@@ -19,8 +19,8 @@ from bocb_jax.models.parameters import count_params
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 FILES = sorted(GOLDEN.glob("backbones_*/*.npz"))
-# Left out of the default run: siblings of nets that are in it, and the four that take long to
-# compile, whose families are tried on smaller nets in test_models_<family>.py.
+# Not in the default run: siblings of models that are in it, and four that compile slowly, whose
+# families have smaller goldens in test_<family>.py.
 SLOW = {
     "224/attentionformer_s12",
     "224/convformer_s12",
@@ -37,7 +37,7 @@ SLOW = {
 }
 # With these weights the third stage of UniRepLKNet reaches 1e7 in evaluation, and rounding grows:
 # the reference differs from itself by 2e-3 between one and two threads, and so do ours from ours
-# in float64 by 5e-3. test_models_unireplknet.py has a golden without that; training is exact.
+# in float64 by 5e-3. test_unireplknet.py has a golden without that; training is exact.
 EVALUATION = {"224/unireplknet_t": 2e-2}
 
 
@@ -51,7 +51,7 @@ def case(path):
 
 
 def run(model, images, *, training):
-    """Logits and, after a training-mode pass without dropout, the new running statistics."""
+    """Return the logits and, after a training-mode pass without dropout, the running statistics."""
     model = nnx.view(
         model,
         raise_if_not_found=False,

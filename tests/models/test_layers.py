@@ -1,4 +1,4 @@
-"""What two or more families share: convolutions in every form, norms, pools, resizing, kinds."""
+"""Shared layers: all forms of convolution, norms, pooling, resizing, attention, parameter kinds."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ def draw(seed, *shape):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One convolution: image (h, w, in), kernel (k, k, in // groups, out)."""
+    """A convolution: image (h, w, in), kernel (k, k, in // groups, out)."""
 
     image: tuple[int, int, int]
     out: int
@@ -83,7 +83,7 @@ def assert_close(ours, theirs, tolerance=1e-5):
 
 
 def value_and_gradients(function, case):
-    """The output, its gradients against a fixed cotangent, and a product with the Hessian."""
+    """Return the output, its gradients for a fixed cotangent, and a Hessian-vector product."""
     x, kernel = case.arrays()
     y = jax.eval_shape(function, x, kernel)
     cotangent, direction = draw(2, *y.shape), (draw(3, *x.shape), draw(4, *kernel.shape))
@@ -127,7 +127,7 @@ def test_the_form_is_chosen_by_platform_and_shape():
 
 @pytest.mark.parametrize("band_bytes", [1, 2500], ids=["row by row", "some rows at a time"])
 @pytest.mark.parametrize("name", [n for n in CONVOLUTIONS if n.startswith("large map")])
-def test_the_kernels_gradient_by_bands_is_the_same(name, band_bytes, monkeypatch):
+def test_the_kernel_gradient_by_bands_is_the_same(name, band_bytes, monkeypatch):
     monkeypatch.setattr(convolution, "_BAND_BYTES", band_bytes)
     test_every_form_of_convolution_equals_xlas(CONVOLUTIONS[name])
 
@@ -164,7 +164,7 @@ def test_convolution_in_bfloat16_and_over_many_weights(name):
     assert_close(jax.vmap(gradient)(kernels), alone)
 
 
-def test_conv_layer_draws_he_normal_and_adds_its_bias():
+def test_conv_draws_he_normal_and_adds_its_bias():
     conv = layers.Conv(32, 64, 3, rngs=nnx.Rngs(0), bias_init=nnx.initializers.ones)
     kernel = np.asarray(conv.kernel[...])
     np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (9 * 64)), rtol=0.02)
@@ -175,7 +175,7 @@ def test_conv_layer_draws_he_normal_and_adds_its_bias():
 
 
 @pytest.mark.parametrize("axes", [(), (7,), (2, 7), (2, 3, 7)])
-def test_linear_of_any_number_of_axes_is_one_product(axes):
+def test_linear_over_any_number_of_axes_is_one_product(axes):
     layer = layers.Linear(4, 5, rngs=nnx.Rngs(0))
     kernel, bias = np.float64(layer.kernel[...]), np.float64(layer.bias[...])
     x, weights = draw(0, *axes, 4), draw(1, *axes, 5)
@@ -195,21 +195,21 @@ def test_linear_of_any_number_of_axes_is_one_product(axes):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_gelu_and_its_slope_are_exact_in_the_tails_too(dtype):
+def test_gelu_and_its_derivative_are_accurate_in_the_tails(dtype):
     x = jnp.linspace(-6, 6, 1201).astype(dtype)
     exact, unit = np.float64(x), float(jnp.finfo(dtype).eps)
     cdf, density = scipy.stats.norm.cdf(exact), scipy.stats.norm.pdf(exact)
     slope = jax.grad(lambda x: layers.gelu(x).sum())(x)
-    # 1 + erf is rounded in units of 1. For bfloat16 it is erfc, which is rounded in its own; the
-    # rounding of x, in units of x, moves it by x squared.
+    # 1 + erf has an absolute error. bfloat16 uses erfc, whose error is relative; the relative
+    # rounding of x changes it by x squared.
     size = 4 if dtype == jnp.float32 else (4 + exact**2) * cdf
     assert (np.abs(np.float64(layers.gelu(x)) - exact * cdf) <= unit * size * np.abs(exact)).all()
     np.testing.assert_allclose(np.float64(slope), cdf + exact * density, atol=8 * unit)
 
 
 @pytest.mark.parametrize("size", [1.0, 100.0])
-def test_attention_and_its_gradients_are_those_of_a_softmax(size):
-    """Scores of several thousand, whose exponentials would overflow, are among them."""
+def test_attention_and_its_gradients_equal_a_softmaxs(size):
+    """Includes scores of several thousand, whose exponentials would overflow."""
     q, k, v = (draw(seed, 2, 5, 3, 4) for seed in range(3))
     bias, weights = size * draw(3, 1, 3, 5, 5), draw(4, 2, 5, 12)
     q = size * q
@@ -223,8 +223,8 @@ def test_attention_and_its_gradients_are_those_of_a_softmax(size):
     ours = lambda q, k, v, bias: layers.attention(q, k, v, bias=bias)  # noqa: E731
     arguments = [np.float64(x) for x in (q, k, v, bias)]
     expected = exact(*arguments)
-    # A score of up to 16 sizes is rounded in units of its own, and moves the weights by as much;
-    # some tens of such roundings meet in a slope.
+    # The rounding of a score, of up to 16 times `size`, changes the weights by as much; a gradient
+    # sums some tens of such errors.
     unit = 2**-24 * 16 * size
     np.testing.assert_allclose(ours(q, k, v, bias), expected, atol=unit * np.abs(v).max())
     grads = jax.grad(lambda *x: jnp.sum(ours(*x) * weights), argnums=range(4))(q, k, v, bias)
@@ -279,14 +279,14 @@ def test_batch_norm_computes_its_statistics_in_float32():
 
 
 def windows(x, k, stride, padding, fill):
-    """(rows, columns) -> the window's pixels (k * k, channels), by plain loops."""
+    """Return a window's pixels (k * k, channels) for each (row, column), by plain loops."""
     p = padding
     padded = np.pad(x[0], ((p, p), (p, p), (0, 0)), constant_values=fill)
     starts = [range(0, n - k + 1, stride) for n in padded.shape[:2]]
     return [[padded[i : i + k, j : j + k].reshape(k * k, -1) for j in starts[1]] for i in starts[0]]
 
 
-def test_batch_norm_in_groups_is_batch_norm_on_each_part():
+def test_batch_norm_in_groups_normalizes_each_part():
     x = jax.random.normal(jax.random.key(0), (6, 4, 5, 3)) * jnp.arange(1, 7)[:, None, None, None]
     whole = layers.BatchNorm(3, momentum=1.0, rngs=nnx.Rngs(0))
     whole.groups = 3
@@ -320,7 +320,7 @@ def test_pools(k, stride, padding):
         ((9, 11), 3, 2, 1),  # the stem of ResNet and DenseNet
         ((8, 8), 2, None, 0),  # VGG
         ((7, 10), 3, 2, 0),  # AlexNet
-        ((9, 9), 2, 3, 1),  # pixels that no window sees
+        ((9, 9), 2, 3, 1),  # pixels outside of all windows
         ((10, 9), 3, 1, 1),
         ((5, 6), (3, 2), (1, 2), (1, 1)),
     ],
@@ -396,7 +396,7 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
     assert not layers.DropPath(1.0)(x, rngs=nnx.Rngs(dropout=0)).any()
 
 
-def test_stochastic_depth_ramps_over_all_blocks():
+def test_stochastic_depth_rises_linearly_over_all_blocks():
     rates = layers.drop_path_rates(0.3, (2, 1, 1))
     assert [len(stage) for stage in rates] == [2, 1, 1]
     np.testing.assert_allclose(np.concatenate(rates), [0, 0.1, 0.2, 0.3])
@@ -426,7 +426,7 @@ def test_truncated_normal_and_uniform_have_the_moments_of_pytorchs():
 
 
 class Sample(nnx.Module):
-    """One parameter of every kind."""
+    """A model with one parameter of every kind."""
 
     def __init__(self, rngs):
         self.conv = layers.Conv(4, 4, 3, rngs=rngs)
@@ -440,7 +440,7 @@ class Sample(nnx.Module):
         self.head = nnx.Linear(4, 2, kernel_metadata={"kind": "head"}, rngs=rngs)
 
 
-def test_parameter_kinds_follow_the_layers_and_what_parameters_say():
+def test_parameter_kinds_follow_the_metadata_and_the_layer():
     model = nnx.eval_shape(lambda: Sample(nnx.Rngs(0)))
     dense = {"kernel": "matrix", "bias": "bias"}
     kinds = {

@@ -18,7 +18,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_products_are_those_published(name):
+def test_macs_are_those_published(name):
     model = nnx.eval_shape(lambda: bocb_jax.create_model(name, rngs=nnx.Rngs(0)))
     assert count_macs(model, 224) / 1e9 == pytest.approx(PUBLISHED[name], rel=0.03)
 

@@ -1,4 +1,4 @@
-"""What is peculiar to the MetaFormers; the goldens are in test_golden.py."""
+"""Properties of the MetaFormers alone; outputs of the reference are in test_golden.py."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +12,8 @@ from bocb_jax.errors import UserError
 from bocb_jax.models.metaformer import Pooling, StarReLU
 from bocb_jax.models.parameters import count_params, parameter_kinds
 
-# Learned values at 100 and at 1000 classes: of the official code, counted in timm where it has the
-# net; IdentityFormer has as many as PoolFormerV2, as neither mixer learns anything.
+# Parameter counts at 100 and 1000 classes of the official code, from timm where it has the model.
+# IdentityFormer has as many as PoolFormerV2: neither mixer has parameters.
 COUNTS = {
     "identityformer_s12": (11_430_012, 11_891_712),
     "identityformer_s24": (20_879_764, 21_341_464),
@@ -45,7 +45,7 @@ TINY = {"depths": (1, 1), "widths": (16, 32)}
     ("name", "at_100", "at_1000"),
     filled.count_cases(COUNTS, fast=["identityformer_s12"]),
 )
-def test_counts_are_the_reference_s(name, at_100, at_1000):
+def test_parameter_counts_equal_the_references(name, at_100, at_1000):
     assert filled.counts(name) == (at_100, at_1000)
     assert bocb_jax.model_card(name).num_params == at_1000
 
@@ -88,7 +88,7 @@ def test_star_relu_by_its_definition():
     np.testing.assert_allclose(act(x), [[-0.4, -0.4, 6.8]], rtol=1e-6)
 
 
-def test_pooling_leaves_a_flat_map_at_zero_up_to_its_border():
+def test_pooling_of_a_constant_map_is_zero_at_its_border_too():
     np.testing.assert_allclose(Pooling()(jnp.ones((1, 4, 5, 2))), 0.0, atol=1e-6)
     x = jnp.zeros((1, 3, 3, 1)).at[0, 0, 0, 0].set(1.0)
     expected = np.zeros((3, 3))
@@ -97,7 +97,7 @@ def test_pooling_leaves_a_flat_map_at_zero_up_to_its_border():
 
 
 @pytest.mark.parametrize(("norm", "axes"), [("map", (1, 2, 3)), ("channel", (3,))])
-def test_block_norms_normalize_what_they_say(norm, axes):
+def test_block_norms_normalize_over_their_axes(norm, axes):
     block = build("identityformer_mini", block_norm=norm, **TINY).stages[0][0]
     x = np.float64(3 * images(2, 8).repeat(6, axis=3)[..., :16] + 1)
     block.norm1.scale[...] = jnp.ones(16)
@@ -109,7 +109,7 @@ def test_block_norms_normalize_what_they_say(norm, axes):
     assert block.norm1.bias is None
 
 
-def test_how_far_each_mixer_reaches():
+def test_receptive_field_of_each_mixer():
     x = images(1)
     changed = x.at[:, 0, 0].add(1.0)
 
@@ -160,19 +160,19 @@ def test_feature_maps(name):
     ]
 
 
-def test_stochastic_depth_is_one_ramp_over_all_stages():
+def test_stochastic_depth_rises_linearly_over_all_stages():
     model = build("identityformer_mini", drop_path=0.5)
     rates = [block.drop_path.rate for stage in model.stages for block in stage]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
 
 
-def test_stochastic_depth_draws_anew_per_sample_and_branch():
+def test_stochastic_depth_draws_independently_per_sample_and_branch():
     model = build("convformer_mini", drop_path=0.5, **TINY)
     same = jnp.repeat(images(1), 64, axis=0)
     assert len(np.unique(run(model, same, dropout=0).round(3), axis=0)) == 4
 
 
-def test_settings_that_do_not_exist_are_refused():
+def test_unknown_settings_are_refused():
     with pytest.raises(UserError, match="'conv' or 'attention', not 'random'"):
         build("convformer_mini", mixers=("random",) * 4)
     with pytest.raises(UserError, match="'channel' or 'map', not 'batch'"):

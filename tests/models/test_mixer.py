@@ -1,4 +1,4 @@
-"""What is peculiar to MLP-Mixer; the goldens are in test_golden.py."""
+"""Properties of MLP-Mixer alone; outputs of the reference are in test_golden.py."""
 
 import functools
 
@@ -14,7 +14,7 @@ from bocb_jax.errors import UserError
 
 build = functools.partial(filled.build, "mixer_mini")
 
-# Learned values at 100 and at 1000 classes, counted in timm.
+# Parameter counts at 100 and 1000 classes, from timm.
 COUNTS = {
     "mixer_s": (18_066_564, 18_528_264),
     "mixer_s32": (18_642_924, 19_104_624),
@@ -28,7 +28,7 @@ COUNTS = {
 @pytest.mark.parametrize(
     ("name", "at_100", "at_1000"), filled.count_cases(COUNTS, fast=["mixer_s32"])
 )
-def test_counts_are_the_reference_s(name, at_100, at_1000):
+def test_parameter_counts_equal_the_references(name, at_100, at_1000):
     assert filled.counts(name) == (at_100, at_1000)
     assert bocb_jax.model_card(name).num_params == at_1000
 
@@ -71,12 +71,12 @@ def test_the_token_mlp_mixes_patches_and_the_channel_mlp_does_not():
     assert moved.sum() == 1
 
 
-def test_stochastic_depth_is_a_ramp():
+def test_stochastic_depth_rises_linearly():
     rates = [block.drop_path.rate for block in build(drop_path=0.3).blocks]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
 
 
-def test_stochastic_depth_draws_anew_per_sample_and_branch():
+def test_stochastic_depth_draws_independently_per_sample_and_branch():
     model = build(depth=2, drop_path=0.5)
     same = jnp.repeat(images(1), 64, axis=0)
     assert len(np.unique(run(model, same, dropout=0).round(3), axis=0)) == 4
@@ -97,5 +97,5 @@ def test_images_of_another_size_are_refused():
         build()(images(size=64))
 
 
-def test_features_are_one_map():
+def test_features_is_one_map():
     assert filled.feature_shapes("mixer_mini", 32) == [(2, 8, 8, 64)]

@@ -1,4 +1,4 @@
-"""What is peculiar to MobileNetV2; its golden is in test_golden.py."""
+"""Properties of MobileNetV2 alone; outputs of the reference are in test_golden.py."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from helpers.filled import images, run
 import bocb_jax
 from bocb_jax.models.layers import make_divisible
 
-# Learned values at 100 and at 1000 classes, counted in timm.
+# Parameter counts at 100 and 1000 classes, from timm.
 COUNTS = {
     "mobilenetv2_035": (524_228, 1_677_128),
     "mobilenetv2_050": (815_780, 1_968_680),
@@ -22,11 +22,11 @@ COUNTS = {
 
 
 @pytest.mark.parametrize(("name", "at_100", "at_1000"), filled.count_cases(COUNTS, fast=[]))
-def test_counts_are_the_reference_s(name, at_100, at_1000):
+def test_parameter_counts_equal_the_references(name, at_100, at_1000):
     assert filled.counts(name) == (at_100, at_1000)
 
 
-def test_widths_are_multiples_of_eight_and_lose_at_most_a_tenth():
+def test_make_divisible_loses_at_most_a_tenth():
     assert [make_divisible(w) for w in (5.6, 8.4, 11.2, 22.4, 33.6, 44.8)] == [8, 8, 16, 24, 32, 48]
     for width in np.arange(8, 400, 0.7):
         assert make_divisible(width) % 8 == 0

@@ -1,4 +1,4 @@
-"""What is peculiar to MogaNet; its goldens are in test_golden.py."""
+"""Properties of MogaNet alone; outputs of the reference are in test_golden.py."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from bocb_jax.models.parameters import parameter_kinds
 
 @pytest.mark.slow
 @pytest.mark.parametrize("side", [32, 224])
-def test_counts_are_the_reference_s(side):
+def test_parameter_counts_equal_the_references(side):
     assert filled.counts("moganet_s", side) == (24_873_975, 25_335_675)
 
 
@@ -27,7 +27,7 @@ def test_stems():
     assert [shape[-1] for shape in cifar] == [64, 128, 320, 512]
 
 
-def test_three_reaches_of_context():
+def test_receptive_fields_of_the_three_orders():
     value = filled.build("moganet_mini").blocks1[0].attn.value
     features = value.PW_conv.kernel.shape[-1]
     value.PW_conv.kernel[0, 0] = np.eye(features, dtype=np.float32)
@@ -41,7 +41,7 @@ def test_three_reaches_of_context():
         assert (rows.min(), rows.max()) == (20 - radius, 20 + radius)
 
 
-def test_bocb_applies_the_gate_s_activation_twice():
+def test_bocb_applies_the_gates_activation_twice():
     official, bocb = (
         filled.build("moganet_mini", variant=variant) for variant in ("official", "bocb")
     )
@@ -58,13 +58,13 @@ def test_bocb_applies_the_gate_s_activation_twice():
     assert np.abs(once - twice).max() > 0.05
 
 
-def test_stochastic_depth_is_one_ramp_over_all_stages():
+def test_stochastic_depth_rises_linearly_over_all_stages():
     model = filled.abstract("moganet_mini", 10, 32, drop_path=0.4)
     blocks = [block for i in range(1, 5) for block in getattr(model, f"blocks{i}")]
     assert [block.drop_path.rate for block in blocks] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
 
 
-def test_stochastic_depth_draws_anew_per_sample():
+def test_stochastic_depth_draws_independently_per_sample():
     model = filled.build("moganet_mini", drop_path=0.5)
     # Statistics of the batch would mix the samples: only the draws are in training mode.
     model = nnx.view(model, use_running_average=True)
@@ -86,6 +86,6 @@ def test_initial_weights():
         np.testing.assert_allclose(gain[...], 1e-5, rtol=1e-6)
 
 
-def test_the_gains_say_what_they_are():
+def test_gains_declare_their_kind():
     kinds = parameter_kinds(filled.build("moganet_mini"))["blocks1"][0]
     assert kinds["layer_scale_1"] == kinds["attn"]["sigma"] == kinds["mlp"]["sigma"] == "scale"

@@ -1,4 +1,4 @@
-"""Settings that do not fit a backbone, or each other, end in one sentence."""
+"""Overrides of a backbone's config: checked one by one and against each other."""
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from bocb_jax.errors import UserError
 from bocb_jax.models import layers
 from bocb_jax.models.layers import NORMS, DropPath
 
-# name, settings, what the message says
+# name, overrides, pattern of the message
 CASES = [
     ("resnet_mini", {"depths": (2, 2)}, "depths has 2 and widths has 4 entries"),
     ("resnet_mini", {"depths": ()}, "depths has 0"),
@@ -70,19 +70,19 @@ def create(name, settings):
 
 
 @pytest.mark.parametrize(("name", "settings", "message"), CASES)
-def test_what_does_not_fit_is_a_sentence(name, settings, message):
+def test_overrides_that_do_not_fit_are_refused(name, settings, message):
     with pytest.raises(UserError, match=message) as caught:
         create(name, settings)
     assert "\n" not in str(caught.value)
 
 
-def test_a_list_will_do_for_a_tuple_and_a_whole_number_for_a_fraction():
+def test_a_list_is_accepted_for_a_tuple_and_an_int_for_a_float():
     model = create("resnet_mini", {"depths": [1, 1], "widths": [8, 16], "dropout": 0})
     assert model.config.depths == (1, 1)
 
 
 @pytest.mark.parametrize("name", bocb_jax.list_models("*_mini"))
-def test_stochastic_depth_is_the_recipes_choice(name):
+def test_stochastic_depth_is_off_by_default(name):
     for _, module in nnx.iter_modules(create(name, {})):
         assert not isinstance(module, DropPath) or module.rate == 0
 
@@ -94,7 +94,7 @@ def test_published_rates_are_on_the_card():
 
 
 @pytest.mark.parametrize("name", ["resnet_mini", "convnext_mini"])
-def test_swapping_the_norm_leaves_every_parameter_as_it_is(name):
+def test_swapping_the_norm_changes_no_parameter(name):
     def shapes(norm):
         state = nnx.to_pure_dict(nnx.state(create(name, {"norm": norm}), nnx.Param))
         return jax.tree.map(lambda leaf: leaf.shape, state)
@@ -103,7 +103,7 @@ def test_swapping_the_norm_leaves_every_parameter_as_it_is(name):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_what_a_norm_takes_its_statistics_from(norm):
+def test_axes_of_each_norms_statistics(norm):
     layer = layers.norm(norm, 16, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(2.0, 3.0, (4, 6, 6, 16)).astype(np.float32)
     axes = {"batch": (0, 1, 2), "layer": (3,), "group": (1, 2, 4), "none": ()}[norm]

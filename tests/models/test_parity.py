@@ -1,4 +1,4 @@
-"""Our weights in the references' own models: loaded strictly, and equal logits.
+"""Our weights in the references' own models: strict loading, and equal logits.
 
 Needs the extra `parity` (PyTorch, timm); left out where it is not installed.
 """
@@ -32,7 +32,7 @@ def reference(name):
     return getattr(models, known_as)(num_classes=CLASSES).eval()
 
 
-def test_most_nets_of_the_paper_are_tried():
+def test_most_backbones_of_the_paper_are_tested():
     assert len(PAPER) == 13
 
 

@@ -1,4 +1,4 @@
-"""What is peculiar to RepVGG; its golden is in test_golden.py."""
+"""Properties of RepVGG alone; outputs of the reference are in test_golden.py."""
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from helpers.filled import images, run
 from bocb_jax import torch_weights
 from bocb_jax.models.repvgg import Block
 
-# Learned values at 100 and at 1000 classes, counted in timm.
+# Parameter counts at 100 and 1000 classes, from timm.
 COUNTS = {
     "repvgg_a0": (7_956_068, 9_108_968),
     "repvgg_a1": (12_939_364, 14_092_264),
@@ -26,22 +26,22 @@ COUNTS = {
 
 
 @pytest.mark.parametrize(("name", "at_100", "at_1000"), filled.count_cases(COUNTS, fast=[]))
-def test_counts_are_the_reference_s(name, at_100, at_1000):
+def test_parameter_counts_equal_the_references(name, at_100, at_1000):
     assert filled.counts(name) == (at_100, at_1000)
 
 
 @pytest.mark.parametrize("groups", [1, 4])
-def test_the_fused_net_gives_the_same_logits(groups):
+def test_the_fused_model_gives_the_same_logits(groups):
     model, x = filled.build("repvgg_mini", groups=groups), images()
     model.eval()
     before = run(model, x)
     fused = model.fuse()
     np.testing.assert_allclose(run(fused, x), before, rtol=0, atol=1e-5 * before.std())
-    np.testing.assert_array_equal(run(model, x), before)  # the net itself is left alone
+    np.testing.assert_array_equal(run(model, x), before)  # the model itself is unchanged
     assert not jax.tree.leaves(nnx.state(fused, nnx.BatchStat))
 
 
-def test_the_fused_weights_go_into_a_net_built_for_deployment():
+def test_fused_weights_fit_a_model_built_with_deploy():
     fused = filled.build("repvgg_mini").fuse()
     weights = torch_weights.to_torch_state_dict(fused)
     assert "stages.0.0.reparam_conv.weight" in weights
@@ -50,11 +50,11 @@ def test_the_fused_weights_go_into_a_net_built_for_deployment():
     np.testing.assert_array_equal(run(deployed, images()), run(fused, images()))
 
 
-def test_published_size_after_fusing():
+def test_parameter_count_after_fusing():
     assert filled.counts("repvgg_a1", deploy=True)[1] == 12_789_864  # 12.79 M
 
 
-def test_the_identity_branch_is_where_the_shape_stays():
+def test_the_identity_branch_exists_where_shapes_agree():
     model = filled.abstract("repvgg_a1", 10, 32)
     assert [block.identity is not None for block in model.stages[1]] == [False, True, True, True]
     assert model.stem.identity is None

@@ -1,4 +1,4 @@
-"""What is peculiar to the Swin Transformers; the goldens are in test_golden.py."""
+"""Properties of the Swin Transformers alone; outputs of the reference are in test_golden.py."""
 
 import functools
 
@@ -15,7 +15,7 @@ from bocb_jax.models.swin import PatchMerging, relative_position_index, shift_ma
 
 build = functools.partial(filled.build, "swin_mini")
 
-# Learned values at 100 and at 1000 classes, counted in timm.
+# Parameter counts at 100 and 1000 classes, from timm.
 COUNTS = {
     "swin_t": (27_596_254, 28_288_354),
     "swin_s": (48_914_158, 49_606_258),
@@ -25,7 +25,7 @@ COUNTS = {
 
 
 @pytest.mark.parametrize(("name", "at_100", "at_1000"), filled.count_cases(COUNTS, fast=[]))
-def test_counts_are_the_reference_s(name, at_100, at_1000):
+def test_parameter_counts_equal_the_references(name, at_100, at_1000):
     assert filled.counts(name) == (at_100, at_1000)
     assert bocb_jax.model_card(name).num_params == at_1000
 
@@ -68,7 +68,7 @@ def test_relative_position_index_by_its_definition():
     assert set(index.flat) == set(range(25))
 
 
-def test_shift_mask_lets_only_true_neighbors_see_each_other():
+def test_shift_mask_separates_opposite_borders():
     size, window, shift = 8, 4, 2
     mask = shift_mask(size, size, window, shift)
     assert mask.shape == (4, 16, 16)
@@ -84,7 +84,7 @@ def test_shift_mask_lets_only_true_neighbors_see_each_other():
         np.testing.assert_array_equal(mask[w] == 0, near)
 
 
-def test_windows_do_not_see_each_other_until_they_shift():
+def test_windows_do_not_interact_until_they_shift():
     model = build(depths=(2,), heads=(2,))
     x = images(1)
     changed = x.at[:, :2, :2].add(1.0)  # one patch, in the first of 4x4 windows
@@ -112,19 +112,19 @@ def test_a_map_as_small_as_a_window_is_not_shifted():
     assert [stage.blocks[1].shift for stage in small.layers] == [3, 0, 0, 0]
 
 
-def test_stochastic_depth_is_one_ramp_over_all_stages():
+def test_stochastic_depth_rises_linearly_over_all_stages():
     model = build(drop_path=0.5)
     rates = [block.drop_path.rate for stage in model.layers for block in stage.blocks]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
 
 
-def test_stochastic_depth_draws_anew_per_sample_and_branch():
+def test_stochastic_depth_draws_independently_per_sample_and_branch():
     model = build(depths=(1, 1), heads=(2, 4), drop_path=0.5)
     same = jnp.repeat(images(1), 64, axis=0)
     assert len(np.unique(run(model, same, dropout=0).round(3), axis=0)) == 4
 
 
-def test_feature_maps_also_of_images_that_windows_do_not_divide():
+def test_feature_maps_of_images_that_windows_do_not_divide():
     assert filled.feature_shapes("swin_mini", 32) == [(2, 16, 16, 24), (2, 8, 8, 48), (2, 4, 4, 96)]
     model = build(depths=(2, 2), heads=(2, 4))
     maps = run(model, images(size=38)[:, :, :21], method="features")
@@ -132,6 +132,6 @@ def test_feature_maps_also_of_images_that_windows_do_not_divide():
     assert all(np.isfinite(m).all() for m in maps)
 
 
-def test_the_bias_table_says_what_it_is():
+def test_the_bias_table_declares_its_kind():
     kinds = parameter_kinds(build())
     assert kinds["layers"][0]["blocks"][0]["attn"]["relative_position_bias_table"] == "embedding"

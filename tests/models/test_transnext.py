@@ -1,4 +1,4 @@
-"""What is peculiar to TransNeXt; its golden is in test_golden.py."""
+"""Properties of TransNeXt alone; outputs of the reference are in test_golden.py."""
 
 import functools
 
@@ -23,7 +23,7 @@ from bocb_jax.models.transnext import (
 
 
 @pytest.mark.slow
-def test_counts_are_the_reference_s():
+def test_parameter_counts_equal_the_references():
     assert filled.counts("transnext_micro") == (12_462_804, 12_809_304)
     assert filled.counts("transnext_t") == (27_739_660, 28_258_960)
 
@@ -41,7 +41,7 @@ def test_relative_positions_by_their_definition():
             np.testing.assert_allclose(table[rows[query, key]], expected, rtol=1e-5)
 
 
-def test_the_window_stops_at_the_edge():
+def test_the_window_is_cut_at_the_border():
     inside = inside_window(3, 4).reshape(3, 4, 3, 3)
     np.testing.assert_array_equal(inside.sum((2, 3)), [[4, 6, 6, 4], [6, 9, 9, 6], [4, 6, 6, 4]])
     np.testing.assert_array_equal(inside[0, 0], [[0, 0, 0], [0, 1, 1], [0, 1, 1]])
@@ -106,7 +106,7 @@ def test_image_sizes():
     assert feature_shapes(32)[-1] == (2, 1, 1, 576)
 
 
-def test_a_larger_image_may_keep_the_positions_of_the_size_it_was_trained_at():
+def test_pretrain_size_keeps_the_positions_of_the_training_size():
     small, large, stretched = (
         filled.build("transnext_mini", image_size=size, pretrain_size=pretrain, drop_path=0.0)
         for size, pretrain in ((32, None), (64, 32), (64, None))
@@ -116,7 +116,7 @@ def test_a_larger_image_may_keep_the_positions_of_the_size_it_was_trained_at():
     assert np.abs(run(large, x) - run(stretched, x)).max() > 1e-3
 
 
-def test_bocb_adds_more_to_the_variances():
+def test_bocb_has_a_larger_epsilon():
     model = filled.build("transnext_mini", variant="bocb")
     norms = [m for _, m in nnx.iter_modules(model) if isinstance(m, nnx.LayerNorm)]
     assert {norm.epsilon for norm in norms} == {1e-5}
@@ -140,7 +140,7 @@ def test_initial_weights():
     assert float(attention.relative_pos_bias_local[...].std()) == pytest.approx(4e-4, rel=0.4)
 
 
-def test_what_is_neither_kernel_nor_norm_says_what_it_is():
+def test_other_parameters_declare_their_kind():
     kinds = parameter_kinds(filled.build("transnext_mini"))["block1"][0]["attn"]
     assert kinds["learnable_tokens"] == "token"
     assert kinds["query_embedding"] == kinds["relative_pos_bias_local"] == "embedding"

@@ -1,4 +1,4 @@
-"""What is peculiar to UniRepLKNet; its other golden is in test_golden.py."""
+"""Properties of UniRepLKNet alone; outputs of the reference are in test_golden.py."""
 
 import json
 import pathlib
@@ -20,12 +20,12 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "unireplknet_a.npz"
 
 
 @pytest.mark.slow
-def test_counts_are_the_reference_s():
+def test_parameter_counts_equal_the_references():
     assert filled.counts("unireplknet_t") == (31_116_520, 31_693_420)
     assert filled.counts("unireplknet_t", deploy=True) == (30_461_080, 31_037_980)
 
 
-def test_equals_the_reference_where_rounding_does_not_grow():
+def test_equals_the_reference_with_small_layer_scales():
     # With the other golden's weights the third stage reaches 1e7 in evaluation, and the reference
     # differs from itself by 2e-3 between one and two threads. Here the layer scales are a tenth.
     golden = np.load(GOLDEN)
@@ -45,7 +45,7 @@ def test_equals_the_reference_where_rounding_does_not_grow():
 
 
 @pytest.mark.parametrize("kernel_size", sorted(BRANCHES))
-def test_one_kernel_does_what_all_branches_do(kernel_size):
+def test_the_merged_kernel_equals_all_branches(kernel_size):
     block = DilatedReparam(4, kernel_size, dtype=None, rngs=nnx.Rngs(0))
     block.eval()
     random = np.random.default_rng(0)
@@ -62,17 +62,17 @@ def test_one_kernel_does_what_all_branches_do(kernel_size):
     np.testing.assert_allclose(merged, block(x), rtol=1e-4, atol=1e-4)
 
 
-def test_the_fused_net_gives_the_same_logits():
+def test_the_fused_model_gives_the_same_logits():
     model, x = filled.build("unireplknet_mini"), images()
     model.eval()
     before = run(model, x)
     fused = model.fuse()
     np.testing.assert_allclose(run(fused, x), before, rtol=0, atol=1e-4 * before.std())
-    np.testing.assert_array_equal(run(model, x), before)  # the net itself is left alone
+    np.testing.assert_array_equal(run(model, x), before)  # the model itself is unchanged
     assert not jax.tree.leaves(nnx.state(fused, nnx.BatchStat))
 
 
-def test_the_fused_weights_go_into_a_net_built_for_deployment():
+def test_fused_weights_fit_a_model_built_with_deploy():
     fused = filled.build("unireplknet_mini").fuse()
     weights = torch_weights.to_torch_state_dict(fused)
     assert "stages.1.0.dwconv.lk_origin.bias" in weights
@@ -81,7 +81,7 @@ def test_the_fused_weights_go_into_a_net_built_for_deployment():
     np.testing.assert_array_equal(run(deployed, images()), run(fused, images()))
 
 
-def test_where_the_large_kernels_are():
+def test_positions_of_the_large_kernels():
     stages = filled.abstract("unireplknet_a", 10, 32).stages
     built = [[hasattr(block.dwconv, "merged") for block in stage] for stage in stages]
     assert built == [[False] * 2, [True] * 2, [True] * 6, [True] * 2]

@@ -1,4 +1,4 @@
-"""What is peculiar to the Vision Transformers; the goldens are in test_golden.py."""
+"""Properties of the Vision Transformers alone; outputs of the reference are in test_golden.py."""
 
 import functools
 
@@ -16,7 +16,7 @@ from bocb_jax.models.parameters import count_params, parameter_kinds
 
 build = functools.partial(filled.build, "vit_mini")
 
-# Learned values at 100 and at 1000 classes, counted in timm.
+# Parameter counts at 100 and 1000 classes, from timm.
 COUNTS = {
     "vit_ti": (5_543_716, 5_717_416),
     "vit_s": (21_704_164, 22_050_664),
@@ -27,7 +27,7 @@ COUNTS = {
 
 
 @pytest.mark.parametrize(("name", "at_100", "at_1000"), filled.count_cases(COUNTS, fast=["vit_ti"]))
-def test_counts_are_the_reference_s(name, at_100, at_1000):
+def test_parameter_counts_equal_the_references(name, at_100, at_1000):
     assert filled.counts(name) == (at_100, at_1000)
     assert bocb_jax.model_card(name).num_params == at_1000
 
@@ -36,7 +36,7 @@ def test_deit_is_an_alias():
     assert bocb_jax.model_card("deit_s") == bocb_jax.model_card("vit_s")
 
 
-def test_initial_weights_have_the_spread_of_deit():
+def test_initial_weights_have_deits_distribution():
     model = bocb_jax.create_model(
         "vit_mini", num_classes=10, image_size=32, rngs=nnx.Rngs(0), width=128, depth=1
     )
@@ -62,12 +62,12 @@ def test_initial_weights_have_the_spread_of_deit():
         assert not bias[...].any()
 
 
-def test_stochastic_depth_is_a_ramp():
+def test_stochastic_depth_rises_linearly():
     rates = [block.drop_path.rate for block in build(drop_path=0.3).blocks]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
 
 
-def test_a_block_that_is_always_dropped_is_no_block():
+def test_a_block_that_is_always_dropped_is_the_identity():
     model, shallower = build(depth=2, drop_path=1.0), build(depth=1)
     model.blocks[0] = shallower.blocks[0]
     for name in ("patch_embed", "cls_token", "pos_embed", "norm", "head"):
@@ -76,7 +76,7 @@ def test_a_block_that_is_always_dropped_is_no_block():
     np.testing.assert_allclose(run(model, x, dropout=1), run(shallower, x), atol=1e-5)
 
 
-def test_stochastic_depth_draws_anew_per_sample_and_branch():
+def test_stochastic_depth_draws_independently_per_sample_and_branch():
     model = build(depth=2, drop_path=0.5)
     same = jnp.repeat(images(1), 64, axis=0)
     # The last block's two branches are each kept or dropped: four nets, if draws are independent.
@@ -85,7 +85,7 @@ def test_stochastic_depth_draws_anew_per_sample_and_branch():
     assert len(np.unique(run(model, same).round(3), axis=0)) == 1
 
 
-def test_random_layers_without_a_generator_say_what_to_do():
+def test_random_layers_without_rngs_say_what_to_do():
     with pytest.raises(UserError, match=r"rngs=nnx\.Rngs\(dropout="):
         run(build(drop_path=0.5), images())
 
@@ -140,7 +140,7 @@ def test_images_that_the_patch_does_not_divide_are_refused():
         build()(jnp.zeros((1, 33, 32, 3)))
 
 
-def test_tokens_and_embeddings_say_what_they_are():
+def test_tokens_and_embeddings_declare_their_kind():
     kinds = parameter_kinds(build())
     assert kinds["cls_token"] == "token"
     assert kinds["pos_embed"] == "embedding"
