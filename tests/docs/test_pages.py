@@ -26,6 +26,7 @@ SHORTER = (
     (r"python -m bocb_jax\.train (.*)", r"bocb train \1"),
     (r"--model vit_s\b", "--model vit_mini"),
     (r"(bocb train [^#\n]*)", r"\1 --epochs 1 --batch-size 256 --image-size 16 "),
+    (r"(bocb sweep [^#\n]*--dry-run[^#\n]*)", r"\1 --backbones resnet_mini --optimizers sgd "),
     (r"(bocb sweep (?:(?!--dry-run)[^#\n])*)(?=#|\n)",
      r"\1 --backbones resnet_mini,mixer_mini --optimizers sgd,adamw --train.epochs 1 "
      r"--train.batch_size 256 --search.lr_factors '[1]' --progress none "),
@@ -35,11 +36,17 @@ SHORTER = (
 )  # fmt: skip
 
 
+DONE: set[str] = set()  # commands that an earlier page has too, which run once
+
+
 def shortened(text: str) -> str:
-    """Return the commands of a block, shortened."""
+    """Return the commands of a block, shortened, without those that ran before."""
     for pattern, replacement in SHORTER:
         text = re.sub(pattern, replacement, text)
-    return text
+    commands = {line: " ".join(line.partition("#")[0].split()) for line in text.splitlines()}
+    lines = [line for line, command in commands.items() if command not in DONE]
+    DONE.update(command for command in commands.values() if command.startswith("bocb "))
+    return "\n".join(lines)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +93,8 @@ def test_code_of(page, tmp_path, swept, environment):
     for block in blocks(page):
         if block.file:
             (folder / block.file).write_text(block.text)
-        elif block.language == "python":
+    for block in blocks(page):
+        if block.language == "python" and not block.file:
             call([sys.executable, "-c", block.text], folder, environment)
         elif block.language == "bash" and not block.words:
             run(shortened(block.text), folder, environment)
