@@ -25,6 +25,7 @@ suppress_warnings = ["myst.strikethrough"]
 html_theme = "furo"
 html_title = f"bocb_jax {version}"
 html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 
 # Docstrings are Google style and write code in single backticks.
 default_role = "code"
