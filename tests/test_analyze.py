@@ -1,4 +1,4 @@
-"""`bocb analyze`: every kind of input, the verdict in words, errors as sentences and exit code 2."""
+"""`bocb analyze`: every kind of input, the verdict in words, errors as sentences and exit code."""
 
 import subprocess
 import sys
