@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -139,10 +139,10 @@ def _measures(table: ScoreTable, grids: _Grids) -> tuple[Measure, ...]:
     ends = [-end for end in sizes[::-1]] + sizes
     tilt = _colours(grids.coupling, ends, "d", missing)
     shade_legend = [
-        (f"s{i}", f"{_short(low)} to {_short(high)}")
-        for i, (low, high) in enumerate(itertools.pairwise([0, *behind]))
-    ]
-    shade_legend += [
+        *(
+            (f"s{i}", f"{_short(low)} to {_short(high)}")
+            for i, (low, high) in enumerate(itertools.pairwise([0, *behind]))
+        ),
         ("s8", f"over {_short(behind[-1])} {unit} behind"),
         ("failed", "every run failed"),
     ]
@@ -152,45 +152,47 @@ def _measures(table: ScoreTable, grids: _Grids) -> tuple[Measure, ...]:
         ("d10", f"over {_short(sizes[-1])}"),
     ]
 
-    def measure(
-        key: str,
-        title: str,
-        values: np.ndarray,
-        written: Callable[[float], str],
-        colours: _Grid,
-        legend: list[tuple[str, str]],
-        *,
-        low_first: bool = False,
-    ) -> Measure:
-        texts = [
-            ["·" if gone else written(value) for value, gone in zip(line, gones, strict=True)]
-            for line, gones in zip(values, missing, strict=True)
-        ]
-        return Measure(
-            key=key,
-            title=title,
-            texts=texts,
-            colours=colours,
-            values=[[_rounded(value, 8) for value in line] for line in values],
-            strong=[[False] * len(line) for line in texts],
-            legend=legend,
-            low_first=low_first,
-        )
-
     plain = [[""] * len(line) for line in shade]
-    score = measure(
-        "score", f"{table.score}, colour: behind the best", grids.scores,
-        lambda value: f"{value:.{decimals}f}", shade, shade_legend,
-        low_first=not table.higher_is_better,
+    score = _measure(
+        "score", f"{table.score}, colour: behind the best", grids.scores, f".{decimals}f", missing,
+        shade, shade_legend, low_first=not table.higher_is_better,
     )  # fmt: skip
     return (
         _marked(score, table, grids),
-        measure("regret", f"behind the best, {unit}", grids.regret,
-                lambda value: f"{value:.{decimals}f}", shade, shade_legend, low_first=True),
-        measure("coupling", f"coupling, {unit}", grids.coupling,
-                lambda value: f"{value:+.{decimals}f}", tilt, tilt_legend),
-        measure("seeds", "number of scores n", grids.counts, lambda value: f"{value:g}", plain, []),
+        _measure("regret", f"behind the best, {unit}", grids.regret, f".{decimals}f", missing,
+                 shade, shade_legend, low_first=True),
+        _measure("coupling", f"coupling, {unit}", grids.coupling, f"+.{decimals}f", missing,
+                 tilt, tilt_legend),
+        _measure("seeds", "number of scores n", grids.counts, "g", missing, plain, []),
     )  # fmt: skip
+
+
+def _measure(
+    key: str,
+    title: str,
+    values: np.ndarray,
+    format_spec: str,
+    missing: np.ndarray,
+    colours: _Grid,
+    legend: list[tuple[str, str]],
+    *,
+    low_first: bool = False,
+) -> Measure:
+    """Return a measure without bold cells; arguments as the fields of `Measure`."""
+    texts = [
+        ["·" if gone else format(value, format_spec) for value, gone in zip(*lines, strict=True)]
+        for lines in zip(values, missing, strict=True)
+    ]
+    return Measure(
+        key=key,
+        title=title,
+        texts=texts,
+        colours=colours,
+        values=[[_rounded(value, 8) for value in line] for line in values],
+        strong=[[False] * len(line) for line in texts],
+        legend=legend,
+        low_first=low_first,
+    )
 
 
 def _marked(score: Measure, table: ScoreTable, grids: _Grids) -> Measure:

@@ -74,22 +74,27 @@ def draw(
             for threshold in ALPHA_THRESHOLDS:
                 axes.hlines(bases + threshold - low, x[0], x[-1], color=FAINT, lw=0.6, ls=":")
             legend += "; dotted: alpha {:g} and {:g}".format(*ALPHA_THRESHOLDS)
-        axes.set_yticks(bases + 0.3 * height, [*(label(n, 24) for n in order), "initialization"])
+        names = [*(label(n, 24) for n in order), "initialization"]
+        axes.set_yticks(bases + 0.3 * height, names)
         axes.set_ylim(bases[-1] - 0.08 * height, 1.2 * height)
         axes.set_xlim(x[0] - 0.01 * len(x), x[-1] + 0.01 * len(x))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.tick_params(axis="y", length=0, labelsize=8)
-        axes.tick_params(axis="x", labelsize=8)
-        axes.spines["left"].set_visible(False)
         axes.set_xlabel(
             "layer, from the input to the output\n"
             f"a row spans {low:.3g} to {top:.3g}, triangles: above that; {legend}",
             fontsize=8,
         )
         axes.set_title(_TITLES.get(metric, metric), fontsize=9)
+        _style_axes(axes)
         if any(np.isfinite(scores.get(name, np.nan)) for name in order):
             _write_beside(axes, 1.08 * height, "score")
     return picture
+
+
+def _style_axes(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.tick_params(axis="y", length=0, labelsize=8)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.spines["left"].set_visible(False)
 
 
 def write(
