@@ -194,8 +194,8 @@ class RepVGG(nnx.Module):
         Its logits are those of this model in evaluation mode.
         """
         fused = nnx.clone(self)
-        fused.stem = self.stem.fuse()
-        fused.stages = nnx.List([nnx.List([block.fuse() for block in s]) for s in self.stages])
+        fused.stem = fused.stem.fuse()
+        fused.stages = nnx.List([nnx.List([block.fuse() for block in s]) for s in fused.stages])
         return fused
 
     def features(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> list[jax.Array]:

@@ -66,7 +66,8 @@ def describe(name: str) -> list[tuple[str, str]]:
     """
     card = dataclasses.asdict(model_card(name))
     rows: list[tuple[str, Any]] = [
-        (field.replace("_", " "), value) for field, value in card.items()
+        (field.replace("num_params", "parameters").replace("_", " "), value)
+        for field, value in card.items()
     ]
     for size in (32, 224):
         try:

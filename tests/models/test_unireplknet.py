@@ -72,6 +72,14 @@ def test_the_fused_model_gives_the_same_logits():
     assert not jax.tree.leaves(nnx.state(fused, nnx.BatchStat))
 
 
+def test_fusing_twice_is_fusing_once():
+    fused = filled.build("unireplknet_mini").fuse()
+    weights, again = (torch_weights.to_torch_state_dict(m) for m in (fused, fused.fuse()))
+    assert weights.keys() == again.keys()
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(again[name], weight)
+
+
 def test_fused_weights_fit_a_model_built_with_deploy():
     fused = filled.build("unireplknet_mini").fuse()
     weights = torch_weights.to_torch_state_dict(fused)
