@@ -57,8 +57,8 @@ def plot(
         down, across, left=0.006, right=0.994, bottom=0.005, top=1 - header / height,
         wspace=0.06, hspace=0.2,
     )  # fmt: skip
-    for name, cell in zip(track(names), list(cells), strict=False):
-        axes = cell.subgridspec(1, len(LANDSCAPES), wspace=0.03).subplots(squeeze=False)[0]
+    for number, name in enumerate(track(names)):
+        axes = cells[number].subgridspec(1, len(LANDSCAPES), wspace=0.03).subplots(squeeze=False)[0]
         color = COLORS[categories[name]]
         for axis, (landscape, (rate, points)) in zip(axes, paths(name, steps).items(), strict=True):
             _draw(axis, landscape, points, rate, color)

@@ -10,18 +10,20 @@ import optax
 from bocb_jax.optim.injected import set_hyperparameters
 from bocb_jax.optim.registry import create_optimizer, optimizer_info
 
+Array = Any  # jax.Array or np.ndarray, of any shape
 
-def valley(x: jax.Array, y: jax.Array) -> jax.Array:
+
+def valley(x: Array, y: Array) -> Array:
     """Return the height of a bowl fifty times steeper across than along."""
     return 0.5 * (0.1 * (x - 1) ** 2 + 5 * (y - 1) ** 2)
 
 
-def banana(x: jax.Array, y: jax.Array) -> jax.Array:
+def banana(x: Array, y: Array) -> Array:
     """Return the height of Rosenbrock's curved valley, flattened; lowest at (1, 1)."""
     return jnp.log1p((1 - x) ** 2 + 20 * (y - x * x) ** 2)
 
 
-def saddle(x: jax.Array, y: jax.Array) -> jax.Array:
+def saddle(x: Array, y: Array) -> Array:
     """Return the height of two basins, with a saddle between them near which the path begins."""
     return 0.25 * (x * x - 1) ** 2 + 0.5 * (y - 0.5 * x) ** 2
 
