@@ -119,9 +119,8 @@ def train_alone(run: "Run", caught: signals.Signals, stack: contextlib.ExitStack
     except Exception as error:
         run.record.write_result(failure(error))
         raise
-    assert run.outcome is not None
-    report.say(closing(run.outcome, run.folder))
-    return run.outcome
+    report.say(closing(run.result, run.folder))
+    return run.result
 
 
 def open_run_dataset(config: TrainConfig) -> Dataset:
@@ -161,7 +160,7 @@ class Run:
         check_batch(resolved.batch_size, self.program.mesh, config.step.accumulate)
         self.key = jax.random.key(config.seed)
         self.record: Record  # from `open` on
-        self.outcome: dict[str, Any] | None = None  # content of `result.json`, from the end on
+        self.outcome: dict[str, Any] | None = None  # content of `result.json`, once it has ended
         self._state: TrainState | None = None  # from `open` until it is handed over
 
     def open(
@@ -208,6 +207,12 @@ class Run:
         if self._state is None:
             self._state = self.init_state(weights or self._starting_weights())
         return None
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The content of `result.json` of a run that has ended."""
+        assert self.outcome is not None, "the run has not ended"
+        return self.outcome
 
     def init_state(self, weights: Params | None = None) -> TrainState:
         """Return the state before the first step, from these weights or random ones."""
@@ -314,7 +319,7 @@ class Loop:
             run.outcome = outcome
 
     def _loop(self) -> None:
-        records, first = self.records, True
+        records, compiled = self.records, False
         while True:
             self._stop_if_asked()
             last = self.step == self.total_steps
@@ -325,11 +330,11 @@ class Loop:
             if records.save_is_due():
                 self._save()
             metrics = self.trainer.train_step(self._next(self.streams))
-            if first:
+            if not compiled:
                 records.first_step_dispatched()
                 jax.block_until_ready(metrics)
                 records.first_step_done()
-                first = False
+                compiled = True
             if records.line_is_due():
                 self._fetch_metrics()  # of the steps before this one, which the devices compute now
                 records.write_line()
@@ -362,8 +367,8 @@ class Loop:
         began = time.monotonic()
         model_state = self._eval_model_state()
         scores = self._evaluate("validation", model_state)
-        for place in self.records.validated(scores, time.monotonic() - began):
-            self.records.keep_best(place, self.trainer.weights(place, model_state))
+        for index in self.records.validated(scores, time.monotonic() - began):
+            self.records.keep_best(index, self.trainer.weights(index, model_state))
 
     def _eval_model_state(self) -> Params:
         """Return the model state for an evaluation.
@@ -395,8 +400,8 @@ class Loop:
                 self._stop_if_asked()
         parts = [per_run(part, len(self.runs)) for part in jax.device_get(sums)]
         scores = []
-        for place in range(len(self.runs)):
-            total = {name: sum(part[place][name] for part in parts) for name in parts[0][place]}
+        for index in range(len(self.runs)):
+            total = {name: sum(part[index][name] for part in parts) for name in parts[0][index]}
             scores.append(
                 {
                     f"{split}_loss": total["loss"] / total["count"],
@@ -409,7 +414,7 @@ class Loop:
         """Start to save all runs, so that they resume at the same step."""
         self._fetch_metrics()
         self.records.save(
-            self.trainer.state, lambda place: self.streams[self.seeds[place]].get_state()
+            self.trainer.state, lambda index: self.streams[self.seeds[index]].get_state()
         )
 
     def _stop_if_asked(self) -> None:

@@ -62,9 +62,9 @@ def train_together(
     runs = [Run(config) for config in configs]
     with contextlib.ExitStack() as stack:
         caught = stack.enter_context(signals.catching())
-        for place, run in enumerate(runs):
+        for index, run in enumerate(runs):
             # A terminal has room for one progress bar: that of the first run.
-            run.outcome = run.open(stack, started, progress=None if place == 0 else "none")
+            run.outcome = run.open(stack, started, progress=None if index == 0 else "none")
         unfinished = [run for run in runs if run.outcome is None]
         for group in by_step(unfinished):
             if len(group) > 1 and 2 * len(group) >= members:
@@ -72,8 +72,7 @@ def train_together(
             else:
                 for run in group:
                     train_alone(run, caught, stack)
-    outcomes = [run.outcome for run in runs]
-    return [outcome for outcome in outcomes if outcome is not None]
+    return [run.result for run in runs]
 
 
 def check_alike(configs: list[TrainConfig]) -> None:
@@ -122,5 +121,4 @@ def _train_group(
     )
     Loop(group, trainer, caught, stack).train()
     for run in group:
-        assert run.outcome is not None
-        report.say(closing(run.outcome, run.folder))
+        report.say(closing(run.result, run.folder))

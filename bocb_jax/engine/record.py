@@ -270,13 +270,13 @@ class Record:
 class Records:
     """The records of runs that train in step with one another, used like one `Record`.
 
-    A run that diverges gets its result and leaves; the others stay at their places.
+    A run that diverges gets its result and leaves; the others keep their indices.
 
     Args:
       records: at the same step.
 
     Attributes:
-      live: place -> record, of the runs that have not ended.
+      live: index -> record, of the runs that have not ended.
       outcomes: what the `result.json` of each holds; None while it has none.
     """
 
@@ -322,13 +322,13 @@ class Records:
         Raises:
           Diverged: no run is left that has not diverged.
         """
-        for place, record in list(self.live.items()):
+        for index, record in list(self.live.items()):
             try:
-                record.add([row[place] for row in rows])
+                record.add([row[index] for row in rows])
             except Diverged as diverged:
                 outcome = {"status": "diverged", "diverged_at_step": diverged.step}
-                self.outcomes[place] = record.write_result(outcome)
-                del self.live[place]
+                self.outcomes[index] = record.write_result(outcome)
+                del self.live[index]
                 if not self.live:
                     raise
 
@@ -340,11 +340,11 @@ class Records:
     def validated(self, scores: list[dict[str, float]], seconds: float) -> list[int]:
         """Write the scores of the validation split; return where they are the best so far."""
         live = self.live.items()
-        return [place for place, record in live if record.validated(scores[place], seconds)]
+        return [index for index, record in live if record.validated(scores[index], seconds)]
 
-    def keep_best(self, place: int, weights: Params) -> None:
+    def keep_best(self, index: int, weights: Params) -> None:
         """Keep the weights of the best scores so far; the next save writes them to disk."""
-        self.live[place].keep_best(weights)
+        self.live[index].keep_best(weights)
 
     def save(
         self, state: Callable[[int], TrainState], data: Callable[[int], dict[str, Any]]
@@ -352,11 +352,11 @@ class Records:
         """Start to save all runs, so that they resume at the same step.
 
         Args:
-          state: place -> state of the run.
-          data: place -> its position in the data.
+          state: index -> state of the run.
+          data: index -> its position in the data.
         """
-        for place, record in self.live.items():
-            record.save(state(place), data(place))
+        for index, record in self.live.items():
+            record.save(state(index), data(index))
 
     def wait(self) -> None:
         """Wait until everything is on disk."""
@@ -369,5 +369,5 @@ class Records:
         Args:
           test: the scores of the test split; None if it was not read.
         """
-        for place, record in self.live.items():
-            self.outcomes[place] = record.finish(test[place] if test else {})
+        for index, record in self.live.items():
+            self.outcomes[index] = record.finish(test[index] if test else {})

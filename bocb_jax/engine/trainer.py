@@ -155,7 +155,7 @@ def per_run(metrics: Metrics, runs: int) -> list[dict[str, float]]:
 
     Args:
       metrics: arrays of () for a single run, of (members,) for a population.
-      runs: number of runs; places of a population that only repeat the last one are left out.
+      runs: number of runs; members of a population that only repeat the last one are left out.
     """
     flat = {name: np.reshape(value, -1).tolist() for name, value in metrics.items()}
     return [{name: values[index] for name, values in flat.items()} for index in range(runs)]

@@ -1,11 +1,11 @@
-"""Kills a run at random moments, starts the same command again, and compares the bits.
+"""Kill a run at random moments, start the same command again, and compare the bits.
 
     python tests/drills/kill_run.py --kills 20
 
-Two runs of the same settings: one undisturbed, one that is killed with SIGKILL at moments drawn at
-random over the whole life of a process (imports, compilation, steps, saving, the end). Afterwards
-parameters, optimizer state, average of the weights, best weights and metrics must be equal to the
-last bit, and every logged step must stand in metrics.jsonl exactly once.
+Two runs have the same settings. One is undisturbed; the other is killed with SIGKILL at random
+moments of its life: imports, compilation, steps, saves, the end. Parameters, optimizer state, moving
+average, best weights and metrics must then be equal to the last bit, and metrics.jsonl must hold
+every logged step exactly once.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SETTINGS = {
     "parallel.devices": 1,
 }
 
-# What differs between two runs of the same settings.
+# Results that differ between two runs with the same settings.
 CLOCKS = ("wall_seconds", "seconds_to_first_step", "evaluation_seconds", "peak_memory_bytes")
 CLOCKS += ("population",)
 
@@ -50,21 +50,21 @@ def finish(process: subprocess.Popen) -> None:
 
 
 def metrics(folder: Path) -> list[dict]:
-    """The lines without what the clock decides."""
+    """Return the lines of metrics without their times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     clock = ("images_per_second", "seconds")
     return [{k: v for k, v in line.items() if k not in clock} for line in lines]
 
 
 def arrays(folder: Path) -> dict[str, list]:
-    """All arrays of the last state and of the best weights, as they lie on the disk."""
+    """Return all arrays of the last state and of the best weights."""
     import jax
     from orbax.checkpoint import v1 as ocp
 
     found = {}
     for name in ("last", "best"):
         step = max(int(path.name) for path in (folder / "checkpoints" / name).iterdir())
-        with warnings.catch_warnings():  # that the devices of the writer may not be ours
+        with warnings.catch_warnings():  # the devices of the run may not be available here
             warnings.simplefilter("ignore")
             tree = ocp.load_checkpointables(folder / "checkpoints" / name / str(step))["state"]
         found[name] = [step, *jax.tree.leaves(tree)]
@@ -77,7 +77,7 @@ def result(folder: Path) -> dict:
 
 
 def compare(disturbed: Path, undisturbed: Path) -> None:
-    """Raises AssertionError unless both runs left the same bits."""
+    """Raise AssertionError unless both runs left the same bits."""
     import numpy as np
 
     lines = metrics(undisturbed)
