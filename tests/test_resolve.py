@@ -10,6 +10,7 @@ from bocb_jax.build import program_spec
 from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.data.arrays import from_arrays
 from bocb_jax.data.dataset import Dataset
+from bocb_jax.engine.steps import StepOptions
 from bocb_jax.errors import UserError
 from bocb_jax.resolve import resolve
 
@@ -99,6 +100,23 @@ def test_stochastic_depth_is_the_recipes_unless_the_backbone_has_none():
     spec = program_spec(config, resolve(config, dataset), dataset, 10)
     assert dict(spec.model_args) == {"drop_path": 0.3}
     assert settings(model="vgg13_bn").drop_path is None
+
+
+def test_the_step_takes_its_options_by_name():
+    dataset = images()
+    config = from_dict(
+        TrainConfig,
+        {
+            "model": "vit_s",
+            "dataset": "cifar100",
+            "step": {"accumulate": 2, "clip_norm": 3.0, "ema": 0.9, "loss": "bce"},
+        },
+    )
+    resolved = resolve(config, dataset)
+    step = program_spec(config, resolved, dataset, 10).step
+    assert resolved.mixup > 0
+    assert resolved.label_smoothing > 0
+    assert step == StepOptions("bce", 0.0, 3.0, 2, 0.9)  # mixed targets are smoothed already
 
 
 def test_tuned_values_of_the_paper():

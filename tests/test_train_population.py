@@ -116,7 +116,7 @@ def test_a_choice_is_made_once_and_kept(tmp_path):
     assert Populations(2, Workdir.at(tmp_path)).places(cells[0], todo[:2]) == 2  # asked for anew
 
 
-def test_runs_whose_worker_dies_together_go_on_one_by_one(tmp_path):
+def test_runs_whose_worker_dies_together_continue_one_by_one(tmp_path):
     def dies(worker, kind, configs):
         if kind == "configs":
             return [Event("died", worker, "signal 9"), Event("ready", worker, {})]

@@ -150,7 +150,9 @@ class Steps:
         dropout_key, optimizer_key = (jax.random.fold_in(key, i) for i in (1, 2))
         parts = _split(images, targets, dropout_key, self.options.accumulate)
 
-        loss, accuracy, model_state, grads = self._mean_gradient(state, parts)
+        loss, accuracy, model_state, grads = self._mean_gradient(
+            state.params, state.model_state, parts
+        )
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = self._optimizer.update(
             self._clip(grads, grad_norm),
@@ -173,7 +175,7 @@ class Steps:
         return TrainState(state.step + 1, params, model_state, opt_state, ema), metrics
 
     def _mean_gradient(
-        self, state: TrainState, parts: Part
+        self, params: Params, model_state: Params, parts: Part
     ) -> tuple[jax.Array, jax.Array, Params, Params]:
         """Return loss, accuracy, model state and gradient of a batch that comes in parts.
 
@@ -181,14 +183,14 @@ class Steps:
         one before it left.
         """
 
-        def accumulate(carry, part):
+        def accumulate(carry: Any, part: Part) -> tuple[Any, None]:
             model_state, grads, loss, accuracy = carry
-            (part_loss, forward), part_grads = self._value_and_grad(state.params, model_state, part)
+            (part_loss, forward), part_grads = self._value_and_grad(params, model_state, part)
             grads = jax.tree.map(jnp.add, grads, part_grads)
             return (forward.model_state, grads, loss + part_loss, accuracy + forward.accuracy), None
 
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
-        carry = (state.model_state, zeros, jnp.zeros(()), jnp.zeros(()))
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        carry = (model_state, zeros, jnp.zeros(()), jnp.zeros(()))
         if self.options.accumulate == 1:
             carry, _ = accumulate(carry, _first(parts))
         else:
@@ -213,11 +215,11 @@ class Steps:
         """
         first = _first(parts)
 
-        def value_and_grad_fn(params):
+        def value_and_grad_fn(params: Params) -> tuple[jax.Array, Params]:
             (value, _), gradient = self._value_and_grad(params, state.model_state, first)
             return value, gradient
 
-        def sampled_label_grad_fn(params, key):
+        def sampled_label_grad_fn(params: Params, key: jax.Array) -> Params:
             logits = self._loss(params, state.model_state, first)[1].logits
             labels = jax.random.categorical(key, jax.lax.stop_gradient(logits))
             sampled = first._replace(targets=labels)

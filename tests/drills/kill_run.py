@@ -3,9 +3,9 @@
     python tests/drills/kill_run.py --kills 20
 
 Two runs have the same settings. One is undisturbed; the other is killed with SIGKILL at random
-moments of its life: imports, compilation, steps, saves, the end. Parameters, optimizer state, moving
-average, best weights and metrics must then be equal to the last bit, and metrics.jsonl must hold
-every logged step exactly once.
+moments of its life: imports, compilation, steps, saves, the end. Parameters, optimizer state,
+moving average, best weights and metrics must then be equal to the last bit, and metrics.jsonl must
+hold every logged step exactly once.
 """
 
 import argparse

@@ -120,7 +120,7 @@ def test_no_damage_to_any_file_gives_a_wrong_state(saved, cut, tmp_path_factory)
         assert restored.progress == PROGRESS
 
 
-def test_when_all_are_damaged_the_run_starts_anew_and_says_so(saved, caplog):
+def test_when_all_are_damaged_the_run_starts_from_the_beginning_with_a_warning(saved, caplog):
     for step in ("2", "3"):
         shutil.rmtree(saved / "last" / step / "state")
     assert Checkpoints(saved).restore(shape_of(a_state(0))) is None

@@ -1,4 +1,4 @@
-"""Runs that train together: each is the run that it would be alone."""
+"""Runs that train together: each equals the run alone."""
 
 import contextlib
 import dataclasses
@@ -58,9 +58,9 @@ def alone(configs):
     return [train(config) for config in configs]
 
 
-# Both ways add up the same numbers, in another order where XLA chooses so. A sum of n terms differs
-# between two orders by some sqrt(n) u of its size (Higham and Mary, 2019; u: half the distance from
-# 1 to the next float32), here over the examples and tokens of a batch, and anew at every step.
+# Alone and together, XLA may sum the same numbers in another order. Two orders of a sum of n terms
+# differ by about sqrt(n) u of its size (Higham and Mary, 2019; u: half the distance from 1 to the
+# next float32). Here n counts examples and tokens of a batch, and every step adds such an error.
 STEPS = 12
 ROUNDING = STEPS * np.finfo(np.float32).eps / 2 * np.sqrt(256 * 16)
 
@@ -91,7 +91,7 @@ def compare(ours, theirs):
                 np.testing.assert_allclose(x, y, rtol=0, atol=ROUNDING * np.abs(y).max())
 
 
-def test_a_member_is_the_run_that_it_is_alone(configs):
+def test_a_member_equals_the_run_alone(configs):
     ours, theirs = configs("together"), configs("alone")
     outcomes = train_together(ours)
     alone(theirs)
@@ -102,7 +102,7 @@ def test_a_member_is_the_run_that_it_is_alone(configs):
     assert train_together(ours) == outcomes  # which have ended
 
 
-def test_one_that_diverges_ends_and_the_others_go_on(configs):
+def test_a_member_that_diverges_ends_and_the_others_continue(configs):
     ours, theirs = (configs(where) for where in ("together", "alone"))
     for runs in (ours, theirs):
         runs[1] = dataclasses.replace(runs[1], lr=1e30)
@@ -137,7 +137,7 @@ def reached(configs):
 
 
 @pytest.mark.slow
-def test_either_way_goes_on_with_what_the_other_began(configs, monkeypatch):
+def test_runs_resume_alone_or_together(configs, monkeypatch):
     ours, theirs = (configs(where, epochs=3) for where in ("mixed", "alone"))
     alone(theirs)
     with stopping_after(monkeypatch, 3):
@@ -151,7 +151,7 @@ def test_either_way_goes_on_with_what_the_other_began(configs, monkeypatch):
     compare(ours, theirs)
 
 
-def test_stopped_and_gone_on_with_it_leaves_the_bits_of_one_go(configs, monkeypatch):
+def test_a_resumed_population_has_the_bits_of_an_uninterrupted_one(configs, monkeypatch):
     ours, theirs = (configs(where) for where in ("stopped", "in_one_go"))
     with stopping_after(monkeypatch, 4):
         train_together(ours)
@@ -163,7 +163,7 @@ def test_stopped_and_gone_on_with_it_leaves_the_bits_of_one_go(configs, monkeypa
         kill_run.compare(a.folder(), b.folder())
 
 
-def test_a_group_that_fills_half_of_the_places_is_trained_in_them(configs):
+def test_a_group_that_fills_half_of_the_members_is_trained_together(configs):
     ours, theirs = (configs(where)[:2] for where in ("together", "alone"))
     assert [o["population"] for o in train_together(ours, members=4)] == [2, 2]
     alone(theirs)
@@ -182,7 +182,7 @@ def test_a_group_that_fills_half_of_the_places_is_trained_in_them(configs):
         ({"step": {"accumulate": 2}}, "step.accumulate: 1 there, 2 here"),
     ],
 )
-def test_runs_that_differ_in_more_than_numbers_are_refused(configs, change, message):
+def test_runs_that_differ_in_more_than_rates_and_seed_are_refused(configs, change, message):
     runs = [configs("runs")[0], configs("runs", **change)[1]]
     with pytest.raises(UserError, match=message) as caught:
         train_together(runs)
@@ -190,7 +190,7 @@ def test_runs_that_differ_in_more_than_numbers_are_refused(configs, change, mess
     assert not os.path.exists(runs[0].workdir)
 
 
-def test_a_run_does_not_train_together_with_itself(configs):
+def test_a_run_cannot_train_together_with_itself(configs):
     with pytest.raises(UserError, match="are the same"):
         train_together([configs("runs")[0]] * 2)
 
@@ -278,7 +278,7 @@ def start(program, members):
     return keys, states
 
 
-def test_a_convolution_differs_from_the_one_alone_by_rounding_alone():
+def test_a_convolution_over_members_differs_by_rounding_only():
     # Over members it is a grouped convolution, whose sums XLA adds up in another order. A sum of n
     # terms differs between two orders by at most n u times the sum of their sizes, and typically by
     # sqrt(n) u (Higham and Mary, 2019): here n is at most the positions of a batch that a weight's
@@ -307,7 +307,7 @@ def test_a_convolution_differs_from_the_one_alone_by_rounding_alone():
 
 
 @pytest.mark.parametrize("members", [4, 3])
-def test_members_are_split_over_the_devices_where_these_divide_them(members):
+def test_members_are_split_over_devices_that_divide_their_number(members):
     single = program(devices=4)
     steps = program().steps if members % 4 == 0 else single.steps
     together = Population(single, steps, members)

@@ -1,4 +1,4 @@
-"""The compiled step: the same on one device and on eight, compiled once, right in its parts."""
+"""The step: equal on one device and on eight, compiled once, and each of its options."""
 
 import dataclasses
 
@@ -95,7 +95,7 @@ def test_neither_the_second_step_nor_other_rates_nor_another_seed_compile():
 
 
 class Weak(nnx.Module):
-    """A backbone of one's own, whose scale has a weak type as `jnp.full` gives it."""
+    """A user's backbone whose scale has a weak type, as `jnp.full` makes it."""
 
     def __init__(self, rngs):
         self.scale = nnx.Param(jnp.full((3,), 0.1))
