@@ -131,13 +131,13 @@ def _step_options(config: TrainConfig, resolved: ResolvedConfig) -> StepOptions:
     return StepOptions(**{f.name: given[f.name] for f in dataclasses.fields(StepOptions)})
 
 
-def _hashable(settings: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+def _hashable(arguments: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     """Return the items, sorted; lists, as TOML and JSON have them, become tuples."""
 
     def frozen(value: Any) -> Any:
         return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
 
-    return tuple((name, frozen(value)) for name, value in sorted(settings.items()))
+    return tuple((name, frozen(value)) for name, value in sorted(arguments.items()))
 
 
 def build_model(spec: ProgramSpec, rngs: nnx.Rngs) -> nnx.Module:

@@ -25,7 +25,7 @@ from bocb_jax.train import Loop, Run, closing, train_alone
 
 logger = logging.getLogger(__name__)
 
-OWN = ("lr", "weight_decay", "hparams", "seed")  # settings in which the members may differ
+PER_MEMBER = ("lr", "weight_decay", "hparams", "seed")  # settings in which the members may differ
 
 
 def train_together(
@@ -79,7 +79,7 @@ def check_alike(configs: list[TrainConfig]) -> None:
     """Check that runs can share one program.
 
     Raises:
-      UserError: they differ in more than `OWN`, which it names, or two are the same run.
+      UserError: they differ in more than `PER_MEMBER`, which it names, or two are the same run.
     """
     first, *others = configs
     for other in others:
@@ -96,7 +96,7 @@ def check_alike(configs: list[TrainConfig]) -> None:
 
 
 def _shared(config: TrainConfig) -> dict[str, Any]:
-    shared = {name: value for name, value in config.identity().items() if name not in OWN}
+    shared = {name: value for name, value in config.identity().items() if name not in PER_MEMBER}
     return shared | {"test": config.test}
 
 
