@@ -8,6 +8,7 @@ batch; nearly all arithmetic is on integers, so that results are independent of 
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -133,13 +134,16 @@ def preprocess(
         return jax.vmap(augment)((images, draws))
     # A CPU processes images one by one: a switch then runs only one of its branches, and small
     # matrix products are several times faster than one batched product.
-    one_by_one = functools.partial(lax.map, augment)
-    if mesh is not None and mesh.size > 1:
-        split = PartitionSpec(mesh.axis_names)
-        one_by_one = jax.shard_map(
-            one_by_one, mesh=mesh, in_specs=split, out_specs=split, check_vma=False
-        )
-    return one_by_one((images, draws))
+    return _one_by_one(augment, mesh)((images, draws))
+
+
+def _one_by_one(function: Callable[[Any], jax.Array], mesh: Mesh | None) -> Callable:
+    """Map over a batch image by image, on each device of a mesh for its own part of the batch."""
+    mapped = functools.partial(lax.map, function)
+    if mesh is None or mesh.size == 1:
+        return mapped
+    split = PartitionSpec(mesh.axis_names)
+    return jax.shard_map(mapped, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
 
 
 def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:

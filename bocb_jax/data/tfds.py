@@ -63,22 +63,10 @@ def open_tfds(
         for key in official
     }  # fmt: skip
     if "train" not in records:
-        raise UserError(f"The dataset 'tfds:{name}' has no split 'train'; it has {official}.")
-    test = test or next((key for key in ("test", "validation") if key in official), None)
-    splits: dict[str, Records] = {"train": records["train"]}
-    if test is not None:
-        splits["test"] = records[test]
-    if "validation" in official and test != "validation":
-        splits["validation"] = records["validation"]
-    missing = [key for key in ("validation", "test") if key not in splits]
-    # Not stratified: the labels are inside the records, and reading all of them would take long.
-    count = len(records["train"])
-    parts = stratified_split(
-        np.zeros(count, int), [held_out_fraction(count)] * len(missing), options.split_seed
-    )
-    for key, part in zip(["train", *missing], parts, strict=True):
-        splits[key] = SubsetRecords(records["train"], part)
-
+        raise UserError(
+            f"The dataset 'tfds:{name}' has no split 'train'; it has {', '.join(official)}."
+        )
+    splits = _find_splits(records, test, options.split_seed)
     height, width, *_ = image.shape
     shape = (height, width, 3) if height and width else None
     return Dataset(
@@ -92,6 +80,26 @@ def open_tfds(
         class_names=tuple(label.names),
         **description,
     )
+
+
+def _find_splits(
+    official: dict[str, "TfdsRecords"], test: str | None, seed: int
+) -> dict[str, Records]:
+    """Return the records of "train", "validation" and "test"; hold out what is missing."""
+    test = test or next((key for key in ("test", "validation") if key in official), None)
+    splits: dict[str, Records] = {"train": official["train"]}
+    if test is not None:
+        splits["test"] = official[test]
+    if "validation" in official and test != "validation":
+        splits["validation"] = official["validation"]
+    missing = [key for key in ("validation", "test") if key not in splits]
+    # Not stratified: the labels are inside the records, and reading all of them would take long.
+    count = len(official["train"])
+    fractions = [held_out_fraction(count)] * len(missing)
+    parts = stratified_split(np.zeros(count, int), fractions, seed)
+    for key, part in zip(["train", *missing], parts, strict=True):
+        splits[key] = SubsetRecords(official["train"], part)
+    return splits
 
 
 class TfdsRecords:
