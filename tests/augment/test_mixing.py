@@ -1,4 +1,4 @@
-"""Mixup and CutMix: labels weigh what pixels weigh."""
+"""Mixup and CutMix: labels are weighted as the pixels are."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ BOTH = Mixing(mixup=0.8, cutmix=1.0)
 
 @pytest.mark.parametrize("policy", [Mixing(mixup=0.8), Mixing(cutmix=1.0), BOTH])
 def test_label_weights_are_pixel_weights(policy):
-    # Each image is full of its own one-hot label, so that pixels can be read as labels.
+    # Each pixel holds the image's one-hot label, so that mixed pixels are mixed labels.
     labels = smoothed_one_hot(jnp.arange(6), 6)
     images = jnp.broadcast_to(labels[:, None, None, :], (6, 16, 12, 6))
     step = jax.jit(lambda key: mix(images, labels, key=key, policy=policy))
@@ -27,7 +27,7 @@ def test_label_weights_are_pixel_weights(policy):
         np.testing.assert_allclose(np.asarray(targets).sum(1), 1, rtol=0, atol=2**-22)
 
 
-def test_the_partner_is_the_mirror_image_in_the_batch():
+def test_the_partner_comes_from_the_reversed_batch():
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
     targets = smoothed_one_hot(jnp.arange(4), 4)
     mixed, labels = mix(images, targets, key=jax.random.key(1), policy=Mixing(mixup=1.0))
@@ -50,7 +50,7 @@ def test_cutmix_moves_whole_pixels():
         assert pasted.sum() == pasted.any(0).sum() * pasted.any(1).sum()
 
 
-def test_boxes_are_those_of_the_paper():
+def test_boxes_are_distributed_as_in_the_paper():
     keys = jax.random.split(jax.random.key(0), 2000)
     shares = jax.random.uniform(jax.random.key(1), (2000,))
     boxes, areas = jax.jit(jax.vmap(lambda k, s: cutmix_box(k, s, (32, 24))))(keys, shares)
@@ -58,15 +58,15 @@ def test_boxes_are_those_of_the_paper():
     cut = np.sqrt(1 - np.asarray(shares))
     whole = (32 * cut).astype(int) * (24 * cut).astype(int)
     assert (np.asarray(areas) <= whole).all()
-    assert (np.asarray(areas) >= np.maximum(whole // 4 - 32, 0)).all()  # the centre lies inside
-    # A centre everywhere: every pixel is covered about as often as its neighbours.
+    assert (np.asarray(areas) >= np.maximum(whole // 4 - 32, 0)).all()  # the center lies inside
+    # Centers are uniform: every pixel is covered about as often as its neighbors.
     often = np.asarray(boxes).mean(0)
     assert often.min() > 0.1
     assert np.abs(np.diff(often, axis=0)).max() < 0.05
     np.testing.assert_allclose(often, often[::-1, ::-1], atol=0.05)
 
 
-def test_one_choice_for_the_whole_batch_and_as_often_as_asked():
+def test_methods_have_their_probabilities():
     kind = {"cutmix": 0, "mixup": 0, "none": 0}
     policy = Mixing(mixup=0.8, cutmix=1.0, probability=0.8, switch=0.25)
     draw = jax.jit(jax.vmap(lambda key: pixel_weights(key, (8, 8), policy)))
@@ -110,7 +110,7 @@ def test_one_device_and_eight_agree_bit_for_bit():
         jax.tree.map(np.testing.assert_array_equal, shared, alone)
 
 
-def test_nothing_is_mixed_unless_asked():
+def test_an_inactive_policy_changes_nothing():
     images, targets = jnp.ones((3, 4, 4, 3)), jnp.eye(3)
     for policy in (Mixing(), Mixing(mixup=1.0, probability=0.0)):
         assert not policy.active
@@ -118,6 +118,6 @@ def test_nothing_is_mixed_unless_asked():
 
 
 @pytest.mark.parametrize("wrong", [{"mixup": -1.0}, {"probability": 2.0}, {"switch": -0.5}])
-def test_a_policy_that_makes_no_sense_is_refused(wrong):
+def test_impossible_policies_are_refused(wrong):
     with pytest.raises(UserError):
         Mixing(**wrong)

@@ -1,4 +1,4 @@
-"""Whole operations, from magnitude to pixels, as timm 1.0.31 does them; no PyTorch needed."""
+"""Results of timm 1.0.31, stored: whole operations from magnitude to pixels; no PyTorch needed."""
 
 import functools
 import zlib
@@ -43,7 +43,7 @@ def carry_out():
 
 @pytest.mark.parametrize("text", ["rand-m9-p1-inc1", "rand-m6-p1", "rand-m7-p1-inc1"])
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_rand_augment_operations_are_timms(golden, text, sign):
+def test_rand_augment_operations_match_timm(golden, text, sign):
     crops = sample_crops(4, 32)
     assert zlib.crc32(crops.tobytes()) == golden["crops_crc"], "other photographs than timm had"
     policy = RandAugment.parse(text)
@@ -54,12 +54,12 @@ def test_rand_augment_operations_are_timms(golden, text, sign):
     got = np.asarray(carry_out()(crops, steps)).astype(int)
     apart = np.abs(got - golden[f"{text}{sign:+d}"]).mean((1, 2, 3, 4))
     for name, mean in zip(RAND_AUGMENT_OPERATIONS, apart, strict=True):
-        # Factors are rounded to multiples of 2**-14 before, and AutoContrast differs by one.
+        # Our factors are rounded to multiples of 2**-14, and AutoContrast differs by one level.
         assert mean < (0.05 if name in INTERPOLATING else 0.02), name
 
 
 @pytest.mark.parametrize(("size", "ratio"), [(48, 0.875), (40, 1.0)])
-def test_evaluation_is_timms(golden, size, ratio):
+def test_evaluation_matches_timm(golden, size, ratio):
     images = photographs()[:1, :120, :90]
     got = preprocess(images, image_size=size, mean=MEAN, std=STD, crop_ratio=ratio)
     apart = np.abs(np.asarray(got[0]) - golden[f"evaluate_{size}_{ratio}"]) * 255 * np.float32(STD)
@@ -67,6 +67,6 @@ def test_evaluation_is_timms(golden, size, ratio):
     assert apart.mean() < 0.02
 
 
-def test_mixed_smoothed_targets_are_timms(golden):
+def test_mixed_smoothed_targets_match_timm(golden):
     targets = smoothed_one_hot(jnp.array([0, 2, 1]), 3, 0.1)
     np.testing.assert_allclose(0.7 * targets + 0.3 * targets[::-1], golden["targets"], atol=1e-6)

@@ -1,4 +1,4 @@
-"""Every augmentation compiles ahead of time for a TPU that is not there, without dynamic shapes.
+"""Every augmentation compiles ahead of time for a TPU, without one and without dynamic shapes.
 
 Needs the package libtpu (`pip install 'jax[tpu]'`).
 """
@@ -22,7 +22,7 @@ from bocb_jax.augment import mixing
 from bocb_jax.augment.preprocess import Augmentation, preprocess
 
 topology = topologies.get_topology_desc("v5e:2x2", platform="tpu")
-jax.default_backend = lambda: "tpu"  # what is traced is for the TPU
+jax.default_backend = lambda: "tpu"  # traces for the TPU
 mesh = Mesh(np.array(topology.devices), ("data",))
 split, everywhere = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
 
@@ -44,7 +44,7 @@ print(lowered.as_text())
 print(lowered.compile().as_text())
 """
 DEIT = {"flip": True, "rand_augment": "rand-m9-mstd0.5-inc1", "erase": 0.25}
-# size, size of the images, policy
+# size of the result, size of the images, policy
 POLICIES = {
     "pytorch": (32, (32, 32), {"pad": 4, "pad_mode": "reflect", "flip": True}),
     "digits": (32, (8, 8), {"shift": 0.125, "rotate": 12.0, "scale": 0.1}),
@@ -65,4 +65,4 @@ def test_compiles_for_a_tpu(name):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "HloModule" in done.stdout
-    assert not re.findall(r"tensor<[^>]*\?|\[<=", done.stdout)  # a size that is not known
+    assert not re.findall(r"tensor<[^>]*\?|\[<=", done.stdout)  # dynamic sizes

@@ -1,4 +1,4 @@
-"""The base class of splits: what its defaults do, and splits of users that know nothing of it."""
+"""The base class of splits: its defaults, and users' splits that do not derive from it."""
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ def image(value, side=4):
 
 
 class Items:
-    """What a user's split has at least; not a `Split`."""
+    """The least that a user's split needs: a length and items."""
 
     def __init__(self, first, size):
         self.first, self.size = first, size
@@ -33,7 +33,7 @@ class Items:
 
 
 class Whole(Items):
-    """One that reads whole batches as well."""
+    """A user's split that also reads whole batches."""
 
     def gather(self, indices):
         images = np.stack([image(self.first + i) for i in indices])
@@ -42,7 +42,7 @@ class Whole(Items):
 
 
 class Varying(Items):
-    """One whose images differ in size unless a size is asked for."""
+    """A user's split whose images vary in size until it is sized."""
 
     image_shape = None
 
@@ -101,7 +101,7 @@ def test_a_users_data_set_opens_by_name(kind, monkeypatch):
 
 def test_a_splits_own_index_survives_joining():
     class Skips(Items):
-        def __getitem__(self, index):  # the next one instead of an unreadable first one
+        def __getitem__(self, index):  # skips the first one as unreadable
             found = max(index, 1)
             return super().__getitem__(found) | {"index": found}
 

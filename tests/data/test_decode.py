@@ -40,7 +40,7 @@ def transparent_palette():
 
 
 ORIENTED = Image.Exif()
-ORIENTED[0x0112] = 6  # to be shown turned by a quarter
+ORIENTED[0x0112] = 6  # to be displayed rotated by 90 degrees
 
 COLOR = (200, 100, 50)
 PLAIN = Image.new("RGB", (6, 5), COLOR)
@@ -69,7 +69,7 @@ FORMS = {
 @pytest.mark.parametrize(("data", "color"), FORMS.values(), ids=FORMS)
 def test_everything_becomes_rgb(data, color):
     image = decode(data)
-    assert image.shape == (5, 6, 3)  # also where a tag would have it turned
+    assert image.shape == (5, 6, 3)  # also where the tag asks for a rotation
     assert image.dtype == np.uint8
     np.testing.assert_allclose(image.astype(int), np.broadcast_to(color, (5, 6, 3)), atol=4)
     assert decode(data, 4).shape == (4, 4, 3)
@@ -79,7 +79,7 @@ def test_one_pixel():
     assert decode(encode(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG"), 8)[5, 5].tolist() == [1, 2, 3]
 
 
-def test_the_middle_is_kept():
+def test_the_center_is_kept():
     wide = np.zeros((20, 60, 3), np.uint8)
     wide[:, 20:40] = 255
     assert decode(encode(Image.fromarray(wide), "PNG"), 20).min() == 255
@@ -87,7 +87,7 @@ def test_the_middle_is_kept():
     assert decode(encode(Image.new("RGB", (1, 300)), "PNG"), 16).shape == (16, 16, 3)
 
 
-def test_a_large_jpeg_is_decoded_small_to_the_same_end():
+def test_a_large_jpeg_decoded_at_a_fraction_gives_the_same():
     y, x = np.mgrid[:512, :640]
     image = np.stack([x % 256, y % 256, (x + y) % 256], -1)
     smooth = Image.fromarray(image.astype(np.uint8)).resize((640, 512)).reduce(4).resize((640, 512))
@@ -97,7 +97,7 @@ def test_a_large_jpeg_is_decoded_small_to_the_same_end():
     assert np.abs(decode(data, 64) - want).mean() < 2
 
 
-def test_boxes_have_the_share_and_the_aspect_that_is_asked():
+def test_random_crops_have_the_given_areas_and_aspects():
     crop = RandomCrop((0.08, 1.0), (3 / 4, 4 / 3))
     boxes = np.array([crop.box(500, 375, (0, 0, row)) for row in range(4000)])
     left, top, right, bottom = boxes.T
@@ -110,11 +110,11 @@ def test_boxes_have_the_share_and_the_aspect_that_is_asked():
     assert 0.075 < share.min() < 0.1
     assert 0.72 < aspect.min() < 0.77
     assert 1.3 < aspect.max() < 1.36
-    # Drawn evenly, but for large shares, of which the image holds few aspects. The standard error
+    # Areas are uniform, except for large ones, which fit with few aspects only. The standard error
     # of a frequency over 4,000 draws is below 0.008.
     small = share[share < 0.5]
     assert abs(np.mean(small < 0.29) - 0.5) < 0.04
-    # Places are even: over the room that is left, the mean is a half.
+    # Positions are uniform over the free space, with a mean of 1/2.
     assert abs(np.mean(left / np.maximum(500 - width, 1)) - 0.5) < 0.03
 
 
@@ -126,7 +126,7 @@ def test_random_crops_never_change():
     ]  # fmt: skip
 
 
-def test_a_box_that_never_fits_falls_back_to_the_middle():
+def test_the_central_box_is_taken_if_none_fits():
     assert RandomCrop((1.0, 1.0), (3 / 4, 4 / 3)).box(1000, 10, (0,)) == (493, 0, 506, 10)
     assert RandomCrop().box(1, 1, (0,)) == (0, 0, 1, 1)
 
@@ -138,21 +138,21 @@ def resizer(request, monkeypatch):
     return request.param
 
 
-def test_a_crop_is_that_of_pillow(resizer):
-    # The same box out of the image decoded at full size; scaling inside the JPEG decoder is a
-    # box filter, which tells in the finest detail alone.
+def test_crops_match_pillows(resizer):
+    # Against the same box of the image decoded at full size: the JPEG decoder scales by a box
+    # filter, which differs in the finest detail only.
     file = as_jpeg(photograph(640, 427))
     for box in [(0, 0, 640, 427), (100, 50, 400, 300), (10, 10, 74, 90)]:
         ours = decode_crop(file, 64, lambda w, h, box=box: box)
         with Image.open(io.BytesIO(file)) as image:
             whole = image.convert("RGB").resize((64, 64), Image.Resampling.BICUBIC, box)
         assert np.abs(ours.astype(int) - np.asarray(whole)).mean() < 2.0
-    if resizer == "pillow":  # the last box needs no scaling
+    if resizer == "pillow":  # the last box is decoded at full size
         np.testing.assert_array_equal(ours, np.asarray(whole))
 
 
-def test_a_crop_is_the_interpolation_that_is_meant(resizer):
-    # Of middling contrast, so that nothing overshoots and is clipped.
+def test_crops_match_exact_interpolation(resizer):
+    # Contrast is halved, so that no overshoot is clipped.
     image = photograph().point(lambda level: 64 + level // 2)
     file = as_jpeg(image)
     for box in [(0, 0, 500, 375), (20, 30, 420, 330), (200, 100, 270, 180)]:
@@ -160,18 +160,18 @@ def test_a_crop_is_the_interpolation_that_is_meant(resizer):
         for channel in range(3):
             level = Image.fromarray(decode(file)[..., channel].astype(np.float32))
             exact = np.asarray(level.resize((224, 224), Image.Resampling.BICUBIC, box))
-            # Half a level is rounded away between the passes, which weights of 1.25 in absolute sum
-            # carry over, and half a level at the end; the filter is rounded to some 10 bits.
+            # Rounding costs half a level between the passes, amplified by weights of absolute sum
+            # 1.25, and half a level at the end; the weights themselves have some 10 bits.
             assert np.abs(ours[..., channel] - exact).max() < 1.25 / 2 + 1 / 2 + 0.25
 
 
-def test_a_box_to_the_edge_of_an_image_decoded_smaller(resizer):
-    # Half of it has 15 pixels, but 29 * (15 / 29) is more.
+def test_a_box_at_the_edge_of_a_jpeg_decoded_at_a_fraction(resizer):
+    # Half of 29 pixels are 15, but in floating point 29 * (15 / 29) is more.
     file = as_jpeg(photograph(29, 29))
     assert decode_crop(file, 7, lambda w, h: (0, 0, w, h)).shape == (7, 7, 3)
 
 
-def test_jpeg_decodes_to_the_bits_of_pillow():
+def test_jpegs_decode_to_pillows_bits():
     for mode in ("RGB", "L", "CMYK"):
         for quality, subsampling in ((60, 2), (90, 1), (97, 0)):
             file = io.BytesIO()
@@ -181,14 +181,14 @@ def test_jpeg_decodes_to_the_bits_of_pillow():
                 np.testing.assert_array_equal(decode(file.getvalue()), image.convert("RGB"))
 
 
-def test_the_test_image_is_resized_and_its_middle_taken():
+def test_evaluation_resizes_and_cuts_out_the_center():
     image = photograph(300, 200)
     encoded = io.BytesIO()
     image.save(encoded, "png")
     ours = decode(encoded.getvalue(), 70, 0.875)
     theirs = image.resize((120, 80), Image.Resampling.BICUBIC).crop((25, 5, 95, 75))
     np.testing.assert_array_equal(ours, np.asarray(theirs))
-    # An image that already has the size is enlarged and cropped all the same.
+    # An image of the right size is enlarged and cropped too.
     square = io.BytesIO()
     image.crop((0, 0, 70, 70)).save(square, "png")
     assert not np.array_equal(decode(square.getvalue(), 70, 0.875), decode(square.getvalue(), 70))

@@ -37,7 +37,7 @@ def test_validation_is_held_out_of_train(tmp_path):
     splits = open_folder(tmp_path).splits
     assert (len(splits["train"]), len(splits["validation"]), len(splits["test"])) == (36, 4, 8)
     assert sorted(values(splits["train"]) + values(splits["validation"])) == list(range(40))
-    assert sum(value % 2 for value in values(splits["validation"])) == 2  # of each class alike
+    assert sum(value % 2 for value in values(splits["validation"])) == 2  # stratified
     assert values(open_folder(tmp_path).splits["validation"]) == values(splits["validation"])
     others = {tuple(values(open_folder(tmp_path, split_seed=i).splits["validation"]))
               for i in range(4)}  # fmt: skip
@@ -45,14 +45,14 @@ def test_validation_is_held_out_of_train(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["val", "validation", "valid"])
-def test_val_serves_for_testing_and_that_is_said(tmp_path, caplog, name):
+def test_val_is_the_test_split_with_a_warning(tmp_path, caplog, name):
     make_folder(tmp_path, train=20, **{name: 3})
     splits = open_folder(tmp_path).splits
     assert (len(splits["train"]), len(splits["validation"]), len(splits["test"])) == (36, 4, 6)
     assert f"'{name}' is used as the test split" in caplog.text
 
 
-def test_train_alone_serves_for_all_and_that_is_said(tmp_path, caplog):
+def test_train_alone_is_divided_with_a_warning(tmp_path, caplog):
     make_folder(tmp_path, train=20)
     splits = open_folder(tmp_path).splits
     assert sorted(sum((values(split) for split in splits.values()), [])) == list(range(40))  # noqa: RUF017
@@ -100,7 +100,7 @@ def test_a_path_relative_to_the_data_dir(tmp_path):
         (lambda root: make_folder(root, train=1), "too few"),
     ],
 )
-def test_folders_that_are_no_data_set(tmp_path, spoil, message):
+def test_unusable_folders_are_refused(tmp_path, spoil, message):
     root = tmp_path / "images"
     spoil(root)
     with pytest.raises(UserError, match=message) as caught:

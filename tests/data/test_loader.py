@@ -13,7 +13,7 @@ from bocb_jax.engine.sharding import batch_sharding
 from bocb_jax.recipes import list_recipes
 from bocb_jax.resolve import resolve
 
-QUICK = ("pytorch", "deit")  # the others are made of the same parts
+QUICK = ("pytorch", "deit")  # the other recipes combine the same parts
 RECIPES = [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
     for name in list_recipes()
@@ -62,7 +62,7 @@ def test_one_device_and_eight_see_the_same_bits(recipe):
     one, eight = prepared(recipe, 1, [0, 1, 2]), prepared(recipe, 8, [0, 1, 2], on_device="no")
     for a, b in zip(one, eight, strict=True):
         jax.tree.map(np.testing.assert_array_equal, a, b)
-    # Not for want of randomness: the same images come out otherwise at another step.
+    # They are random nevertheless: another step gives other pixels.
     assert not np.array_equal(one[0][0], one[2][0])
 
 

@@ -37,7 +37,7 @@ def test_digits():
     }
     for split in data.splits.values():
         counts = np.bincount([split[i]["label"] for i in range(len(split))])
-        assert counts.max() - counts.min() <= 7  # 174 to 183 of each in all
+        assert counts.max() - counts.min() <= 7  # there are 174 to 183 of each
     train = data.splits["train"]
     pixels = train.images / 255
     np.testing.assert_allclose(pixels.mean((0, 1, 2)), data.mean, atol=1e-3)
@@ -46,7 +46,7 @@ def test_digits():
     assert train.images.max() == 255
 
 
-def test_digits_splits_share_nothing_and_follow_the_seed():
+def test_digits_splits_are_disjoint_and_depend_on_the_seed():
     splits = open_dataset("digits").splits
     parts = [contents(splits[key]) for key in ("train", "validation", "test")]
     assert len(set().union(*parts)) == sum(len(set(part)) for part in parts)
@@ -56,7 +56,7 @@ def test_digits_splits_share_nothing_and_follow_the_seed():
     assert contents(other["test"]) != parts[2]
 
 
-# CIFAR's archives, made small.
+# Small imitations of CIFAR's archives.
 
 
 def write_cifar(folder, cifar, per_file=100):
@@ -65,14 +65,14 @@ def write_cifar(folder, cifar, per_file=100):
     for name in (*cifar.train, *cifar.test):
         records = random.integers(0, 256, (per_file, cifar.label_bytes + 3072), np.uint8)
         records[:, : cifar.label_bytes] %= 10
-        records[:, cifar.label_bytes :] = 7  # all of a channel alike, channels apart
+        records[:, cifar.label_bytes :] = 7  # tells the channels apart
         records[:, cifar.label_bytes + 1024 : cifar.label_bytes + 2048] = 8
         records.tofile(folder / name)
     (folder / cifar.class_names).write_text("\n".join(f"class{i}" for i in range(10)) + "\n\n")
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar_as_it_is_distributed(name, tmp_path):
+def test_cifar_from_its_original_files(name, tmp_path):
     cifar = {"cifar10": named._CIFAR10, "cifar100": named._CIFAR100}[name]
     write_cifar(tmp_path / cifar.folder, cifar)
     data = open_dataset(name, data_dir=str(tmp_path), download=False)
@@ -89,7 +89,7 @@ def test_cifar_as_it_is_distributed(name, tmp_path):
     assert example["label"] == raw[cifar.label_bytes - 1]  # the fine label, not the coarse one
 
 
-def test_cifar_is_fetched_checked_and_unpacked_once(tmp_path, monkeypatch):
+def test_cifar_is_downloaded_checked_and_unpacked_once(tmp_path, monkeypatch):
     away, here = tmp_path / "away", tmp_path / "here"
     away.mkdir()
     write_cifar(away / named._CIFAR10.folder, named._CIFAR10)
@@ -99,7 +99,7 @@ def test_cifar_is_fetched_checked_and_unpacked_once(tmp_path, monkeypatch):
     monkeypatch.setattr(named, "_CIFAR10", served)
     with pytest.raises(UserError, match="checksum"):
         open_dataset("cifar10", data_dir=str(here))
-    assert list(here.iterdir()) == []  # nothing half-fetched is left
+    assert list(here.iterdir()) == []  # no partial download is left
 
     digest = hashlib.sha256((away / "cifar-10-binary.tar.gz").read_bytes()).hexdigest()
     monkeypatch.setattr(named, "_CIFAR10", dataclasses.replace(served, sha256=digest))
@@ -112,7 +112,7 @@ def test_cifar_is_fetched_checked_and_unpacked_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenet2012"])
-def test_what_is_not_there_is_said_in_a_sentence(name, tmp_path):
+def test_missing_data_sets_are_reported(name, tmp_path):
     with pytest.raises(UserError, match=f"{name}.* is not in {tmp_path}.*switched off"):
         open_dataset(name, data_dir=str(tmp_path), download=False)
 
@@ -130,7 +130,7 @@ def test_a_broken_cifar_archive(tmp_path):
 
 # What TFDS prepares.
 
-# `os.path.exists` and `open` are what these two functions of TensorFlow are on a local disk.
+# On a local disk, `os.path.exists` and `open` do what these functions of TensorFlow do.
 FILES = types.SimpleNamespace(exists=os.path.exists, GFile=open)
 SHIM = types.SimpleNamespace(io=types.SimpleNamespace(gfile=FILES))
 SYNSETS = ("n01440764", "n01443537", "n15075141")  # labels 0, 1 and 999
@@ -202,13 +202,13 @@ def test_imagenet(imagenet):
             example = split[i]
             assert example["image"].shape == (16, 16, 3)
             seen.setdefault(int(example["label"]), []).append(example["image"].mean())
-    # Every image of every class came, under its own label; four-color ones were converted.
+    # Every image arrived under its own label; CMYK ones were converted.
     assert {label: len(found) for label, found in seen.items()} == {0: 10, 1: 10, 999: 10}
     for label, value in ((0, 0), (1, 40), (999, 80)):
         assert np.median(seen[label]) == pytest.approx(value, abs=2)
 
 
-def test_imagenet_is_trained_on_in_batches(imagenet):
+def test_imagenet_in_batches(imagenet):
     split = open_dataset("imagenet2012", data_dir=imagenet).splits["train"]
     with train_batches(split, batch_size=9, seed=0, image_size=8) as batches:
         labels = np.concatenate([next(batches)["label"] for _ in range(3)])
@@ -276,7 +276,7 @@ def test_cifar100(tmp_path):
             assert (example["image"] == example["label"]).all()  # the fine label, not the coarse
 
 
-def test_a_damaged_record_is_named_and_skipped_or_fails(tmp_path, caplog):
+def test_a_damaged_record_fails_by_name_or_is_skipped(tmp_path, caplog):
     folder = prepare_cifar100(tmp_path, broken=(3,))
     split = open_dataset("cifar100", data_dir=folder).splits["train"]
     with pytest.raises(UserError, match=r"number \d+ of split 'train' of 'cifar100'"):

@@ -48,13 +48,13 @@ def assert_same(ours, theirs):
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_training_batches_are_those_of_the_host(repeats):
+def test_training_batches_equal_the_hosts(repeats):
     ours = loader(noise(), "yes").train(seed=4, repeats=repeats)
     theirs = loader(noise(), "no").train(seed=4, repeats=repeats)
     assert_same(take(ours, 15), take(theirs, 15))
 
 
-def test_evaluation_batches_are_those_of_the_host():
+def test_evaluation_batches_equal_the_hosts():
     dataset = noise(70)
     for split in dataset.splits:
         ours, theirs = (take(loader(dataset, where).evaluation(split)) for where in ("yes", "no"))
@@ -68,7 +68,7 @@ def test_one_device_and_eight_give_the_same_batches():
         np.testing.assert_array_equal(a["image"], b["image"])
 
 
-def test_split_over_the_devices_when_large(monkeypatch):
+def test_large_splits_are_sharded(monkeypatch):
     whole = take(loader(noise(), "yes").train(seed=2), 9)
     monkeypatch.setattr(on_device, "MAX_REPLICATED_BYTES", 100)
     divided = loader(noise(), "yes")
@@ -77,7 +77,7 @@ def test_split_over_the_devices_when_large(monkeypatch):
     assert images.addressable_shards[0].data.shape[0] == images.shape[0] // 8
 
 
-def test_continues_anywhere():
+def test_host_and_device_continue_each_others_state():
     straight = take(loader(noise(), "yes").train(seed=1), 14)
     other = loader(noise(), "no").train(seed=1)
     first = take(other, 6)
@@ -95,7 +95,7 @@ def test_repeated_augmentation_shows_an_image_three_times_in_a_row():
     assert len(set(epoch)) == -(-len(epoch) // 3)
 
 
-def test_by_itself_small_data_goes_to_the_devices(monkeypatch):
+def test_auto_places_small_data_on_the_devices(monkeypatch):
     assert loader(open_dataset("digits"), "auto").on_device("train")
     monkeypatch.setattr(on_device, "MAX_AUTO_BYTES", 1000)
     assert not loader(open_dataset("digits"), "auto").on_device("train")

@@ -1,4 +1,4 @@
-"""Batches: each example when it is due, on any number of processes and devices, from any step."""
+"""Batches: the same examples at the same step, on any number of processes and devices."""
 
 import json
 import multiprocessing
@@ -73,22 +73,22 @@ def test_an_epoch_has_every_example_at_most_once(split):
         np.testing.assert_array_equal(batch["label"], batch["index"] % 10)
 
 
-def test_epochs_and_seeds_give_orders_of_their_own():
-    # A second epoch of one seed must not be the first of the next: seeds are compared.
+def test_epochs_and_seeds_differ_in_order():
+    # The second epoch of a seed must not be the first of the next seed, since seeds are compared.
     first, second = take(train_batches(arrays(), batch_size=50, seed=0), 2)
     (other,) = take(train_batches(arrays(), batch_size=50, seed=1), 1)
     orders = {tuple(batch["index"]) for batch in (first, second, other)}
     assert len(orders) == 3
 
 
-def test_the_order_is_the_same_for_ever():
-    # A checkpoint of last year resumes in this order. If this fails, no run can be continued.
+def test_the_order_never_changes():
+    # Old checkpoints resume in this order; if this fails, no earlier run can be continued.
     (batch,) = take(train_batches(arrays(), batch_size=8, seed=3, start_step=7), 1)
     assert batch["index"].tolist() == [45, 8, 15, 40, 48, 12, 44, 24]
 
 
 @SPLITS
-def test_a_batch_depends_on_seed_and_step_alone(split):
+def test_a_batch_depends_only_on_seed_and_step(split):
     straight = take(train_batches(split, batch_size=8, seed=5), 20)
     assert_same(take(train_batches(split, batch_size=8, seed=5, start_step=13), 7), straight[13:])
 
@@ -119,11 +119,11 @@ def test_state_survives_json_and_counts_what_was_handed_out(split):
     straight = take(train_batches(split, batch_size=8, seed=0), 12)
     with train_batches(split, batch_size=8, seed=0) as iterator:
         assert_same([next(iterator) for _ in range(5)], straight[:5])
-        time.sleep(0.05)  # several batches are read ahead by now
+        time.sleep(0.05)  # several batches have been read ahead
         state = json.loads(json.dumps(iterator.get_state()))
         assert state["step"] == 5
         next(iterator)
-        iterator.set_state(state)  # back, while threads are at work
+        iterator.set_state(state)  # rewinds while threads are running
         assert_same([next(iterator) for _ in range(7)], straight[5:])
     fresh = train_batches(split, batch_size=8, seed=0)
     fresh.set_state(state)
@@ -195,7 +195,7 @@ def test_threads_end_with_the_iterator(split):
     assert not set(threading.enumerate()) - before
 
 
-def test_an_error_in_a_thread_reaches_the_loop_as_it_is():
+def test_an_error_in_a_thread_reaches_the_caller_unchanged():
     class Broken(Plain):
         def __getitem__(self, index):
             if index == 17:

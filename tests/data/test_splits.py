@@ -35,7 +35,7 @@ def test_the_cache_holds_what_is_decoded(tmp_path, monkeypatch):
     split = open_folder(tmp_path).splits["train"]
     small = split.sized(8)
     assert isinstance(small, CachedSplit)
-    assert split.sized(8) is small  # evaluation after evaluation reads the same
+    assert split.sized(8) is small  # every evaluation shares one cache
     plain = EncodedSplit(split._records, (8, 8, 3), size=8)
     want = [plain[index] for index in (3, 15, 3)]
     for _ in range(2):
@@ -43,13 +43,13 @@ def test_the_cache_holds_what_is_decoded(tmp_path, monkeypatch):
         for i, example in enumerate(want):
             np.testing.assert_array_equal(batch["image"][i], example["image"])
             assert batch["label"][i] == example["label"]
-        # The second time nothing is decoded.
+        # The second round decodes nothing.
         monkeypatch.setattr(splits, "decode", lambda *_: pytest.fail("decoded twice"))
     monkeypatch.setattr(splits, "MAX_CACHE_BYTES", 100)
     assert isinstance(split.sized(9), EncodedSplit)
 
 
-def test_varying_sizes_want_a_size(tmp_path):
+def test_varying_sizes_need_an_image_size(tmp_path):
     make_folder(tmp_path, train=8, val=2, test=2)
     with pytest.raises(UserError, match="give an image_size"):
         train_batches(open_folder(tmp_path).splits["train"], batch_size=4, seed=0)
@@ -69,7 +69,7 @@ def test_batches_from_files(tmp_path, monkeypatch, cache):
 
 
 def test_splits_too_large_for_the_cache_keep_their_size(tmp_path, monkeypatch):
-    # As ImageNet's: the loader sizes the splits, and the pipeline must not undo that.
+    # For example ImageNet: the pipeline must not undo the loader's resizing.
     monkeypatch.setattr(splits, "MAX_CACHE_BYTES", 0)
     make_folder(tmp_path, train=8, val=4, test=4)
     for number in range(3):
@@ -81,7 +81,7 @@ def test_splits_too_large_for_the_cache_keep_their_size(tmp_path, monkeypatch):
         assert next(test)["image"].shape == (8, 5, 5, 3)
 
 
-def test_a_split_travels_to_workers(tmp_path):
+def test_a_split_can_be_pickled(tmp_path):
     make_folder(tmp_path, train=8, val=2, test=2)
     split = open_folder(tmp_path).splits["train"]
     there = pickle.loads(pickle.dumps(split))
@@ -110,7 +110,7 @@ def batches(folder, count, start=0, **kwargs):
         return [next(iterator) for _ in range(count)]
 
 
-def test_every_reading_gives_another_crop_and_the_same_step_the_same(folder):
+def test_crops_differ_by_step_and_are_reproducible(folder):
     straight = batches(folder, 12)
     again = batches(folder, 4, start=8)
     for a, b in zip(straight[8:], again, strict=True):
@@ -126,7 +126,7 @@ def test_every_reading_gives_another_crop_and_the_same_step_the_same(folder):
     assert all(batch["image"].shape == (8, 16, 16, 3) for batch in straight)
 
 
-def test_one_device_and_worker_processes_change_nothing(folder):
+def test_one_device_gives_the_same_crops(folder):
     straight = batches(folder, 3)
     one = batches(folder, 3, sharding=batch_sharding(make_mesh(devices=1)))
     for a, b in zip(straight, one, strict=True):
@@ -134,13 +134,13 @@ def test_one_device_and_worker_processes_change_nothing(folder):
 
 
 @pytest.mark.slow
-def test_worker_processes_crop_alike(folder):
+def test_worker_processes_give_the_same_crops(folder):
     straight, workers = batches(folder, 3), batches(folder, 3, workers=2)
     for a, b in zip(straight, workers, strict=True):
         np.testing.assert_array_equal(a["image"], b["image"])
 
 
-def test_what_is_cropped_anew_cannot_live_on_the_devices(folder):
+def test_randomly_cropped_images_cannot_live_on_the_devices(folder):
     with pytest.raises(UserError, match=r"leave out --data\.on-device yes"):
         batches(folder, 1, on_device="yes")
 
@@ -179,13 +179,13 @@ def test_a_broken_file_is_skipped_in_training(broken, caplog):
         epoch = [next(batches) for _ in range(4)]
     index = np.concatenate([batch["index"] for batch in epoch])
     assert 3 not in index  # the broken one
-    assert (index == 4).sum() == 4  # the next one stands in, once an epoch
+    assert (index == 4).sum() == 4  # once an epoch as itself, once for the broken one
     for batch in epoch:
         np.testing.assert_array_equal(batch["image"][:, 0, 0, 0] % 2, batch["label"])
     warnings = [x for x in caplog.records if x.levelno == logging.WARNING]
     assert len(warnings) == 1  # once, not at every epoch
     assert "003.jpg" in warnings[0].getMessage()
-    assert "--on-corrupt" not in warnings[0].getMessage()  # that is what was asked for
+    assert "--on-corrupt" not in warnings[0].getMessage()  # it was given
 
 
 def test_broken_files_have_no_weight_in_evaluation(broken, caplog):

@@ -32,7 +32,7 @@ def test_tfds_by_name(tfds_dir):
         "validation": 3,
         "test": 10,
     }
-    # The image says which one it is: nothing is in two splits, nothing is lost.
+    # Pixels number the images: none is in two splits, and none is lost.
     held = [sorted(split[i]["image"][0, 0, 0] for i in range(len(split)))
             for split in (data.splits["train"], data.splits["validation"])]  # fmt: skip
     assert sorted(itertools.chain(*held)) == list(range(30))
@@ -85,7 +85,7 @@ def test_tfds_names_a_broken_record(tfds_dir):
         ("imagenet2012", "cannot be prepared: Manual directory"),
     ],
 )
-def test_tfds_that_cannot_be_had(name, message, tmp_path, monkeypatch, capfd):
+def test_unavailable_data_sets_are_reported(name, message, tmp_path, monkeypatch, capfd):
     def no_network(*args, **kwargs):
         raise OSError("Name or service not known")
 
@@ -94,10 +94,10 @@ def test_tfds_that_cannot_be_had(name, message, tmp_path, monkeypatch, capfd):
     with pytest.raises(UserError, match=message) as caught:
         open_dataset(name, data_dir=str(tmp_path))
     assert "\n" not in str(caught.value)
-    assert capfd.readouterr() == ("", "")  # TFDS is not heard
+    assert capfd.readouterr() == ("", "")  # TFDS prints nothing
 
 
-def test_tfds_without_tensorflow_cannot_prepare_and_says_so(tmp_path, monkeypatch, capfd):
+def test_preparing_without_tensorflow_is_refused(tmp_path, monkeypatch, capfd):
     from helpers.tfds_tiny import NeedsTensorFlow  # noqa: F401  (registers itself)
 
     with pytest.raises(UserError, match="cannot be prepared without TensorFlow"):
@@ -105,7 +105,7 @@ def test_tfds_without_tensorflow_cannot_prepare_and_says_so(tmp_path, monkeypatc
     assert "Failed to import" not in capfd.readouterr().out
 
 
-def test_logging_of_tfds_is_left_as_it_was(tfds_dir):
+def test_logging_of_tfds_is_restored(tfds_dir):
     from absl import logging as absl_logging
 
     before = absl_logging.get_verbosity(), logging.getLogger().level

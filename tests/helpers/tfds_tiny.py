@@ -1,4 +1,4 @@
-"""Tiny data sets for TFDS's own tools to write; images as bytes, for that needs no TensorFlow."""
+"""Tiny data sets written by TFDS's own tools; images are bytes, which needs no TensorFlow."""
 
 import io
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def png(height, width, value):
-    """A PNG file whose pixels are all `value`."""
+    """Return a PNG file whose pixels are all `value`."""
     file = io.BytesIO()
     Image.fromarray(np.full((height, width, 3), value, np.uint8)).save(file, "PNG")
     file.seek(0)
@@ -16,10 +16,10 @@ def png(height, width, value):
 
 
 def build(path):
-    """Writes tiny_shapes, tiny_varying and tiny_broken under `path`."""
+    """Write tiny_shapes, tiny_varying and tiny_broken under `path`."""
 
     class TinyShapes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        """Images of one shape; train and test; the value of the pixels is the example's number."""
+        """Images of one shape, in train and test; pixels hold the number of the example."""
 
         VERSION = tfds.core.Version("1.0.0")
         SIZES = {"train": 30, "test": 10}  # noqa: RUF012
@@ -45,7 +45,7 @@ def build(path):
             return png(6, 5, i)
 
     class TinyVarying(TinyShapes, skip_registration=True):
-        """Sizes vary; train and validation."""
+        """Images of varying sizes, in train and validation."""
 
         SIZES = {"train": 20, "validation": 6}  # noqa: RUF012
         SHAPE = (None, None, 3)
@@ -54,7 +54,7 @@ def build(path):
             return png(8 + i, 10, i)
 
     class TinyBroken(TinyShapes, skip_registration=True):
-        """No image can be decoded."""
+        """Images that cannot be decoded."""
 
         SIZES = {"train": 10, "test": 4}  # noqa: RUF012
 
@@ -66,7 +66,7 @@ def build(path):
 
 
 class NeedsTensorFlow(tfds.core.GeneratorBasedBuilder):
-    """Gives arrays, which TFDS encodes by TensorFlow."""
+    """Arrays as images, for which TFDS needs TensorFlow."""
 
     VERSION = tfds.core.Version("1.0.0")
 
