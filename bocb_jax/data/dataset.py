@@ -45,16 +45,25 @@ class Split:
         return self[index]
 
     def gather(self, indices: np.ndarray, keys: Sequence[Key] = ()) -> Batch:
-        """Return the examples at `indices`, (B,) integers, as one batch.
+        """Return the examples at some indices as one batch.
 
-        A skipped unreadable image is replaced: "index" then differs from the index asked for.
+        Where an unreadable image is skipped, "index" tells which one is returned instead.
 
         Args:
           indices: (B,) integers.
           keys: one for each example, for splits that are random; empty for none.
+
+        Raises:
+          UserError: the images differ in shape.
         """
         keys = keys or [()] * len(indices)
         examples = [self.draw(int(i), key) for i, key in zip(indices, keys, strict=True)]
+        shapes = {example["image"].shape for example in examples}
+        if len(shapes) > 1:
+            raise UserError(
+                f"The images of a batch differ in shape: {sorted(shapes)}. Bring them to one size, "
+                "or give their split a method `sized(image_size)` that does."
+            )
         found = [example.get("index", i) for example, i in zip(examples, indices, strict=True)]
         return {
             "image": np.stack([example["image"] for example in examples]),
@@ -90,8 +99,9 @@ class Split:
           UserError: this kind of split cannot crop.
         """
         raise UserError(
-            f"{type(self).__name__} cannot crop images of varying sizes. Override `cropped`, or "
-            "give images of one size and the data set's image_shape."
+            "The images of this data set vary in size, and its splits cannot crop them. Derive the "
+            "splits from bocb_jax.data.Split and define `cropped`, or bring the images to one size "
+            "and give the data set that image_shape."
         )
 
     def for_workers(self) -> "Split":

@@ -122,8 +122,17 @@ def test_gather_passes_each_example_its_key():
 
 
 def test_a_split_that_cannot_crop_says_so():
-    with pytest.raises(UserError, match="UserSplit cannot crop images of varying sizes"):
+    with pytest.raises(UserError, match="vary in size, and its splits cannot crop"):
         batches(dataset(Varying, None), crop=RandomCrop())
+
+
+def test_images_of_unequal_shapes_are_refused():
+    class Unequal(Items):
+        def __getitem__(self, index):
+            return {"image": image(0, side=4 + index % 2), "label": 0}
+
+    with pytest.raises(UserError, match=r"differ in shape.*`sized\(image_size\)`"):
+        batches(dataset(Unequal, None), on_device="yes")
 
 
 def test_on_corrupt_is_checked():
