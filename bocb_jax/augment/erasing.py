@@ -8,15 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bocb_jax.augment.geometry import box_sizes
+from bocb_jax.augment.geometry import Box, box_sizes
 
 NUM_DRAWS = 23  # uniform random numbers for one image
 AREA = (0.02, 1 / 3)  # least and largest share of the image
 ASPECT = (0.3, 1 / 0.3)  # least and largest width over height
 
 Normalize = Callable[[jax.Array], jax.Array]
-# top, left, height and width in pixels, int32 scalars
-Box = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 def erase(

@@ -17,7 +17,7 @@ WEIGHT_BITS = 14  # weights of resizing: with the 8 bits of a pixel, exact in fl
 COORDINATE_BITS = 16  # fraction of a coordinate
 TAP_BITS = 10  # weights of `warp`: two of them and the 8 bits of a pixel fit in int32
 
-# top, left, height and width in pixels
+# top, left, height and width in pixels, scalars
 Box = tuple[jax.Array | int, jax.Array | int, jax.Array | int, jax.Array | int]
 
 

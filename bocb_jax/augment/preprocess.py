@@ -117,7 +117,7 @@ def preprocess(
         images = geometry.resize(images, image_size)
     branching = jax.default_backend() == "cpu"
     fill = tuple(min(255, round(255 * x)) for x in mean)
-    scale = functools.partial(normalize, mean=mean, std=std)
+    normalize_image = functools.partial(normalize, mean=mean, std=std)
 
     def augment(image_and_draws: tuple[jax.Array, dict[str, Any]]) -> jax.Array:
         image, draws = image_and_draws
@@ -127,8 +127,8 @@ def preprocess(
                 image, draws["operations"], kinds=kinds, fill=fill, branching=branching
             )
         if not policy.erase:
-            return scale(image)
-        return erasing.erase(image, draws["erase"], draws["noise"], policy.erase, scale)
+            return normalize_image(image)
+        return erasing.erase(image, draws["erase"], draws["noise"], policy.erase, normalize_image)
 
     if not branching or not (policy.resized_crop or kinds or policy.erase):
         return jax.vmap(augment)((images, draws))
