@@ -13,7 +13,7 @@ from rich.progress import track
 
 from bocb_jax.console import console
 from bocb_jax.errors import UserError
-from bocb_jax.storage.remote import brought
+from bocb_jax.storage.remote import local_copy
 
 if TYPE_CHECKING:
     from bocb_jax.coupling.analysis import Analysis
@@ -26,7 +26,7 @@ SCORES = {"accuracy": "test accuracy", "loss": "train loss", "log-odds": "log-od
 def main(arguments: list[str]) -> int:
     """Analyze the scores that the command line names, and return the exit code."""
     options = _parser().parse_args(arguments)
-    with brought(options.source) as source:
+    with local_copy(options.source) as source:
         options.source = source and Path(source)
         _run(options)
     return 0

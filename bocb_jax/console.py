@@ -1,4 +1,4 @@
-"""What a person sees while something long goes on: a bar on a terminal, plain lines elsewhere."""
+"""The terminal: where messages and results go, and the progress of a run."""
 
 import sys
 import time
@@ -19,19 +19,32 @@ console = _Output(stderr=True, highlight=False)  # what is said while a command 
 output = _Output(highlight=False)  # what a command was asked for
 
 
-def reporter(kind: str) -> "_Bar | _Lines | _Silent":
-    """Args: kind: "bar", "lines", "none", or "auto" for a bar on a terminal and lines elsewhere."""
+class Reporter(Protocol):
+    """Shows the progress of a run with a known number of steps."""
+
+    def start(self, total: int, done: int) -> None: ...
+
+    def step(self, done: int) -> None: ...
+
+    def metrics(self, line: dict[str, Any]) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def reporter(kind: str) -> Reporter:
+    """Return a reporter: "bar", "lines", "none", or "auto" for a bar on a terminal, else lines."""
     if kind == "auto":
         kind = "bar" if console.is_terminal else "lines"
-    kinds: dict[str, type[_Bar | _Lines | _Silent]]
-    kinds = {"bar": _Bar, "lines": _Lines, "none": _Silent}
-    return kinds[kind]()
+    reporters: dict[str, type[Reporter]] = {"bar": _Bar, "lines": _Lines, "none": _Silent}
+    return reporters[kind]()
 
 
-class _Bar:
+class _Bar(Reporter):
     """A progress bar with loss, accuracy, images/s and the time left."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
@@ -66,11 +79,11 @@ class _Bar:
         self._progress.stop()
 
 
-class _Lines:
-    """One line an evaluation, and not more than one every ten seconds between them."""
+class _Lines(Reporter):
+    """One line per evaluation, and at most one every ten seconds in between."""
 
-    def __init__(self):
-        self._said = 0.0
+    def __init__(self) -> None:
+        self._said = 0.0  # time of the last line
 
     def start(self, total: int, done: int) -> None:
         self._total, self._first, self._begin = total, done, time.monotonic()
@@ -99,8 +112,8 @@ class _Lines:
         pass
 
 
-class _Silent:
-    """Nothing."""
+class _Silent(Reporter):
+    """Shows nothing."""
 
     def start(self, total: int, done: int) -> None: ...
 
@@ -114,7 +127,7 @@ class _Silent:
 
 
 def duration(seconds: float) -> str:
-    """1:02:03 or 2:03."""
-    minutes, seconds = divmod(round(seconds), 60)
+    """Return a time as text: 1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

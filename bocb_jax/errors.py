@@ -1,26 +1,26 @@
-"""Errors for users: a sentence that says what is wrong, where, and what to do."""
+"""Errors for users: sentences that say what is wrong, where, and what to do."""
 
 
 class UserError(Exception):
-    """Something the user can put right; doors print the message alone, and exit 2."""
+    """Something the user can put right; `bocb` prints the message alone and exits with 2."""
 
     exit_code = 2
 
 
 class UnknownName(UserError, LookupError):
-    """A name that no registry knows; the message lists near matches."""
+    """A name that a registry does not know; the message lists near matches."""
 
 
 class DatasetMissing(UserError):
-    """A data set that is not on this machine, where nothing may be fetched."""
+    """A data set that is not on this machine and may not be downloaded."""
 
 
 class FolderInUse(UserError):
-    """Another process is writing there; it may soon be done."""
+    """Another process is writing to a folder; it may be done soon."""
 
 
 class Diverged(Exception):
-    """The loss, or the gradient, stopped being finite."""
+    """The loss or the gradient is no longer finite."""
 
     exit_code = 3
 
@@ -30,7 +30,7 @@ class Diverged(Exception):
 
 
 class Interrupted(Exception):
-    """The run was asked to stop by a signal, and has saved its state."""
+    """A signal asked the run to stop, and its state is saved."""
 
     def __init__(self, message: str, *, signal_number: int):
         super().__init__(message)

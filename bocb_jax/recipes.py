@@ -1,9 +1,8 @@
 """The paper's training settings as data: what a run uses where its config says nothing.
 
-A recipe has one entry for small images (CIFAR) and one for ImageNet. What the paper and the code
-released with it say is in `PAPER`, entered on its own; every difference between the two tables has
-its reason in `REASONS`, and `bocb recipes --check` prints all three side by side. Standard library
-only.
+A recipe has an entry for small images (CIFAR) and one for ImageNet. `PAPER` holds what the paper
+and its released code state, entered independently. `REASONS` explains every difference between the
+two, and `bocb recipes --check` prints all three side by side. Standard library only.
 
 Sources: BOCB (arXiv 2410.06373), Table A3 and section B, and the configurations of OpenMixup that
 its authors released; DeiT (arXiv 2012.12877), ConvNeXt (arXiv 2201.03545), ResNet strikes back
@@ -20,10 +19,10 @@ from bocb_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Every setting of a recipe, under the names that a config has for it.
+    """Every setting of a recipe, under the names of `TrainConfig`.
 
-    The learning rate and weight decay are those of the recipe's own optimizer; a run with another
-    optimizer takes that one's.
+    Learning rate and weight decay are for the recipe's own optimizer; a run with another optimizer
+    uses that optimizer's.
     """
 
     epochs: int
@@ -35,8 +34,8 @@ class Recipe:
     weight_decay: float = 1e-4
     decay_mask: str = "matrices"  # "all": an optimizer with coupled (L2) decay decays everything
     schedule: str = "cosine"
-    cosine_from: str = "start"  # the cosine runs from the "start" or from the end of the "warmup"
-    schedule_by: str = "step"  # the rate moves every "step" or every "epoch"
+    cosine_from: str = "start"  # the cosine begins at the "start" or at the end of the "warmup"
+    schedule_by: str = "step"  # the learning rate changes every "step" or every "epoch"
     warmup_epochs: float = 0.0
     warmup_start: float | None = None  # where the warm-up begins, as a fraction of the peak
     end_fraction: float = 0.0  # where the cosine ends, as a fraction of the peak
@@ -48,23 +47,23 @@ class Recipe:
     drop_path: float = 0.0
     clip_norm: float | None = None
     ema: float | None = None
-    crop_ratio: float = 1.0  # of the test image
+    crop_ratio: float = 1.0  # share of the shorter side of a test image that is kept
     augmentation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-_SMALL_CROP = {"pad": 4, "pad_mode": "reflect", "flip": True}  # up to 64 pixels
-_LARGE_CROP = {"resized_crop": (0.8, 1.0), "flip": True}  # small images made large
-_IMAGENET_CROP = {"resized_crop": (0.08, 1.0), "flip": True}
-_STRONG = {"rand_augment": "rand-m9-mstd0.5-inc1", "erase": 0.25}
-_MIXED = {"label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0}
-_WARM = {"warmup_epochs": 5, "warmup_start": 1e-5}
-_ADAMW = {"opt": "adamw", "lr": 1e-3, "weight_decay": 0.05}
-_LAMB = {"opt": "lamb", "lr": 5e-3, "weight_decay": 0.02}
-_CIFAR = {"epochs": 200, "batch_size": 100}
+_SMALL_CROP: dict[str, Any] = {"pad": 4, "pad_mode": "reflect", "flip": True}  # up to 64 pixels
+_LARGE_CROP: dict[str, Any] = {"resized_crop": (0.8, 1.0), "flip": True}  # resized small images
+_IMAGENET_CROP: dict[str, Any] = {"resized_crop": (0.08, 1.0), "flip": True}
+_STRONG: dict[str, Any] = {"rand_augment": "rand-m9-mstd0.5-inc1", "erase": 0.25}
+_MIXED: dict[str, Any] = {"label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0}
+_WARM: dict[str, Any] = {"warmup_epochs": 5, "warmup_start": 1e-5}
+_ADAMW: dict[str, Any] = {"opt": "adamw", "lr": 1e-3, "weight_decay": 0.05}
+_LAMB: dict[str, Any] = {"opt": "lamb", "lr": 5e-3, "weight_decay": 0.02}
+_CIFAR: dict[str, Any] = {"epochs": 200, "batch_size": 100}
 
 _RECIPES: dict[str, dict[str, Recipe]] = {
     "digits": {
-        # Ours: handwriting has no mirror images, and 1,258 of them are soon learned by heart.
+        # Ours. Digits must not be mirrored, and 1,258 of them are memorized without augmentation.
         "digits": Recipe(
             epochs=20, batch_size=64, image_size=32, warmup_epochs=2, cosine_from="warmup",
             augmentation={"shift": 0.125, "rotate": 12.0, "scale": 0.1},
@@ -138,24 +137,24 @@ _RECIPES: dict[str, dict[str, Recipe]] = {
     },
 }  # fmt: skip
 
-# What the paper prints (Table A3) or, where it prints nothing, what the released configurations
-# have. A setting that is missing here is stated by neither.
-_PAPER_CIFAR = {
+# What the paper prints (Table A3) or, failing that, what the released configurations have. Neither
+# states a setting that is missing here.
+_PAPER_CIFAR: dict[str, Any] = {
     "epochs": 200, "batch_size": 100, "schedule": "cosine", "crop_ratio": 1.0, "flip": True,
     "cosine_from": "start",
 }  # fmt: skip
-_PAPER_DEIT = {
+_PAPER_DEIT: dict[str, Any] = {
     "opt": "adamw", "weight_decay": 0.05, "label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0,
     "erase": 0.25, "rand_augment": "9/0.5", "drop_path": 0.1, "decay_mask": "matrices",
     "loss": "cross_entropy",
 }  # fmt: skip
-_PAPER_LAMB = {
+_PAPER_LAMB: dict[str, Any] = {
     "opt": "lamb", "lr": 5e-3, "weight_decay": 0.02, "warmup_epochs": 5, "warmup_start": 1e-5,
     "mixup": 0.1, "cutmix": 1.0, "drop_path": 0.05, "repeats": 3, "loss": "bce_sum",
     "rand_augment": "7/0.5", "decay_mask": "matrices", "clip_norm": None, "ema": None,
     "label_smoothing": 0.0,
 }  # fmt: skip
-_PAPER_IMAGENET = {
+_PAPER_IMAGENET: dict[str, Any] = {
     "schedule": "cosine", "cosine_from": "start", "flip": True, "resized_crop": (0.08, 1.0),
     "image_size": 224,
 }  # fmt: skip
@@ -213,11 +212,11 @@ PAPER: Mapping[tuple[str, str], Mapping[str, Any]] = types.MappingProxyType({
 
 _RAND_AUGMENT = (
     "The 15 operations of timm with noisy, increasing magnitude, as in the recipes' own papers. On "
-    "CIFAR the authors drew from 14 others with each applied half the time."
+    "CIFAR the authors drew from 14 other operations and applied each with probability 0.5."
 )
 _NO_EMA = (
-    "The table ticks an average without its decay, and the released configurations train without "
-    "one. --step.ema switches it on."
+    "The table ticks a weight average but gives no decay, and the released configurations train "
+    "without one. --step.ema switches it on."
 )
 # (recipe or *, data set or *, setting) -> why ours differs from what is printed or released.
 REASONS: Mapping[tuple[str, str, str], str] = types.MappingProxyType(
@@ -231,7 +230,7 @@ REASONS: Mapping[tuple[str, str, str], str] = types.MappingProxyType(
         ),
     }
 )
-# What holds for every entry and is not one setting.
+# Remarks that concern more than one setting.
 NOTES = (
     "Stochastic depth is the table's. The released CIFAR configurations have 0.3 for ConvNeXt-T, "
     "0.2 for Swin-T, 0.1 for MogaNet-S, and none in effect for DeiT-S and EfficientNet.",
@@ -239,28 +238,28 @@ NOTES = (
     "configurations have it the other way round.",
     "Pixels are normalized by the mean and deviation of the data set itself; the authors used "
     "(0.491, 0.482, 0.447) and (0.202, 0.199, 0.201) for CIFAR-100.",
-    "The end of the cosine is a fraction of the peak, so that it follows the learning rate; the "
-    "authors' is absolute, 1e-6 or 1e-5.",
-    "Weight decay leaves out biases, norms, tokens and tables by what they are. The authors went "
-    "by patterns in names, which miss a few norms (those of ConvNeXt's downsampling, for one).",
-    "An incomplete last batch is left for another shuffle; the authors trained on it.",
+    "The cosine ends at a fraction of the peak, so that it scales with the learning rate; the "
+    "authors' end is absolute, 1e-6 or 1e-5.",
+    "Weight decay skips biases, norms, tokens and position tables by what they are. The authors "
+    "matched patterns in names, which miss a few norms (in ConvNeXt's downsampling, for one).",
+    "An incomplete last batch is dropped; the authors trained on it.",
     "RSB A1 and A3 are for pre-training on ImageNet; their CIFAR entries are ours.",
-    "Cross entropy for RSB A1 is what the authors ran; the recipe's own paper has BCE.",
-    "BCE is summed over the classes, as the authors ran it, and not averaged: --step.loss bce.",
+    "RSB A1 has cross entropy, as the authors ran it; the recipe's own paper has BCE.",
+    "BCE is summed over the classes, as the authors ran it; --step.loss bce averages it.",
 )
 
 
 def list_recipes() -> list[str]:
-    """The names that `--recipe` takes, beside "auto"."""
+    """Return the names that `--recipe` takes besides "auto"."""
     return list(_RECIPES)
 
 
 def regime_for(dataset: str, image_side: int | None) -> str:
-    """Which entry of a recipe suits a data set: "digits", "cifar100" (small images) or "imagenet".
+    """Return the entry of a recipe for a data set: "digits", "cifar100" (small) or "imagenet".
 
     Args:
-      dataset: its name.
-      image_side: side of its images where they are all alike, else None.
+      dataset: name of the data set.
+      image_side: side of its images in pixels if they are all alike, else None.
     """
     if dataset == "digits":
         return "digits"
@@ -268,15 +267,15 @@ def regime_for(dataset: str, image_side: int | None) -> str:
 
 
 def get_recipe(name: str, regime: str, input_size: int | None = None) -> Recipe:
-    """A recipe for one kind of data.
+    """Return a recipe for one kind of data.
 
     Args:
-      name: of `list_recipes()`.
-      regime: from `regime_for`; "digits" takes the entry for small images, without mirroring.
-      input_size: pixels that the backbone sees; decides how small images are cropped.
+      name: one of `list_recipes()`.
+      regime: from `regime_for`; "digits" uses the entry for small images, without mirroring.
+      input_size: side in pixels that the backbone sees; decides how small images are cropped.
 
     Raises:
-      UserError: there is no such recipe; the message lists those there are.
+      UserError: there is no such recipe; the message lists the known ones.
     """
     if name not in _RECIPES:
         raise UserError(f"There is no recipe '{name}'. There are: auto, {', '.join(_RECIPES)}.")
@@ -291,25 +290,25 @@ def get_recipe(name: str, regime: str, input_size: int | None = None) -> Recipe:
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """Every setting of a recipe in one flat mapping."""
+    """Return every setting of a recipe, augmentation included, in one flat mapping."""
     values = dataclasses.asdict(recipe)
     return values | values.pop("augmentation")
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One setting of a recipe beside the paper's."""
+    """One setting of a recipe next to the paper's."""
 
     recipe: str
     dataset: str
     setting: str
     ours: Any
     paper: Any  # `UNSTATED` where neither paper nor released code says
-    reason: str  # for a difference; empty where there is none
+    reason: str  # for the difference; empty if there is none
 
     @property
     def silent(self) -> bool:
-        """Whether they differ without a reason."""
+        """Whether the two differ without a reason."""
         return self.paper != UNSTATED and not _equal(self.ours, self.paper) and not self.reason
 
 
@@ -317,7 +316,7 @@ UNSTATED = "not stated"
 
 
 def compare() -> list[Comparison]:
-    """Every setting of every recipe of the paper beside what the paper has."""
+    """Return every setting of every recipe of the paper next to the paper's."""
     rows = []
     for (name, dataset), paper in PAPER.items():
         large = 224 if "resized_crop" in paper else 32

@@ -1,16 +1,16 @@
-"""Names to things: the registry behind models, optimizers and datasets.
+"""The registry behind the names of models, optimizers and data sets.
 
-Standard library only, so that anything may import it. An entry is found in one of four ways:
-the package registers it when imported, user code registers it with a decorator, another
-distribution offers it as an entry point, or the name is itself an import path (`mypkg.nets:MyNet`).
+Standard library only, so that anything may import it. An entry comes from one of four places: the
+package registers it when imported, user code registers it with a decorator, another distribution
+offers it as an entry point, or the name is an import path (`mypkg.nets:MyNet`).
 """
 
 import difflib
 import fnmatch
 import importlib
 import importlib.metadata
-from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar
 
 from bocb_jax.errors import UnknownName, UserError
 
@@ -33,17 +33,21 @@ class Registry(Generic[T]):
         *,
         package: str | None = None,
         entry_points: str | None = None,
-        adapt: Callable[[str, object], T] | None = None,
+        adapt: Callable[[str, Any], T] | None = None,
     ):
         self.kind = kind
         self._package = package
         self._entry_point_group = entry_points
-        self._adapt = adapt or (lambda name, found: found)
+        self._adapt: Callable[[str, Any], T] = adapt or (lambda name, found: found)
         self._entries: dict[str, T] = {}
         self._aliases: dict[str, str] = {}
 
     def register(self, name: str, entry: T, *, aliases: tuple[str, ...] = ()) -> T:
-        """Adds an entry. A name that is taken is an error: nothing is replaced silently."""
+        """Add an entry and return it.
+
+        Raises:
+          UserError: a name is taken; nothing is replaced silently.
+        """
         for new in (name, *aliases):
             if new in self._entries or new in self._aliases:
                 raise UserError(
@@ -54,7 +58,11 @@ class Registry(Generic[T]):
         return entry
 
     def get(self, name: str) -> T:
-        """The entry of that name, alias or import path (`package.module:attribute`)."""
+        """Return the entry of a name, alias or import path (`package.module:attribute`).
+
+        Raises:
+          UnknownName: there is none.
+        """
         self._fill()
         if ":" in name and name not in self._entries:
             return self._adapt(name, _import_path(name, self.kind))
@@ -67,13 +75,13 @@ class Registry(Generic[T]):
         raise UnknownName(self._unknown(name))
 
     def names(self, pattern: str = "*") -> list[str]:
-        """Sorted names that match a shell pattern such as "conv*". Aliases are not listed."""
+        """Return the sorted names that match a shell pattern such as "conv*"; no aliases."""
         self._fill()
         known = set(self._entries) | {point.name for point in self._points()}
         return sorted(fnmatch.filter(known, pattern))
 
     def canonical(self, name: str) -> str:
-        """The name behind an alias; any other name as it is."""
+        """Return the name behind an alias, and any other name as it is."""
         self._fill()
         return self._aliases.get(name, name)
 
@@ -83,11 +91,11 @@ class Registry(Generic[T]):
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
 
-    def _fill(self):
+    def _fill(self) -> None:
         if self._package:
             importlib.import_module(self._package)
 
-    def _points(self):
+    def _points(self) -> Iterable[importlib.metadata.EntryPoint]:
         if not self._entry_point_group:
             return ()
         return importlib.metadata.entry_points(group=self._entry_point_group)
@@ -101,7 +109,7 @@ class Registry(Generic[T]):
         return f"There is no {self.kind} '{name}'. {hint}"
 
 
-def _import_path(path: str, kind: str) -> object:
+def _import_path(path: str, kind: str) -> Any:
     module_name, _, attribute = path.partition(":")
     try:
         return getattr(importlib.import_module(module_name), attribute)

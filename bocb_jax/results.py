@@ -1,4 +1,4 @@
-"""The table of results: a row for every run of a folder, made anew from the runs at any time.
+"""The table of results: a row per run of a folder, which can be rebuilt from the runs.
 
     import pandas
     pandas.read_parquet("runs/results.parquet")
@@ -17,23 +17,23 @@ from bocb_jax.storage.files import read_json
 
 FILE = "results.parquet"
 
-# The columns that every table has, whether or not a run has them; `config.*` follow.
+# The columns of every table; those of the config follow, as `config.*`.
 COLUMNS = (
     "study",
-    "run",  # the folder's name
-    "phase",  # "search": a trial, the test split unread; "final"
-    "model",  # with its variant, where a study has several
+    "run",  # name of the run directory
+    "phase",  # "search" for a trial, whose test split is not read, or "final"
+    "model",  # with the name of its variant, if it has one
     "optimizer",
     "dataset",
     "recipe",
     "seed",
     "learning_rate",
     "weight_decay",
-    "selected",  # whether the search chose these rates
-    "status",  # finished, diverged, out_of_memory, crashed, timed_out; unfinished
+    "selected",  # whether the search chose this learning rate and weight decay
+    "status",  # finished, diverged, out_of_memory, crashed, timed_out or unfinished
     "diverged_at_step",
     "error",
-    "bytes_asked",  # where memory ran out
+    "bytes_asked",  # by the allocation that failed
     "validation_accuracy",  # at the end
     "best_validation_accuracy",
     "test_accuracy",
@@ -48,22 +48,27 @@ COLUMNS = (
     "seconds_to_target",
     "wall_seconds",
     "seconds_to_first_step",
-    "population",  # how many runs trained together with it, itself counted
+    "population",  # number of runs that trained together, itself included
     "device",
     "peak_memory_bytes",
     "num_classes",
     "protocol",
 )
-_WHOLE = ("seed", "diverged_at_step", "bytes_asked", "steps", "epochs", "parameters",
+_INTEGERS = ("seed", "diverged_at_step", "bytes_asked", "steps", "epochs", "parameters",
           "steps_to_target", "population", "peak_memory_bytes", "num_classes")  # fmt: skip
 
 
-def read_runs(workdir: str | Path, *, track: Callable[[Iterable], Iterable] = iter) -> Any:
-    """The runs in a folder as a `pandas.DataFrame`, sorted by name, with the columns `COLUMNS`.
+def read_runs(
+    workdir: str | Path, *, track: Callable[[Iterable[Path]], Iterable[Path]] = iter
+) -> Any:
+    """Read the runs in a folder into a `pandas.DataFrame`, sorted by name.
 
     Args:
-      workdir: a folder of runs, or one run.
-      track: goes through the folders, to show progress.
+      workdir: a folder of runs, or one run directory.
+      track: wraps the iteration over the runs, to show progress.
+
+    Returns:
+      A row per run, with `COLUMNS` and the config as `config.*`.
 
     Raises:
       UserError: there is no such folder, no run in it, or a file of a run cannot be read.
@@ -88,7 +93,7 @@ def read_runs(workdir: str | Path, *, track: Callable[[Iterable], Iterable] = it
     rates = list(frame[_RATES].itertuples(index=False, name=None))
     final = frame["phase"] == "final"
     chosen = {key for key, is_final in zip(rates, final, strict=True) if is_final}
-    # A lower rung of successive halving is shorter than the runs that it chose among.
+    # On the lower rungs of successive halving runs are shorter; none of these was selected.
     longest = frame.groupby(["model", "optimizer"])["epochs"].transform("max")
     frame["selected"] = (frame["epochs"] == longest) & pandas.Series(
         [key in chosen for key in rates], dtype=bool
@@ -100,12 +105,10 @@ _RATES = ["model", "optimizer", "learning_rate", "weight_decay"]
 
 
 def load(path: str | Path) -> Any:
-    """A table of results: from its Parquet file, or from a folder of runs.
-
-    A folder's runs are read again if one of them ended after the file was written.
+    """Read a table of results from its Parquet file, or from the runs of a folder.
 
     Raises:
-      UserError: there is nothing there, or it is no such table.
+      UserError: there is nothing at the path, or it is not a table of results.
     """
     import pandas
 
@@ -117,42 +120,44 @@ def load(path: str | Path) -> Any:
     try:
         frame = pandas.read_parquet(path)
     except Exception as error:
-        raise UserError(f"{path} is no Parquet file: {error}.") from error
+        raise UserError(f"{path} is not a Parquet file: {error}.") from error
     missing = [name for name in ("model", "optimizer", "status") if name not in frame.columns]
     if missing:
         raise UserError(
-            f"{path} is no table of results: it has no column {', '.join(missing)}. "
+            f"{path} is not a table of results: it has no column {', '.join(missing)}. "
             f"`bocb sweep` writes such tables."
         )
     return frame
 
 
 def save(frame: Any, workdir: str | Path) -> Path:
-    """Writes the table into a folder of runs, in one piece; returns the file."""
+    """Write the table into a folder of runs, atomically; return the file."""
     path = Path(workdir) / FILE
-    beside = path.with_name(f".{FILE}.{os.getpid()}")
+    temporary = path.with_name(f".{FILE}.{os.getpid()}")
     try:
-        frame.to_parquet(beside, index=False)
-        os.replace(beside, path)
+        frame.to_parquet(temporary, index=False)
+        os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return path
 
 
 def _row(folder: Path, target: float | None) -> dict[str, Any]:
-    record = read_json(folder / "config.json") or {}
-    outcome = read_json(folder / "result.json") or {"status": "unfinished"}
-    config, resolved = record.get("config") or {}, record.get("resolved") or {}
+    stored = read_json(folder / "config.json") or {}
+    result = read_json(folder / "result.json") or {"status": "unfinished"}
+    config, resolved = stored.get("config") or {}, stored.get("resolved") or {}
     if "model" not in config:
-        raise UserError(f"{folder / 'config.json'} is not that of a run; move the folder away.")
-    row = {name: outcome[name] for name in COLUMNS if name in outcome}
+        raise UserError(
+            f"{folder / 'config.json'} is not the config of a run; move the folder away."
+        )
+    row = {name: result[name] for name in COLUMNS if name in result}
     row |= {
-        "study": record.get("study"),
+        "study": stored.get("study"),
         "run": folder.name,
         "phase": "final" if config.get("test", True) else "search",
-        "model": record.get("label") or config["model"],
+        "model": stored.get("label") or config["model"],
         "optimizer": config["opt"],
         "dataset": config.get("dataset"),
         "recipe": resolved.get("recipe", config.get("recipe")),
@@ -161,23 +166,23 @@ def _row(folder: Path, target: float | None) -> dict[str, Any]:
         "weight_decay": resolved.get("weight_decay", config.get("weight_decay")),
         "epochs": resolved.get("epochs", config.get("epochs")),
         "num_classes": resolved.get("num_classes"),
-        "device": (record.get("device") or {}).get("kind"),
+        "device": (stored.get("device") or {}).get("kind"),
         "protocol": config.get("protocol"),
     }
-    if "steps" in outcome:  # runs from before there were populations trained alone
+    if "steps" in result:  # absent in runs of versions that trained each run alone
         row.setdefault("population", 1)
-    row |= _time_to(target, outcome)
-    whole = {**config, "test": config.get("test", True)}  # left out where it is true
-    row |= {f"config.{name}": value for name, value in _flat(whole)}
+    row |= _time_to(target, result)
+    config = {**config, "test": config.get("test", True)}  # stored only where it is false
+    row |= {f"config.{name}": value for name, value in _flat(config)}
     return row
 
 
-def _time_to(target: float | None, outcome: dict[str, Any]) -> dict[str, Any]:
-    """The first evaluation at which the validation accuracy reached the target."""
+def _time_to(target: float | None, result: dict[str, Any]) -> dict[str, Any]:
+    """Return step and seconds of the first evaluation whose accuracy reached the target."""
     if target is None:
         return {}
-    seconds = outcome.get("evaluation_seconds") or []
-    for i, (step, accuracy) in enumerate(outcome.get("evaluations") or []):
+    seconds = result.get("evaluation_seconds") or []
+    for i, (step, accuracy) in enumerate(result.get("evaluations") or []):
         if accuracy >= target:
             reached = seconds[i] if i < len(seconds) else None
             return {"steps_to_target": step, "seconds_to_target": reached}
@@ -185,6 +190,7 @@ def _time_to(target: float | None, outcome: dict[str, Any]) -> dict[str, Any]:
 
 
 def _flat(settings: dict[str, Any], where: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield dotted names and values."""
     for name, value in settings.items():
         if isinstance(value, dict) and not name.endswith("_args"):
             yield from _flat(value, f"{where}{name}.")
@@ -195,9 +201,9 @@ def _flat(settings: dict[str, Any], where: str = "") -> Iterable[tuple[str, Any]
 
 
 def _typed(frame: Any) -> Any:
-    """One type a column, so that two tables can be put together."""
+    """Give each column one type, so that tables can be concatenated."""
     for name in COLUMNS:
-        if name in _WHOLE:
+        if name in _INTEGERS:
             frame[name] = frame[name].astype("Int64")
         elif name in ("study", "run", "phase", "model", "optimizer", "dataset", "recipe", "status",
                       "error", "device", "protocol"):  # fmt: skip

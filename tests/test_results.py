@@ -88,7 +88,7 @@ def test_a_failed_and_an_unfinished_run_have_rows_too(workdir):
     [
         (lambda runs: (runs[0] / "result.json").write_text("{"), "cannot be read .* was it edited"),
         (lambda runs: (runs[0] / "config.json").write_text("[]"), "holds no object"),
-        (lambda runs: (runs[0] / "config.json").write_text("{}"), "not that of a run"),
+        (lambda runs: (runs[0] / "config.json").write_text("{}"), "is not the config of a run"),
         (lambda runs: [shutil.rmtree(run) for run in runs], "There are no runs in"),
         (lambda runs: shutil.rmtree(runs[0].parent), "There is no folder"),
     ],
@@ -102,7 +102,7 @@ def test_what_cannot_be_read_is_a_sentence(workdir, spoil, message):
 
 def test_a_file_that_is_no_table_is_a_sentence(tmp_path):
     (tmp_path / "a.parquet").write_text("none")
-    with pytest.raises(UserError, match="is no Parquet file"):
+    with pytest.raises(UserError, match="is not a Parquet file"):
         results.load(tmp_path / "a.parquet")
     pandas.DataFrame({"x": [1]}).to_parquet(tmp_path / "b.parquet")
     with pytest.raises(UserError, match="no column model, optimizer, status"):
@@ -142,7 +142,7 @@ def test_ten_thousand_runs(tmp_path, side):
     code = f"import test_results; print(*test_results.steps({str(tmp_path)!r}, {side}))"
     said = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-        cwd=Path(__file__).parent, env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        cwd=Path(__file__).parent, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     planning, scanning, rebuilding, memory = map(float, said.stdout.split())
     print(f"{runs} runs: planned in {planning:.1f} s, scanned in {scanning:.1f} s, table in "

@@ -10,15 +10,16 @@ import pandas
 import pytest
 from drills import kill_sweep
 from helpers import made_runs
-from helpers.studies import TINY, Pretended, Unseen, answer, command, study, write
+from helpers.studies import TINY, Pretended, answer, command, died, ready, study, write
 
 from bocb_jax import results, sweep
 from bocb_jax.storage.lock import only_writer
 from bocb_jax.storage.remote import Workdir
 from bocb_jax.study import resolve
+from bocb_jax.study.messages import Request, Task
 from bocb_jax.study.plan import Cell
-from bocb_jax.study.pool import Event, share_out
-from bocb_jax.study.progress import Lines
+from bocb_jax.study.pool import share_out
+from bocb_jax.study.progress import Lines, Progress
 from bocb_jax.study.scheduler import Scheduler
 from bocb_jax.study.search import Point
 from bocb_jax.study.spec import read_study
@@ -38,7 +39,8 @@ def test_kills_lose_and_double_nothing():
 def run(tmp_path, ends, *, pairs=2, workers=2, **options):
     cells = made_runs.cells(study(), tmp_path, pairs, 1)
     pool, outcomes = Pretended(workers, ends), {}
-    scheduler = Scheduler(cells, outcomes, pool, Unseen(), workdir=Workdir.at(tmp_path), **options)
+    progress = Progress(cells, outcomes, workers)
+    scheduler = Scheduler(cells, outcomes, pool, progress, workdir=Workdir.at(tmp_path), **options)
     deadline = time.monotonic() + 20
     complete = scheduler.run(lambda: time.monotonic() > deadline)
     return complete, outcomes, pool, scheduler
@@ -51,7 +53,7 @@ def finishing(tmp_path):
                 *cell.planned({}),
                 *cell._finals(Point(settings["lr"], 1e-4)),
             ):
-                if planned.settings == settings:
+                if planned.config == settings:
                     made_runs.finish(planned, tmp_path)
                     return [answer(worker)]
         raise AssertionError(settings)
@@ -79,7 +81,7 @@ def test_idle_workers_help_once_the_first_run_of_a_pair_has_ended(tmp_path):
 
     cells = made_runs.cells(study(), tmp_path, 1, 1)
     pool = Pretended(2, ends)
-    scheduler = Scheduler(cells, {}, pool, Unseen(), workdir=Workdir.at(tmp_path))
+    scheduler = Scheduler(cells, {}, pool, Progress(cells, {}, 2), workdir=Workdir.at(tmp_path))
     begun = time.monotonic()
     assert not scheduler.run(lambda: time.monotonic() - begun > 1)
     assert len(pool.order) == 1
@@ -87,13 +89,12 @@ def test_idle_workers_help_once_the_first_run_of_a_pair_has_ended(tmp_path):
 
 @pytest.mark.parametrize(("deaths", "status"), [(3, "finished"), (4, "crashed")])
 def test_a_run_whose_worker_dies_is_tried_again_so_many_times(tmp_path, deaths, status):
-    finish, died = finishing(tmp_path), []
+    finish, deaths_so_far = finishing(tmp_path), []
 
     def ends(worker, settings):
-        if settings["lr"] == 1.0 and len(died) < deaths:
-            died.append(worker)
-            return [Event("died", worker, "The worker process ended with signal 9."),
-                    Event("ready", worker, {})]  # fmt: skip
+        if settings["lr"] == 1.0 and len(deaths_so_far) < deaths:
+            deaths_so_far.append(worker)
+            return [died(worker, "The worker process ended with signal 9."), ready(worker)]
         return finish(worker, settings)
 
     complete, outcomes, _, _ = run(tmp_path, ends, pairs=1, workers=1, retries=3)
@@ -104,25 +105,24 @@ def test_a_run_whose_worker_dies_is_tried_again_so_many_times(tmp_path, deaths, 
     assert len(frame) == 4
     if status == "crashed":
         (error,) = frame.loc[frame["status"] == "crashed", "error"]
-        assert "signal 9. That came 4 times in a row" in error
+        assert "signal 9. That happened 4 times in a row" in error
 
 
 def test_workers_that_cannot_even_start_end_the_sweep(tmp_path):
     cells, pool = made_runs.cells(study(), tmp_path, 1, 1), Pretended(2, lambda *_: [])
-    pool.events = lambda timeout: [Event("died", 0, "It ended with exit code 1.")]
-    scheduler = Scheduler(cells, {}, pool, Unseen(), workdir=Workdir.at(tmp_path))
-    with pytest.raises(sweep.UserError, match=r"No worker comes to be ready. It ended with exit"):
+    pool.events = lambda timeout: [died(0, "It ended with exit code 1.")]
+    scheduler = Scheduler(cells, {}, pool, Progress(cells, {}, 2), workdir=Workdir.at(tmp_path))
+    with pytest.raises(sweep.UserError, match=r"No worker gets ready. It ended with exit"):
         scheduler.run()
 
 
 def test_a_lost_worker_is_a_sentence(tmp_path, capsys):
-    finish, died = finishing(tmp_path), []
+    finish, deaths_so_far = finishing(tmp_path), []
 
     def ends(worker, settings):
-        if settings["lr"] == 1.0 and len(died) < 2:
-            died.append(worker)
-            return [Event("died", worker, "It was lost with its node."),
-                    Event("ready", worker, {})]  # fmt: skip
+        if settings["lr"] == 1.0 and len(deaths_so_far) < 2:
+            deaths_so_far.append(worker)
+            return [died(worker, "It was lost with its node."), ready(worker)]
         return finish(worker, settings)
 
     cells = made_runs.cells(study(), tmp_path, 1, 1)
@@ -131,7 +131,7 @@ def test_a_lost_worker_is_a_sentence(tmp_path, capsys):
     (run,) = [planned.run for planned in cells[0].planned({}) if planned.point.lr == 1.0]
     said = [line for line in capsys.readouterr().err.splitlines() if "lost" in line]
     again = f"{run}: It was lost with its node. The run is started again from its last save"
-    assert said == [f"{again}.", f"{again}; it has lost 2 workers without getting on."]
+    assert said == [f"{again}.", f"{again}; it has lost 2 workers without progress."]
 
 
 def test_a_run_that_takes_too_long_is_ended_and_recorded(tmp_path):
@@ -159,7 +159,7 @@ def test_a_folder_that_is_still_in_use_is_no_failure(tmp_path, monkeypatch):
     (pair, *_) = resolve.find_pairs(spec)
     planned = Cell(pair, spec, tmp_path / "runs").planned({})[0]
     with only_writer(tmp_path / "runs" / planned.run, ".lock", "taken"):
-        assert Executor().run(planned.settings)["status"] == "interrupted"
+        assert Executor().answer(Request(Task.TRAIN, [planned.config])).statuses == ["interrupted"]
     assert not (tmp_path / "runs" / planned.run / "result.json").exists()
 
 
@@ -201,7 +201,7 @@ def cold_cache(tmp_path, monkeypatch):
 def test_a_study_that_cannot_be_is_one_line_and_leaves_nothing(
     tmp_path, monkeypatch, change, message
 ):
-    monkeypatch.setattr(sweep, "look_up", resolve.find_pairs)  # without a process of its own
+    monkeypatch.setattr(sweep, "resolve_study", resolve.find_pairs)  # without a process of its own
     path = write(tmp_path, TINY.replace(*change))
     with pytest.raises(sweep.UserError, match=message) as caught:
         sweep.sweep(read_study(path), tmp_path / "runs")

@@ -1,7 +1,7 @@
-"""What things cost here: `python -m bocb_jax.bench --optimizers`, `--models` or `--data`.
+"""What things cost on this machine: `bocb bench --optimizers`, `--models` or `--data`.
 
-Measured on this machine, in one process, the rivals in turn; a table on the terminal and, with
-`--json FILE`, the same figures for programs.
+Everything is measured in one process, in turn with what it is compared to. The figures go to the
+terminal as a table and, with `--json FILE`, to a file.
 """
 
 import argparse
@@ -10,10 +10,10 @@ import os
 import platform
 import shlex
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import jax
 from flax import nnx
@@ -34,6 +34,7 @@ from bocb_jax.models import create_model, list_models
 from bocb_jax.models.parameters import parameter_kinds
 from bocb_jax.optim import list_optimizers
 from bocb_jax.storage.files import write_json
+from bocb_jax.study.measure import TrainingSteps
 from bocb_jax.train import Run
 
 
@@ -48,7 +49,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bocb bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="bocb bench", description="Measure what things cost on this machine."
+    )
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument(
         "--optimizers", action="store_true", help="seconds of an update and bytes of state"
@@ -86,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _circumstances(arguments: list[str]) -> dict[str, object]:
+def _circumstances(arguments: list[str]) -> dict[str, Any]:
     return {
         "command": shlex.join(["bocb", "bench", *arguments]),
         "device": jax.devices()[0].device_kind,
@@ -100,10 +103,10 @@ def _circumstances(arguments: list[str]) -> dict[str, object]:
 # --- Optimizers --------------------------------------------------------------------------------
 
 
-def _optimizers(options: argparse.Namespace) -> list[dict[str, object]]:
+def _optimizers(options: argparse.Namespace) -> list[dict[str, Any]]:
     names = [name for pattern in options.only for name in _names(list_optimizers, pattern)]
     models = {name: _abstract_model(name) for name in options.on}
-    costs = {model: [] for model in models}
+    costs: dict[str, list[Cost]] = {model: [] for model in models}
     pairs = [(model, name) for model in models for name in names]
     for model, name in track(pairs, "updates", console=console, transient=True):
         cost = measure(
@@ -154,7 +157,7 @@ def _optimizer_row(cost: Cost) -> tuple[str, ...]:
 
 
 def _say(*row: str) -> None:
-    """What is known already, so that half an hour that is cut short was not in vain."""
+    """Print a row at once, so that an interrupted benchmark still shows what it measured."""
     console.print("  ".join(filter(None, row)), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -168,7 +171,7 @@ def _caption(how: str) -> str:
 # --- Backbones ---------------------------------------------------------------------------------
 
 
-def _models(options: argparse.Namespace) -> list[dict[str, object]]:
+def _models(options: argparse.Namespace) -> list[dict[str, Any]]:
     named = [name for pattern in options.only for name in _names(list_models, pattern)]
     names = paper.backbones()[:20] if options.only == ["*"] else named
     costs = []
@@ -213,7 +216,7 @@ def _model_row(cost: models.ModelCost) -> tuple[str, ...]:
 # --- Data --------------------------------------------------------------------------------------
 
 
-def _data(options: argparse.Namespace) -> list[dict[str, object]]:
+def _data(options: argparse.Namespace) -> list[dict[str, Any]]:
     python = shlex.split(options.python)
     # The folder first: threads that decode are a tenth slower in a heap that others have used.
     speeds = {"folder of JPEGs, 224 px": folder_speed(rounds=options.rounds, python=python)}
@@ -254,8 +257,8 @@ def _data(options: argparse.Namespace) -> list[dict[str, object]]:
     return [dataclasses.asdict(speed) for speed in speeds.values()] + shares
 
 
-def _outside_the_model(recipe: str, rounds: int, steps: int = 10) -> dict[str, object]:
-    """Seconds a step with its data and augmentation, and without, in turn."""
+def _outside_the_model(recipe: str, rounds: int, steps: int = 10) -> dict[str, Any]:
+    """Measure seconds per step with data and augmentation and without, in turn."""
     dataset, _ = open_or_synthetic("cifar10")
     settings = {
         "model": "resnet_mini",
@@ -272,29 +275,15 @@ def _outside_the_model(recipe: str, rounds: int, steps: int = 10) -> dict[str, o
     alone = Run(from_dict(TrainConfig, settings | {"augment": {"only": True}}), dataset)
     batches = whole.loader(whole.program.batch_sharding).train(seed=0)
     same = next(batches)
-    turns = [_Turns(whole, lambda: next(batches)), _Turns(alone, lambda: same)]
-    for turn in turns:
-        turn(steps)  # which compiles
-    pairs = [[turn(steps) for turn in turns] for _ in range(rounds)]
+    runs = [
+        TrainingSteps(whole, next_batch=lambda: next(batches)),
+        TrainingSteps(alone, next_batch=lambda: same),
+    ]
+    for run in runs:
+        run.seconds_per_step(steps)  # warms up
+    pairs = [[run.seconds_per_step(steps) for run in runs] for _ in range(rounds)]
     seconds = dict(zip(("whole_seconds", "model_seconds"), zip(*pairs, strict=True), strict=True))
     return {"recipe": recipe, **seconds}
-
-
-class _Turns:
-    """Training steps of a run, as many at a time as it is asked for."""
-
-    def __init__(self, run: Run, batch: Callable[[], dict[str, jax.Array]]):
-        self._run, self._batch, self._state = run, batch, run.init_state()
-
-    def __call__(self, steps: int) -> float:
-        """Seconds a step."""
-        start = time.perf_counter()
-        for _ in range(steps):
-            self._state, metrics = self._run.program.train_step(
-                self._state, self._batch(), self._run.key
-            )
-        jax.block_until_ready(metrics)
-        return (time.perf_counter() - start) / steps
 
 
 KINDS = {"optimizers": _optimizers, "models": _models, "data": _data}

@@ -18,7 +18,7 @@ from bocb_jax.console import output
 from bocb_jax.errors import UserError
 from bocb_jax.patterns.checkpoints import analyze_checkpoints
 from bocb_jax.patterns.spectra import ALPHA_THRESHOLDS, MAIN_METRICS
-from bocb_jax.storage.remote import brought
+from bocb_jax.storage.remote import local_copy
 
 # On terminals narrower than this, fewer metrics are shown, to leave room for the names.
 _NARROW, _NARROW_METRICS = 110, ("alpha", "entropy", "stable_rank")
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     _check(options.plot, (".svg", ".png"))
     with contextlib.ExitStack() as stack:
         local = {
-            str(stack.enter_context(brought(path, weights=True))): path for path in options.paths
+            str(stack.enter_context(local_copy(path, weights=True))): path for path in options.paths
         }
         frame = analyze_checkpoints(local, jobs=options.jobs)
         for copy, path in local.items():

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from bocb_jax.errors import UserError
-from bocb_jax.storage.remote import brought
+from bocb_jax.storage.remote import local_copy
 
 OPTIMIZERS = ("sgd", "adamw", "lamb", "lion")
 ANCHORS = ("resnet_mini", "vit_mini")  # one that minds little, one that minds much
@@ -81,7 +81,7 @@ def _run(options: argparse.Namespace) -> int:
     code = sweep(study_for(options), options.workdir, workers=options.workers)
     if code not in (0, 1):
         return code
-    with brought(options.workdir) as here:
+    with local_copy(options.workdir) as here:
         report(Path(here), options.model, spent=code == 1)
     return 0
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from bocb_jax.errors import UserError
 from bocb_jax.storage.files import finite
-from bocb_jax.storage.remote import brought
+from bocb_jax.storage.remote import local_copy
 
 
 def main(arguments: list[str]) -> int:
     """Print what to try first for a backbone, and return the exit code."""
     options = _parser().parse_args(arguments)
-    with brought(options.runs) as runs:
+    with local_copy(options.runs) as runs:
         options.runs = runs and Path(runs)
         _run(options)
     return 0

@@ -1,1 +1,1 @@
-"""Files, locks and folders at URLs; no JAX."""
+"""Files on disk, locks, and folders at URLs; no JAX."""

@@ -1,10 +1,12 @@
-"""A folder at a URL that one process at a time may write to; what `engine.lock` is on a disk.
+"""A lock on a folder at a URL, as `storage.lock` is on a disk.
 
-Object stores have no locks that end with their holder. So the lock is a file that its holder writes
-anew every few seconds: whoever finds one waits for a while, and takes it over if nothing happens.
-No clocks are compared. What this cannot exclude: a holder that was cut off from the store, or
-suspended, for longer than that wait. It finds the lock to be another's before it writes again, and
-writes nothing more; only what it was just writing may come after the other's first files.
+Object stores have no locks that end with their holder. So the lock is a file that its holder
+rewrites every few seconds: whoever finds one waits for a while, and takes it over if it stays the
+same. No clocks are compared.
+
+One case remains: a holder that was suspended, or cut off from the store, for longer than that wait.
+It checks the lock before it writes again, finds it to be another's and writes nothing more; only
+what it was just writing may arrive after the other's first files.
 """
 
 import contextlib
@@ -16,14 +18,16 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from bocb_jax.errors import FolderInUse, UserError
 from bocb_jax.storage.remote import Store
 
 logger = logging.getLogger(__name__)
 
-BEAT = 5.0  # seconds between two signs of life
-WAIT = 4 * BEAT  # without one, a lock is taken over
+BEAT = 5.0  # seconds between two heartbeats
+WAIT = 4 * BEAT  # without one, the lock is taken over
 
 
 class Lease:
@@ -31,7 +35,7 @@ class Lease:
 
     def __init__(self, store: Store, name: str, owner: str, taken: str):
         self._store, self._name, self._taken = store, name, taken
-        self._record = {
+        self._content: dict[str, Any] = {
             "owner": owner,
             "holding": uuid.uuid4().hex,
             "host": socket.gethostname(),
@@ -42,42 +46,42 @@ class Lease:
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def acquire(self) -> None:
-        """Takes the lock, or takes it over from one who gives no sign of life.
+        """Take the lock, or take it over from a holder that has no heartbeat.
 
         Raises:
           FolderInUse: another process holds it.
         """
         while not self._store.create(self._name, self._encoded()):
             found = self._found()
-            if found is None:  # let go of just now
+            if found is None:  # released just now
                 continue
-            # Who has the same owner was a process of this machine, and of them there is one.
-            if found.get("owner") != self._record["owner"]:
+            # The same owner: an earlier process of this machine, of which there is one at a time.
+            if found.get("owner") != self._content["owner"]:
                 self._watch(found)
             self._store.remove([self._name])
         self._thread.start()
 
     def check(self) -> None:
-        """Returns if the lock is still this process's.
+        """Return if this process still holds the lock.
 
         Raises:
-          FolderInUse: another has taken it over.
+          FolderInUse: another process has taken it over.
         """
         found = self._found()
-        if found is None or found.get("holding") != self._record["holding"]:
+        if found is None or found.get("holding") != self._content["holding"]:
             raise FolderInUse(self._taken)
 
     def release(self) -> None:
-        """Lets go of it."""
+        """Give the lock back."""
         self._ended.set()
         self._thread.join()
         with contextlib.suppress(UserError):
             self.check()
             self._store.remove([self._name])
 
-    def _watch(self, found: dict) -> None:
+    def _watch(self, found: dict[str, Any]) -> None:
         logger.warning(
-            "%s/%s is held by process %s on %s; waiting whether it is alive.",
+            "%s/%s is held by process %s on %s; waiting to see whether that is alive.",
             self._store.url,
             self._name,
             found.get("process"),
@@ -96,14 +100,14 @@ class Lease:
         while not self._ended.wait(BEAT):
             try:
                 self.check()
-                self._record["beats"] += 1
+                self._content["beats"] += 1
                 self._store.write(self._name, self._encoded())
             except FolderInUse:
                 return
             except UserError as error:  # the store is away; it may come back
                 logger.warning("%s", error)
 
-    def _found(self) -> dict | None:
+    def _found(self) -> dict[str, Any] | None:
         content = self._store.read([self._name]).get(self._name)
         if content is None:
             return None
@@ -113,22 +117,22 @@ class Lease:
             return {"unreadable": content.hex()}
 
     def _encoded(self) -> bytes:
-        return json.dumps(self._record).encode()
+        return json.dumps(self._content).encode()
 
 
 @contextlib.contextmanager
 def hold(store: Store, name: str, owner: str, taken: str) -> Iterator[Lease]:
-    """Keeps others who ask for the same lock out of a folder.
+    """Hold a lock on a folder at a URL inside the block.
 
     Args:
       store: the folder.
       name: of the lock's file in it.
-      owner: what only one process at a time can be; it takes over its own lock at once.
-      taken: what to say where another process has the lock.
+      owner: a name that one process at a time has; it takes over its own lock at once.
+      taken: the message if another process holds the lock.
 
     Raises:
-      FolderInUse: another process has it.
-      UserError: the folder cannot be written.
+      FolderInUse: another process holds the lock.
+      UserError: the URL cannot be written.
     """
     lease = Lease(store, name, owner, taken)
     lease.acquire()
@@ -138,8 +142,8 @@ def hold(store: Store, name: str, owner: str, taken: str) -> Iterator[Lease]:
         lease.release()
 
 
-def owner_of(folder) -> str:
-    """A name for whoever may write to a folder of this machine, the same at every start."""
+def owner_of(folder: Path) -> str:
+    """Return a name for the writer of a folder on this machine, the same at every start."""
     path = folder / ".owner"
     with contextlib.suppress(OSError):
         if owner := path.read_text(encoding="utf-8"):

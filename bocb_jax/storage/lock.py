@@ -1,4 +1,4 @@
-"""A folder that one process at a time may write to; no JAX, for a sweep takes such a lock too."""
+"""A lock on a folder on disk: one process at a time writes to it."""
 
 import contextlib
 import fcntl
@@ -10,17 +10,17 @@ from bocb_jax.errors import FolderInUse, UserError
 
 @contextlib.contextmanager
 def only_writer(folder: Path, name: str, taken: str) -> Iterator[None]:
-    """Makes the folder, and keeps others who ask for the same lock out of it.
+    """Make a folder and hold a lock on it inside the block.
 
-    The system lets go of the lock when this process ends, however it ends.
+    The operating system releases the lock when this process ends, however it ends.
 
     Args:
-      folder: made if it is not there.
-      name: of the lock's file in it.
-      taken: what to say where another process has the lock.
+      folder: made if it does not exist.
+      name: of the lock file in it.
+      taken: the message if another process holds the lock.
 
     Raises:
-      FolderInUse: another process has the lock.
+      FolderInUse: another process holds the lock.
       UserError: the folder cannot be made.
     """
     try:

@@ -1,8 +1,8 @@
 """Folders of runs at a URL, such as s3://bucket/runs or gs://bucket/runs, through fsspec.
 
-A `Store` is such a folder: files are written whole and many are read at once. A `Workdir` is where
-a sweep keeps its runs, here or there; of one that is there it holds the small files that plans and
-tables are made of. `brought` copies what an analysis reads.
+A `Store` is such a folder: files are written whole, and many are read at once. A `Workdir` is the
+folder of a sweep's runs, on this machine or at a URL; in the second case it keeps copies of the
+small files from which plans and tables are made. `local_copy` downloads what an analysis reads.
 """
 
 import contextlib
@@ -18,23 +18,24 @@ from typing import Any
 
 from bocb_jax.errors import UserError
 
-MANIFEST = "mirror.json"  # of a run: which of its files belong together, see `engine.mirror`
-RECORDS = ("config.json", "result.json")
-_TOGETHER = 2000  # files asked for at once
+MANIFEST = "mirror.json"  # of a run: the files that belong together; see `mirror`
+RUN_FILES = ("config.json", "result.json")  # small files of every run directory
+_BATCH = 2000  # files read at once
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "r2")
+_SUFFIXES = (".parquet", ".csv", ".safetensors", ".pth", ".pt", ".bin")  # single files
 _EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 
 
-def is_url(place: str | Path) -> bool:
-    """Whether a place is a URL and not a path of this machine."""
-    return "://" in str(place)
+def is_url(path: str | Path) -> bool:
+    """Return whether a path is a URL, not a path on this machine."""
+    return "://" in str(path)
 
 
 class Store:
-    """A folder at a URL; names of files are relative to it, with slashes.
+    """A folder at a URL; file names are relative to it, with slashes.
 
     Raises:
-      UserError: there is no driver for it. All methods: it cannot be reached, or not be written.
+      UserError: there is no driver for the URL. All methods: it cannot be reached or written.
     """
 
     def __init__(self, url: str):
@@ -42,7 +43,7 @@ class Store:
 
         self.url = str(url).rstrip("/")
         protocol = self.url.partition("://")[0]
-        # Nothing is remembered of what lay there: others write to it.
+        # No cached listings: other machines write to the folder.
         options = {"auto_mkdir": True} if protocol in ("file", "local") else {}
         try:
             self._fs, path = fsspec.core.url_to_fs(self.url, use_listings_cache=False, **options)
@@ -57,14 +58,15 @@ class Store:
         self._path = path.rstrip("/")
 
     def inside(self, name: str) -> "Store":
-        """A folder in this one."""
+        """Return a folder inside this one."""
         return Store(f"{self.url}/{name}")
 
     def read(self, names: Iterable[str]) -> dict[str, bytes]:
-        """The contents of those of some files that are there."""
-        found, names = {}, list(names)
-        for first in range(0, len(names), _TOGETHER):
-            part = {self._full(name): name for name in names[first : first + _TOGETHER]}
+        """Return the contents of those of the named files that exist."""
+        found: dict[str, bytes] = {}
+        names = list(names)
+        for first in range(0, len(names), _BATCH):
+            part = {self._full(name): name for name in names[first : first + _BATCH]}
             with self._telling("read"):
                 contents = self._fs.cat(list(part), on_error="return")
                 for path, content in contents.items():
@@ -75,15 +77,15 @@ class Store:
         return found
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a file whole, over one that is there."""
+        """Write a file whole, replacing one that exists."""
         with self._telling("written"):
             self._make_parent(name)
             self._fs.pipe_file(self._full(name), content)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Writes a file unless it is there; False where it is.
+        """Write a file unless it exists; return False if it does.
 
-        Stores that know no such thing are asked first, which leaves a moment in between.
+        Where the store cannot do that in one operation, another machine can come in between.
         """
         path = self._full(name)
         with self._telling("written"):
@@ -99,10 +101,10 @@ class Store:
         return True
 
     def upload(self, folder: Path, names: Iterable[str]) -> None:
-        """Copies files of a folder of this machine to the same names, many at a time.
+        """Upload files from a folder on this machine under the same names, many at a time.
 
         Raises:
-          FileNotFoundError: one is gone meanwhile; some may have been copied.
+          FileNotFoundError: one has been deleted meanwhile; others may have been uploaded.
         """
         names = list(names)
         if not names:
@@ -117,7 +119,7 @@ class Store:
             raise
 
     def download(self, names: Iterable[str], folder: Path) -> None:
-        """Copies files into a folder of this machine, many at a time."""
+        """Download files into a folder on this machine, many at a time."""
         names = list(names)
         if not names:
             return
@@ -130,7 +132,7 @@ class Store:
             self._fs.get([self._full(n) for n in names], [str(folder / name) for name in names])
 
     def remove(self, names: Iterable[str]) -> None:
-        """Deletes files; one that is not there is no matter."""
+        """Delete files; missing ones are ignored."""
         paths = [self._full(name) for name in names]
         if not paths:
             return
@@ -143,7 +145,7 @@ class Store:
                         self._fs.rm(path)
 
     def folders(self) -> list[str]:
-        """Names of the folders right in it that are not hidden, from one listing."""
+        """Return the names of its direct subfolders that are not hidden, from one listing."""
         with self._telling("read"):
             try:
                 entries = self._fs.ls(self._path, detail=True)
@@ -154,7 +156,7 @@ class Store:
         return sorted(name for name in names if not name.startswith("."))
 
     def files(self, under: str = "") -> list[str]:
-        """Names of all the files in it, however deep, from one listing."""
+        """Return the names of all files in it, at any depth, from one listing."""
         with self._telling("read"):
             try:
                 found = self._fs.find(self._full(under) if under else self._path)
@@ -166,7 +168,7 @@ class Store:
         return f"{self._path}/{name}"
 
     def _make_parent(self, name: str) -> None:
-        # Object stores have no folders; asked for one, drivers make a bucket of a misspelt name.
+        # Object stores have no folders; asked to make one, a driver would create a bucket.
         if self.url.partition("://")[0] not in _BUCKETS:
             self._fs.makedirs(self._full(name).rpartition("/")[0], exist_ok=True)
 
@@ -174,33 +176,33 @@ class Store:
     def _telling(self, what: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # drivers raise of many kinds
+        except Exception as error:  # every driver has exceptions of its own
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise UserError(f"{self.url} cannot be {what}: {reason}.") from error
 
 
 def scratch_dir(url: str, folder: str | None = None) -> Path:
-    """The folder of this machine for the runs at a URL; every URL has its own.
+    """Return the folder on this machine for the runs at a URL; each URL has its own.
 
     Args:
       url: of the folder of runs.
       folder: where such folders go; None for the user's cache.
     """
     if folder is None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(home) / "bocb_jax" / "runs"
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = str(Path(cache) / "bocb_jax" / "runs")
     digest = hashlib.sha256(str(url).rstrip("/").encode()).hexdigest()[:12]
     return Path(folder).expanduser().absolute() / digest
 
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """A folder of runs, here or at a URL.
+    """A folder of runs, on this machine or at a URL.
 
     Attributes:
-      where: what the user calls it, and the workers are told.
-      path: the folder here; of one at a URL it holds the records alone.
-      store: the folder at the URL.
+      where: path or URL, as the user gave it and as the workers are told.
+      path: the folder on this machine; for a URL, it holds copies of the small files only.
+      store: the folder at the URL; None for one on this machine.
     """
 
     where: str | Path
@@ -209,7 +211,7 @@ class Workdir:
 
     @classmethod
     def at(cls, where: str | Path, scratch_folder: str | None = None) -> "Workdir":
-        """Of a path or a URL."""
+        """Return the folder of runs at a path or a URL."""
         if not is_url(where):
             return cls(Path(where), Path(where))
         return cls(
@@ -217,37 +219,37 @@ class Workdir:
         )
 
     def pull(self) -> None:
-        """Brings the records of all runs: one listing, and the files together."""
+        """Download `RUN_FILES` of all runs, with one listing."""
         if self.store is None:
             return
         runs = self.store.folders()
-        self._take(runs, self.store.read(f"{run}/{name}" for run in runs for name in RECORDS))
+        self._take(runs, self.store.read(f"{run}/{name}" for run in runs for name in RUN_FILES))
         self.path.mkdir(parents=True, exist_ok=True)
         for entry in os.scandir(self.path):
             if entry.is_dir() and not entry.name.startswith(".") and entry.name not in set(runs):
                 shutil.rmtree(entry.path)
 
     def fetch(self, run: str) -> None:
-        """Brings the records of one run."""
+        """Download `RUN_FILES` and the manifest of one run."""
         if self.store is not None:
-            names = (*RECORDS, MANIFEST)
+            names = (*RUN_FILES, MANIFEST)
             self._take([run], self.store.read(f"{run}/{name}" for name in names))
 
-    def bring(self, name: str) -> None:
-        """Brings a file that lies beside the runs, if it is there."""
+    def fetch_file(self, name: str) -> None:
+        """Download a file that lies beside the runs, if it exists."""
         content = self.store and self.store.read([name]).get(name)
         if content:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / name).write_bytes(content)
 
     def publish(self, *names: str) -> None:
-        """Files that were written here go where they belong."""
+        """Upload files that were written to `path`; nothing to do on this machine."""
         if self.store is not None:
             self.store.upload(self.path, names)
 
     def _take(self, runs: list[str], contents: dict[str, bytes]) -> None:
         for run in runs:
-            for name in (*RECORDS, MANIFEST):
+            for name in (*RUN_FILES, MANIFEST):
                 path = self.path / run / name
                 content = contents.get(f"{run}/{name}")
                 if content is None:
@@ -258,7 +260,7 @@ class Workdir:
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """The steps whose states a run has saved, as its folder or its manifest says."""
+    """Return the steps at which a run has saved its state, from its folder or its manifest."""
     saved = [path.name for path in (folder / "checkpoints" / "last").glob("*")]
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         files = json.loads((folder / MANIFEST).read_bytes())["files"]
@@ -267,12 +269,12 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 @contextlib.contextmanager
-def brought(source: Any, *, weights: bool = False) -> Iterator[Any]:
-    """A path of this machine for what lies at a path or a URL; a copy is gone after the block.
+def local_copy(source: Any, *, weights: bool = False) -> Iterator[Any]:
+    """Yield a path on this machine for a path or a URL; a download is deleted after the block.
 
     Args:
-      source: a path, which is given back; or the URL of a file, a run, or a folder of runs.
-      weights: whether the best weights of the runs are brought, or else what reports are made of.
+      source: a path, which is yielded as it is; or the URL of a file, a run, or a folder of runs.
+      weights: whether to download the best weights of the runs, or else what reports are made of.
 
     Raises:
       UserError: there is nothing at the URL.
@@ -283,29 +285,29 @@ def brought(source: Any, *, weights: bool = False) -> Iterator[Any]:
     url = str(source).rstrip("/")
     with tempfile.TemporaryDirectory(prefix="bocb_jax-") as temporary:
         parent, _, name = url.rpartition("/")
-        if Path(name).suffix in _FILES:
+        if Path(name).suffix in _SUFFIXES:
             Store(parent).download([name], Path(temporary))
             yield Path(temporary) / name
             return
         store, folder = Store(url), Path(temporary) / name
         if weights:
-            store.download(filter(_is_of_weights, store.files()), folder)
+            store.download(filter(_is_needed_for_weights, store.files()), folder)
         else:
-            _bring_records(store, folder)
+            _download_records(store, folder)
         if not folder.is_dir():
             raise UserError(f"There is nothing at {url}.")
         yield folder
 
 
-def _is_of_weights(name: str) -> bool:
-    is_file = Path(name).suffix in _FILES or name.endswith("config.json")
-    return is_file or "checkpoints/best/" in name
+def _is_needed_for_weights(name: str) -> bool:
+    is_small = Path(name).suffix in _SUFFIXES or name.endswith("config.json")
+    return is_small or "checkpoints/best/" in name
 
 
-def _bring_records(store: Store, folder: Path) -> None:
-    """The records of all runs, and what the final ones logged, which reports draw."""
+def _download_records(store: Store, folder: Path) -> None:
+    """Download `RUN_FILES` of all runs, and the metrics of final runs, which reports plot."""
     prefixes = ["", *(f"{run}/" for run in store.folders())]
-    found = store.read(["study.json", *(p + name for p in prefixes for name in RECORDS)])
+    found = store.read(["study.json", *(p + name for p in prefixes for name in RUN_FILES)])
     finals = [
         prefix
         for prefix in prefixes
@@ -316,6 +318,3 @@ def _bring_records(store: Store, folder: Path) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-
-
-_FILES = (".parquet", ".csv", ".safetensors", ".pth", ".pt", ".bin")

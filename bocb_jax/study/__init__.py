@@ -1,11 +1,16 @@
-"""What a sweep is made of: the study, its search, and the processes that run it.
+"""Sweeps: what a study asks for, and the processes that train it.
 
-spec.py     one TOML file -> `Study`
-catalog.py  the names in it, looked up in a process of their own, since that takes JAX
-search.py   which learning rates and weight decays come next
-plan.py     a study's runs, pair by pair
-worker.py   a process that trains one run after another
-pool.py     such processes on this machine
-cluster.py  the same on a Ray cluster
-board.py    what a person sees meanwhile
+spec.py       one TOML file -> `Study`
+resolve.py    the names in a study -> pairs of backbone and optimizer, in a process that loads JAX
+search.py     which learning rates and weight decays to try next
+plan.py       the runs of each pair
+grouping.py   which runs of a pair train together
+scheduler.py  hands runs to workers and takes in how they end
+messages.py   what the sweep and its workers say to each other
+pool.py       worker processes on this machine
+cluster.py    workers on a Ray cluster
+worker.py     the process that trains one run after another
+measure.py    seconds per training image, from a few steps
+estimate.py   what a sweep will take, for `--dry-run`
+progress.py   what a person sees while a sweep runs
 """

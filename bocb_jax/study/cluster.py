@@ -1,6 +1,6 @@
-"""Workers on a Ray cluster: an actor for each GPU or CPU core, wherever it is.
+"""Workers on a Ray cluster: one actor per GPU or CPU core, on whatever node.
 
-The folder of the runs must be the same on all nodes, and bocb_jax installed on each.
+All nodes must see the folder of runs under the same path or URL, and have bocb_jax installed.
 """
 
 import contextlib
@@ -10,22 +10,23 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from bocb_jax.errors import UserError
-from bocb_jax.study.pool import Event
+from bocb_jax.study.messages import Answer, Event, EventKind, Request
 
-# What the actors take over from the environment of the sweep.
+# Environment variables of the sweep that the actors inherit.
 ENVIRONMENT = ("JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR", "PYTHONPATH", "XLA_FLAGS")
 
 
 class RayPool:
-    """Actors of a Ray cluster; one that is lost with its node is replaced where there is room.
+    """Actors on a Ray cluster; one that is lost is replaced as soon as there is room.
 
     Args:
-      address: of the cluster; "auto" for the one this machine belongs to, or else a new one.
-      logs: folder for what Ray prints of its own, which is pages for a lost node: `ray.log`.
-      workers: how many; None for as many as there are GPUs, or else CPU cores.
+      address: of the cluster; "auto" for the one this machine belongs to or, failing that, a new
+        one on this machine.
+      logs: folder for what Ray prints, which is pages for a lost node: `ray.log`.
+      workers: how many; None for as many as there are GPUs or, without any, CPU cores.
 
     Raises:
       UserError: Ray is not installed, or there is no cluster at that address.
@@ -38,12 +39,15 @@ class RayPool:
             raise UserError("A cluster needs Ray: pip install 'bocb-jax[cluster]'.") from error
         self._ray = ray
         variables = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-        options = {"runtime_env": {"env_vars": variables}, "log_to_driver": False}
-        options["logging_level"] = logging.WARNING
+        options: dict[str, Any] = {
+            "runtime_env": {"env_vars": variables},
+            "log_to_driver": False,
+            "logging_level": logging.WARNING,
+        }
         logs.mkdir(parents=True, exist_ok=True)
         self._output = contextlib.ExitStack()
         log = self._output.enter_context((logs / "ray.log").open("a", encoding="utf-8"))
-        # Ray prints to stdout whatever it is told; a sweep itself says nothing there.
+        # Ray prints to stdout whatever its options say; a sweep itself prints nothing there.
         self._output.enter_context(contextlib.redirect_stdout(log))
         try:
             ray.init(address=address, **options)
@@ -53,74 +57,79 @@ class RayPool:
             ray.init(**options)
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
-        self._needs = {"num_gpus": 1} if gpus else {"num_cpus": 1}
+        needs = {"num_gpus": 1} if gpus else {"num_cpus": 1}
+        self._pin = not gpus
         self.size = workers or gpus or int(resources.get("CPU", 1))
-        self._actor = ray.remote(max_restarts=0, **self._needs)(_Actor)
+        self._actor = ray.remote(max_restarts=0, **needs)(_Actor)
         self._actors: dict[int, Any] = {}
-        self._waiting: dict[Any, tuple[int, str]] = {}  # reference -> worker, kind of event
-        self._places: dict[int, dict[str, Any]] = {}  # what `_Actor.ready` says of each
+        self._pending: dict[Any, tuple[int, EventKind]] = {}  # reference -> worker, what it brings
+        self._homes: dict[int, dict[str, Any]] = {}  # what `_Actor.ready` says of each worker
         for worker in range(self.size):
             self._spawn(worker)
 
-    def start(self, worker: int, settings: dict[str, Any], kind: str = "config") -> None:
-        """Asks a worker what `worker.Executor.answer` can do; an event brings the answer."""
-        reference = self._actors[worker].answer.remote(kind, settings)
-        self._waiting[reference] = worker, "answer"
+    def start(self, worker: int, request: Request) -> None:
+        """Send a request to an idle worker; a DONE event brings the answer."""
+        reference = self._actors[worker].answer.remote(request)
+        self._pending[reference] = worker, EventKind.DONE
 
     def kill(self, worker: int) -> None:
-        """Ends a worker at once; an event and its successor follow."""
+        """End a worker at once; a DIED event and a successor follow."""
         self._ray.kill(self._actors[worker])
 
     def events(self, timeout: float) -> list[Event]:
-        """What has happened; waits for the first so many seconds."""
-        if not self._waiting:
+        """Return what has happened, after at most `timeout` seconds if nothing has yet."""
+        if not self._pending:
             time.sleep(timeout)
             return []
-        ready, _ = self._ray.wait(list(self._waiting), num_returns=1, timeout=timeout)
+        ready, _ = self._ray.wait(list(self._pending), num_returns=1, timeout=timeout)
         found = []
         for reference in ready:
-            worker, kind = self._waiting.pop(reference)
+            worker, kind = self._pending.pop(reference)
             try:
-                found.append(Event(kind, worker, self._ray.get(reference)))
+                content = self._ray.get(reference)
             except self._ray.exceptions.RayError as error:
-                found.append(Event("died", worker, self._how_it_ended(worker, error)))
+                reason = self._how_it_ended(worker, error)
+                found.append(Event(EventKind.DIED, worker, reason=reason))
                 self._spawn(worker)
                 continue
-            if kind == "ready":
-                self._places[worker] = found[-1].content
+            if kind is EventKind.READY:
+                self._homes[worker] = content
+                found.append(Event(kind, worker))
+            else:
+                found.append(Event(kind, worker, content))
         return found
 
     def close(self) -> None:
-        """Ends the workers; what they were at goes on from its last save."""
+        """End the workers; their runs resume from the last save."""
         for actor in self._actors.values():
             self._ray.kill(actor)
         self._ray.shutdown()
         self._output.close()
 
     def _how_it_ended(self, worker: int, error: Exception) -> str:
-        """Ray's exceptions take paragraphs; this is a sentence."""
-        place = self._places.pop(worker, None)
+        """Return in one sentence what Ray says in paragraphs."""
+        home = self._homes.pop(worker, None)
         kinds = self._ray.exceptions
         if isinstance(error, kinds.RayTaskError) or getattr(error, "actor_init_failed", False):
             last = str(error).strip().rpartition("\n")[2]
             return f"The worker ended with an error of its own ({last[:300]})."
-        if place is None:
+        if home is None:
             return "The worker was lost before it was ready."
-        where = f"The worker on node {place['address']} (process {place['process']})"
+        where = f"The worker on node {home['address']} (process {home['process']})"
         if isinstance(error, kinds.OutOfMemoryError):
             return f"{where} was ended by Ray, since the memory of that node was nearly full."
         alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
-        if place["node"] not in alive:
+        if home["node"] not in alive:
             return f"{where} was lost with its node."
         return f"{where} ended without a word."
 
     def _spawn(self, worker: int) -> None:
-        actor = self._actors[worker] = self._actor.remote(pin="num_cpus" in self._needs)
-        self._waiting[actor.ready.remote()] = worker, "ready"
+        actor = self._actors[worker] = self._actor.remote(pin=self._pin)
+        self._pending[actor.ready.remote()] = worker, EventKind.READY
 
 
 class _Actor:
-    """An `Executor` in a process of Ray's."""
+    """An `Executor` in one of Ray's processes."""
 
     def __init__(self, pin: bool):
         if pin:
@@ -136,15 +145,15 @@ class _Actor:
         address = ray.util.get_node_ip_address()
         return {"node": node, "address": address, "process": os.getpid()}
 
-    def answer(self, kind: str, settings: dict[str, Any]) -> dict[str, Any]:
-        return self._executor.answer(kind, settings)
+    def answer(self, request: Request) -> Answer:
+        return self._executor.answer(request)
 
 
-def pin_to_a_free_core() -> Any:
-    """Pins this process to a core that no other worker of this machine has taken.
+def pin_to_a_free_core() -> IO[str] | None:
+    """Pin this process to a core that no other worker on this machine has taken.
 
     Returns:
-      The lock on the core, open as long as the process lives; None if all are taken.
+      The lock on the core, to be kept open as long as the process lives; None if all are taken.
     """
     if not hasattr(os, "sched_setaffinity"):
         return None

@@ -1,18 +1,20 @@
-"""What a sweep will take: runs, device-hours from measured steps, and disk."""
+"""What a sweep will take: runs, device-hours from measured steps, and disk space."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from bocb_jax.console import console, duration
 from bocb_jax.storage.files import read_json
 from bocb_jax.storage.remote import Workdir
+from bocb_jax.study.messages import EventKind, Request, Task
 from bocb_jax.study.plan import Cell, Outcome
-from bocb_jax.study.pool import LocalPool, share_out
+from bocb_jax.study.pool import LocalPool, Share, share_out
 from bocb_jax.study.spec import Study
 
-KEPT_STATES = 2  # as many as `checkpoint.keep` says by default
+KEPT_STATES = 2  # the default of `checkpoint.keep`
 # Forward, backward to activations and to weights; a multiplication and an addition each.
-OPERATIONS_PER_MAC = 3 * 2
+FLOPS_PER_MAC = 3 * 2
 
 
 def estimate(
@@ -24,133 +26,135 @@ def estimate(
     *,
     quick: bool = False,
 ) -> str:
-    """Says in words what is still to be done.
+    """Return, in sentences, what is left to do.
 
-    The seconds of a run are those of a finished one of that backbone in `workdir`, or those of a
-    few training steps that are measured now: each backbone once, with one of the study's
-    optimizers, on one worker. Evaluation, saving and compilation are left out of the latter.
+    The time of a run is that of a finished run of its backbone in `workdir`. Other backbones are
+    measured now: a few training steps each, with one of the study's optimizers, on one worker;
+    evaluation, saving and compilation are not counted then.
 
     Args:
-      study: what it goes through.
+      study: the study.
       cells: its pairs.
       outcomes: of the runs that have ended.
-      workdir: where these lie.
+      workdir: the folder of runs.
       workers: runs at a time; None for as many as a sweep would start.
-      quick: nothing is measured.
+      quick: whether to measure nothing.
     """
     shares = share_out(workers)
-    seconds = _known(cells, outcomes, workdir.path)
-    measured: dict[str, float | None] = {}
+    known = _known_seconds(cells, outcomes, workdir.path)
+    measured: dict[str, float] = {}
     if not quick:
-        left = {cell.pair.label: cell for cell in cells if cell.pair.label not in seconds}
+        left = {cell.pair.label: cell for cell in cells if cell.pair.label not in known}
         measured = _measure(left, shares, workdir.path)
-        seconds |= {label: per_image for label, per_image in measured.items() if per_image}
-    unknown = {cell.pair.label for cell in cells} - set(seconds)
-    total, hours, operations, kept = 0, 0.0, 0.0, 0.0
+    seconds = known | measured
+    runs, hours, flops, stored = 0, 0.0, 0.0, 0.0
     for cell in cells:
         pair = cell.pair
         ended = sum(planned.run in outcomes for planned in cell.planned(outcomes))
-        runs = max(cell.size - ended, 0)
-        total += runs
-        hours += runs * pair.images * seconds.get(pair.label, 0.0) / 3600
-        operations += runs * pair.images * pair.macs * OPERATIONS_PER_MAC
+        left_runs = max(cell.size - ended, 0)
+        runs += left_runs
+        hours += left_runs * pair.images * seconds.get(pair.label, 0.0) / 3600
+        flops += left_runs * pair.images * pair.macs * FLOPS_PER_MAC
         # The best weights, and the last states: parameters, their average, the optimizer's own.
-        state = 1 + KEPT_STATES * (2 + pair.state_per_parameter)
+        copies = 1 + KEPT_STATES * (2 + pair.state_per_parameter)
         kept_runs = cell.size if study.checkpoints == "all" else len(study.final.seeds)
-        kept += kept_runs * 4 * pair.parameters * state
+        stored += kept_runs * 4 * pair.num_params * copies
     lines = [
-        f"{study.name}: {len(cells)} pairs, {sum(cell.size for cell in cells)} runs, {total} of "
+        f"{study.name}: {len(cells)} pairs, {sum(cell.size for cell in cells)} runs, {runs} of "
         "them still to do."
     ]
     if study.search.kind == "around" and study.search.moves:
-        lines.append("More where the best lies at the edge of a search.")
+        lines.append("There will be more where the best lies at the edge of a search.")
     if seconds:
-        some = [label for label, per_image in measured.items() if per_image]
         lines.append(
-            f"About {_count(hours)} device-hours, {duration(3600 * hours / len(shares))} on the "
-            f"{len(shares)} workers of this machine ({len(some)} backbones measured now, "
-            f"{len(seconds) - len(some)} from runs that have ended). Assumed: every optimizer "
-            f"takes as long as the one that a backbone was measured with"
-            f"{f' ({cells[0].pair.optimizer})' if some else ''}; compilation, evaluation and "
-            "saving take nothing."
+            f"About {_number(hours)} device-hours, {duration(3600 * hours / len(shares))} on the "
+            f"{len(shares)} workers of this machine ({len(measured)} backbones measured now, "
+            f"{len(known)} from runs that have ended). Assumed: every optimizer takes as long as "
+            "the one that a backbone was measured with"
+            f"{f' ({cells[0].pair.optimizer})' if measured else ''}; compilation, evaluation and "
+            "saving take no time."
         )
-    if unknown:
-        names = ", ".join(sorted(unknown))
-        lines.append(
-            f"Not measured, and left out of the hours: {names}."
-            if seconds
-            else "Nothing was measured: the hours depend on the device."
-        )
+    unknown = sorted({cell.pair.label for cell in cells} - set(seconds))
+    if unknown and seconds:
+        lines.append(f"Not measured, and left out of the hours: {', '.join(unknown)}.")
+    elif unknown:
+        lines.append("Nothing was measured: the hours depend on the device.")
     lines.append(
-        f"About {operations:.1e} floating-point operations, three times those of the forward pass; "
-        f"a device that keeps up 100 TFLOP/s takes {_count(operations / 1e14 / 3600)} hours for "
-        "them."
+        f"About {flops:.1e} floating-point operations, three times those of the forward pass; "
+        f"a device that sustains 100 TFLOP/s takes {_number(flops / 1e14 / 3600)} hours for them."
     )
-    lines.append(f"Up to {_count(kept / 1e9)} GB of checkpoints in {workdir.where}.")
-    missing = {c.pair.settings.get("dataset", "digits") for c in cells if not c.pair.has_data}
+    lines.append(f"Up to {_number(stored / 1e9)} GB of checkpoints in {workdir.where}.")
+    missing = {c.pair.train.get("dataset", "digits") for c in cells if not c.pair.has_data}
     if missing:
         lines.append(
-            f"{' and '.join(sorted(missing))} is not on this machine: the published numbers of "
-            "images were taken, and noise in their place."
+            f"{' and '.join(sorted(missing))} is not on this machine: the published number of "
+            "images was assumed, with noise for images."
         )
     limit = study.budget.device_hours
     if limit is not None and hours > limit:
-        lines.append(f"That is more than budget.device_hours, {limit:g}: it will stop before.")
+        lines.append(f"That exceeds budget.device_hours, {limit:g}: the sweep will stop early.")
     return "\n".join(lines)
 
 
-def _count(value: float) -> str:
+def _number(value: float) -> str:
     if value < 0.01:
         return f"{value:.1g}"
     return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
 
 
-def _known(cells: list[Cell], outcomes: dict[str, Outcome], workdir: Path) -> dict[str, float]:
-    """Seconds an image, by label, of backbones that have a finished run."""
-    found: dict[str, float] = {}
+def _known_seconds(
+    cells: list[Cell], outcomes: dict[str, Outcome], workdir: Path
+) -> dict[str, float]:
+    """Return the seconds per image, by label, of backbones with a finished run."""
+    known: dict[str, float] = {}
     for cell in cells:
         for planned in cell.planned(outcomes):
             outcome = outcomes.get(planned.run)
-            if cell.pair.label in found or outcome is None or outcome.status != "finished":
+            if cell.pair.label in known or outcome is None or outcome.status != "finished":
                 continue
             result = read_json(workdir / planned.run / "result.json") or {}
-            images = cell.pair.images * planned.point.share
-            first = result.get("seconds_to_first_step") or 0.0
-            images *= result.get("population") or 1  # of all that trained in these seconds
-            found[cell.pair.label] = max(result["wall_seconds"] - first, 0.0) / images
-    return found
+            compiling = result.get("seconds_to_first_step") or 0.0
+            members = result.get("population") or 1  # that trained in the same seconds
+            images = cell.pair.images * planned.point.share * members
+            known[cell.pair.label] = max(result["wall_seconds"] - compiling, 0.0) / images
+    return known
 
 
-def _measure(waiting: dict[str, Cell], shares: list, workdir: Path) -> dict[str, float | None]:
-    """Seconds an image, by label, from a few steps of each; None where these failed."""
-    found: dict[str, float | None] = {}
-    if not waiting:
+def _measure(cells: dict[str, Cell], shares: Sequence[Share], workdir: Path) -> dict[str, float]:
+    """Return the seconds per image, by label, of the backbones whose steps could be taken."""
+    found: dict[str, float] = {}
+    if not cells:
         return found
     console.print(
-        f"Measuring a few training steps of {len(waiting)} backbones, which compiles each of them "
-        "once; --quick leaves that out.",
+        f"Measuring a few training steps of {len(cells)} backbones, which compiles each of them "
+        "once; --quick skips that.",
         markup=False,
         soft_wrap=True,
     )
-    jobs = list(waiting.items())
+    todo = list(cells.items())
     asked: dict[int, str] = {}
-    with contextlib.closing(LocalPool(shares[: len(jobs)], workdir / ".workers")) as pool:
-        while len(found) < len(waiting):
+    done = 0
+    with contextlib.closing(LocalPool(shares[: len(todo)], workdir / ".workers")) as pool:
+        while done < len(cells):
             for event in pool.events(timeout=1.0):
                 label = asked.pop(event.worker, None)
                 if label:
-                    answer = event.content if event.kind == "answer" else {"error": event.content}
-                    found[label] = answer.get("seconds_per_image")
+                    seconds = event.answer.seconds_per_image if event.answer else None
+                    error = event.answer.error if event.answer else event.reason
+                    if seconds:
+                        found[label] = seconds
                     how = (
-                        f"{1 / found[label]:.3g} images/s"
-                        if found[label]
-                        else f"cannot be measured ({answer.get('error', '')[:200]})"
+                        f"{1 / seconds:.3g} images/s"
+                        if seconds
+                        else f"cannot be measured ({(error or '')[:200]})"
                     )
+                    done += 1
                     console.print(
-                        f"{len(found)}/{len(waiting)} {label}: {how}", markup=False, soft_wrap=True
+                        f"{done}/{len(cells)} {label}: {how}", markup=False, soft_wrap=True
                     )
-                if jobs and event.kind in ("ready", "answer"):
-                    label, cell = jobs.pop(0)
+                if todo and event.kind is not EventKind.DIED:
+                    label, cell = todo.pop(0)
                     asked[event.worker] = label
-                    pool.start(event.worker, cell.planned({})[0].settings, kind="measure")
+                    config = cell.planned({})[0].config
+                    pool.start(event.worker, Request(Task.MEASURE, [config]))
     return found

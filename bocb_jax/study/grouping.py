@@ -1,9 +1,9 @@
-"""How many runs of a pair train together, and what was measured to decide it.
+"""Which runs of a pair train together as one program, and the measurements behind that.
 
-    populations.json     "PAIR, EPOCHS epochs": "asked", "members", and figures
+    populations.json     "PAIR, EPOCHS epochs" -> "asked", "members", and what was measured
 
-The choice is made once for each program and kept, so that a sweep that goes on does as before. A
-program is compiled for one number of places; a group that fills half of them is trained in it.
+The choice is made once per program and kept, so that a resumed sweep does as before. A program is
+compiled for a fixed number of members; a group that fills half of its places is trained in it.
 """
 
 from typing import Any
@@ -14,12 +14,13 @@ from bocb_jax.storage.remote import Workdir
 from bocb_jax.study.plan import Cell, Planned
 
 FILE = "populations.json"
-LARGEST = 8  # members that "auto" tries
-OWN = ("lr", "weight_decay", "seed")  # what runs of a pair differ in where they can train together
+MAX_AUTO_MEMBERS = 8  # that "auto" tries
+# What the runs of a pair may differ in and still share a program.
+MEMBER_SETTINGS = ("lr", "weight_decay", "seed")
 
 
-def population_size(text: str) -> str | int:
-    """The value of `--population`: "auto", "off" or a number.
+def parse_population(text: str) -> str | int:
+    """Return the value of `--population`: "auto", "off", or a number of members.
 
     Raises:
       UserError: it is none of these.
@@ -31,66 +32,63 @@ def population_size(text: str) -> str | int:
     raise UserError(f"--population is {text!r}; it must be auto, off, or a number above 1.")
 
 
-class Populations:
-    """The choices of a sweep.
+class Grouping:
+    """How a sweep groups runs.
 
-    Off is what a sweep does unless told otherwise: a run's bits then follow from its config and the
-    kind of device, and not from what it was trained with or from a stopwatch. On CPUs nothing is
-    lost by it, for a core that is busy with one run gains nothing from several; on accelerators,
-    with small backbones, "auto" is worth its measurement: a compilation of a second program, and a
-    few steps of both, for each pair.
+    "off" is the default: the bits of a run then follow from its config and the kind of device
+    alone, not from its companions or a stopwatch. On CPUs nothing is lost by it, since a core that
+    is busy with one run gains nothing from several. On accelerators with small backbones, "auto" is
+    worth its cost: per pair, compiling a second program and a few steps of both.
 
     Args:
-      asked: "off"; "auto", which takes the faster of one by one and together; or how many train
-        together at most.
-      workdir: where the choices are kept.
+      population: "off"; "auto", which measures both ways; or how many train together at most.
+      workdir: the folder of runs, where the choices are kept.
     """
 
-    def __init__(self, asked: str | int, workdir: Workdir):
-        self.asked, self._workdir = asked, workdir
-        self._chosen = {}
-        if asked != "off":
-            workdir.bring(FILE)
+    def __init__(self, population: str | int, workdir: Workdir):
+        self.population, self._workdir = population, workdir
+        self._chosen: dict[str, Any] = {}
+        if population != "off":
+            workdir.fetch_file(FILE)
             self._chosen = read_json(workdir.path / FILE) or {}
 
     def group(self, todo: list[Planned]) -> list[Planned]:
-        """The runs that could train together with the first: those that share its program."""
-        if self.asked == "off":
+        """Return the runs that could train together with the first one, itself included."""
+        if self.population == "off":
             return todo[:1]
-        first, *_ = todo
-        limit = LARGEST if self.asked == "auto" else self.asked
-        return [planned for planned in todo if _shared(planned) == _shared(first)][:limit]
+        limit = self.population if isinstance(self.population, int) else MAX_AUTO_MEMBERS
+        return [planned for planned in todo if _shared(planned) == _shared(todo[0])][:limit]
 
-    def places(self, cell: Cell, group: list[Planned]) -> int | None:
-        """For how many members the program is compiled; None: that is to be measured."""
-        found = self._chosen.get(_name(cell, group[0]))
-        if found and found["asked"] == self.asked:
-            return found["members"]
-        if self.asked == "auto":
+    def members(self, cell: Cell, group: list[Planned]) -> int | None:
+        """Return for how many members the program is compiled; None if that must be measured."""
+        choice = self._chosen.get(_name(cell, group[0]))
+        if choice and choice["asked"] == self.population:
+            return choice["members"]
+        if self.population == "auto":
             return None
         if len(group) > 1:
             self.choose(cell, group, len(group))
         return len(group)
 
     def choose(self, cell: Cell, group: list[Planned], members: int, **measured: Any) -> None:
-        """Keeps a choice.
+        """Keep a choice.
 
         Args:
           cell: the pair.
-          group: runs of one program.
-          members: that train together; 1 for none.
-          measured: what speaks for it.
+          group: runs that share a program.
+          members: how many train together; 1 for none.
+          measured: the evidence, or "error".
         """
-        choice = {"asked": self.asked, "members": members, **measured}
+        choice = {"asked": self.population, "members": members, **measured}
         self._chosen[_name(cell, group[0])] = choice
         write_json(self._workdir.path / FILE, self._chosen)
         self._workdir.publish(FILE)
 
 
 def _shared(planned: Planned) -> dict[str, Any]:
-    return {name: value for name, value in planned.settings.items() if name not in OWN}
+    return {name: value for name, value in planned.config.items() if name not in MEMBER_SETTINGS}
 
 
 def _name(cell: Cell, planned: Planned) -> str:
     pair = cell.pair
-    return f"{pair.label} {pair.optimizer}, {planned.settings['epochs']} epochs"
+    return f"{pair.label} {pair.optimizer}, {planned.config['epochs']} epochs"

@@ -1,6 +1,6 @@
-"""The runs of a study, pair by pair: the trials of the search, then the winner under every seed.
+"""The runs of a study, pair by pair: the trials of the search, then the winner with every seed.
 
-What is planned follows from the study and from how earlier runs ended, and from nothing else.
+The plan is a function of the study and of how earlier runs ended, and of nothing else.
 """
 
 import dataclasses
@@ -17,32 +17,32 @@ from bocb_jax.study.spec import Study
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended, as far as planning goes."""
+    """How a run ended, as far as planning needs it."""
 
     status: str
     final: float | None = None  # validation accuracy at the end
-    best: float | None = None  # and at its best
+    best: float | None = None  # best validation accuracy
 
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
     """A run of a study."""
 
-    run: str  # its folder's name
+    run: str  # name of its run directory
     phase: str  # "search" or "final"
     point: Point
     seed: int
-    settings: dict[str, Any]  # of `TrainConfig`
-    identity: dict[str, Any]  # what `config.json` must hold
+    config: dict[str, Any]  # what `config.from_dict` takes
+    identity: dict[str, Any]  # what its `config.json` must hold
 
 
 class Cell:
-    """A pair's runs.
+    """The runs of a pair.
 
     Args:
       pair: backbone, variant and optimizer.
       study: the study.
-      workdir: where the folders of the runs lie.
+      workdir: the folder of runs; a path or a URL.
     """
 
     def __init__(self, pair: Pair, study: Study, workdir: str | Path):
@@ -51,32 +51,32 @@ class Cell:
 
     @property
     def size(self) -> int:
-        """How many runs there are at least."""
+        """The least number of runs."""
         return self.trials + len(self.study.final.seeds)
 
     @property
     def trials(self) -> int:
-        """How many of these belong to the search."""
+        """The least number of runs of the search."""
         return number_of_trials(self.study.search, self.pair.center) if self.searches else 0
 
     @property
     def searches(self) -> bool:
-        """A search of one point has nothing to decide, and is left out."""
+        """Whether there is a search: one of a single point has nothing to decide."""
         return self.study.search.kind not in ("default", "published")
 
     def planned(self, outcomes: Mapping[str, Outcome]) -> list[Planned]:
-        """Every run that the pair asks for by now; with an outcome for each, it is done.
+        """Return every run the pair asks for so far; once each has an outcome, the pair is done.
 
         Args:
           outcomes: of the runs that have ended, by name.
         """
-        search, center, published = self.study.search, self.pair.center, self.pair.published
+        search, center, tuned = self.study.search, self.pair.center, self.pair.tuned
         if not self.searches:
-            (point,) = propose(search, center, {}, published)
+            (point,) = propose(search, center, {}, tuned)
             return self._finals(point)
         scores: dict[Point, float] = {}
         while True:
-            points = propose(search, center, scores, published)
+            points = propose(search, center, scores, tuned)
             trials = [self._run(point, search.seed, test=False) for point in points]
             new = {
                 trial.point: self._score(outcomes[trial.run])
@@ -88,7 +88,7 @@ class Cell:
             scores |= new
         if any(trial.run not in outcomes for trial in trials):
             return trials
-        # Where every trial failed, the gentlest is what the table shows.
+        # Where every trial failed, the table shows the one with the lowest learning rate.
         best = winner(points, scores) or min(
             (point for point in points if point.share == 1), key=lambda point: point.lr
         )
@@ -106,7 +106,7 @@ class Cell:
         if key not in self._made:
             pair = self.pair
             settings = {
-                **pair.settings,
+                **pair.train,
                 "model": pair.backbone,
                 "opt": pair.optimizer,
                 "lr": point.lr,

@@ -1,32 +1,25 @@
 """Worker processes on this machine, each with its share of the cores or of the accelerators."""
 
 import dataclasses
-import json
 import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import IO, Any, Protocol
 
-
-@dataclasses.dataclass(frozen=True)
-class Event:
-    """Something that a worker said, or that happened to it."""
-
-    kind: Literal["ready", "answer", "died"]
-    worker: int
-    content: Any = None  # of an answer: what `worker.Executor.answer` returns; of a death: in words
+from bocb_jax.study.messages import Answer, Event, EventKind, Request
 
 
 class Pool(Protocol):
-    """Workers that do one thing at a time: train a run, or several together, or measure."""
+    """Workers, numbered from 0, that do one request at a time."""
 
     size: int
 
-    def start(self, worker: int, settings: dict[str, Any], kind: str = "config") -> None: ...
+    def start(self, worker: int, request: Request) -> None: ...
 
     def kill(self, worker: int) -> None: ...
 
@@ -36,38 +29,38 @@ class Pool(Protocol):
 
 
 class LocalPool:
-    """Processes of this machine; one that dies is replaced.
+    """Processes on this machine; one that dies is replaced.
 
     Args:
-      shares: what each worker has, from `share_out`.
+      shares: what each worker may use, from `share_out`.
       logs: folder for what the workers print.
     """
 
-    def __init__(self, shares: list["Share"], logs: Path):
+    def __init__(self, shares: Sequence["Share"], logs: Path):
         self.size = len(shares)
         self._shares, self._logs = shares, logs
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._processes: dict[int, subprocess.Popen] = {}
+        self._processes: dict[int, subprocess.Popen[str]] = {}
         self._closing = False
         logs.mkdir(parents=True, exist_ok=True)
         for worker in range(self.size):
             self._spawn(worker)
 
-    def start(self, worker: int, settings: dict[str, Any], kind: str = "config") -> None:
-        """Asks a worker what `worker.Executor.answer` can do; an event brings the answer."""
-        process = self._processes[worker]
+    def start(self, worker: int, request: Request) -> None:
+        """Send a request to an idle worker; a DONE event brings the answer."""
+        pipe = _piped(self._processes[worker].stdin)
         try:
-            process.stdin.write(json.dumps({kind: settings}) + "\n")
-            process.stdin.flush()
+            pipe.write(request.to_json() + "\n")
+            pipe.flush()
         except BrokenPipeError:
             pass  # it has died, and an event will say so
 
     def kill(self, worker: int) -> None:
-        """Ends a worker at once; an event and its successor follow."""
+        """End a worker at once; a DIED event and a successor follow."""
         self._processes[worker].kill()
 
     def events(self, timeout: float) -> list[Event]:
-        """What has happened; waits for the first so many seconds."""
+        """Return what has happened, after at most `timeout` seconds if nothing has yet."""
         found = []
         try:
             found.append(self._events.get(timeout=timeout))
@@ -76,12 +69,12 @@ class LocalPool:
         except queue.Empty:
             pass
         for event in found:
-            if event.kind == "died" and not self._closing:
+            if event.kind is EventKind.DIED and not self._closing:
                 self._spawn(event.worker)
         return found
 
     def close(self) -> None:
-        """Asks the workers to save what they are at, and waits for them."""
+        """Ask the workers to save their runs and end; kill those that take over a minute."""
         self._closing = True
         for process in self._processes.values():
             if process.poll() is None:
@@ -106,19 +99,27 @@ class LocalPool:
                 stderr=log,
                 text=True,
                 env={**os.environ, **share.environment},
-                start_new_session=True,  # Ctrl-C is for the sweep, which tells its workers
+                start_new_session=True,  # Ctrl-C is for the sweep, which stops its workers itself
             )
         self._processes[worker] = process
         threading.Thread(target=self._listen, args=(worker, process), daemon=True).start()
 
-    def _listen(self, worker: int, process: subprocess.Popen) -> None:
-        for line in process.stdout:
-            answer = json.loads(line)
-            kind = "ready" if "ready" in answer else "answer"
-            self._events.put(Event(kind, worker, answer))
+    def _listen(self, worker: int, process: subprocess.Popen[str]) -> None:
+        # The first line says that the worker is ready, each later one answers a request.
+        for number, line in enumerate(_piped(process.stdout)):
+            if number == 0:
+                self._events.put(Event(EventKind.READY, worker))
+            else:
+                self._events.put(Event(EventKind.DONE, worker, Answer.from_json(line)))
         code = process.wait()
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        self._events.put(Event("died", worker, f"The worker process ended with {how}."))
+        reason = f"The worker process ended with {how}."
+        self._events.put(Event(EventKind.DIED, worker, reason=reason))
+
+
+def _piped(stream: IO[str] | None) -> IO[str]:
+    assert stream is not None  # opened with PIPE
+    return stream
 
 
 # --- Who gets what --------------------------------------------------------------------------------
@@ -128,15 +129,15 @@ class LocalPool:
 class Share:
     """What a worker may use."""
 
-    cores: tuple[int, ...] = ()
+    cores: tuple[int, ...] = ()  # empty: any
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def share_out(workers: int | None = None) -> list[Share]:
-    """Splits this machine: a worker for each NVIDIA GPU, one for all TPU chips, one a CPU core.
+    """Split this machine: one worker per NVIDIA GPU, one for all TPU chips, or one per CPU core.
 
     Args:
-      workers: how many there are to be; None for as many as there are devices or cores.
+      workers: how many; None for as many as there are devices or cores.
     """
     on_cpu = os.environ.get("JAX_PLATFORMS", "").startswith("cpu")
     gpus = [] if on_cpu else _gpus()
@@ -155,8 +156,8 @@ def share_out(workers: int | None = None) -> list[Share]:
     return [Share(cores=part if has_affinity else ()) for part in parts]
 
 
-def _parts(things: list, count: int) -> list[tuple]:
-    """As even as can be; with more parts than things, each part has one that others have too."""
+def _parts(things: list[Any], count: int) -> list[tuple[Any, ...]]:
+    """Split as evenly as possible; with more parts than things, parts share things."""
     if count >= len(things):
         return [(things[i % len(things)],) for i in range(count)]
     return [

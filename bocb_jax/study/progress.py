@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from typing import Any
 
 from rich.live import Live
 from rich.table import Table
@@ -12,18 +13,18 @@ from bocb_jax.study.plan import Cell, Outcome, Planned
 
 
 class Progress:
-    """Counts, and the time left; the parent of the boards.
+    """Follows a sweep and counts; shows nothing.
 
     Args:
       cells: the pairs.
-      outcomes: of the runs that have ended before.
-      workers: how many runs go on at a time.
+      outcomes: of the runs that had ended before.
+      workers: number of runs at a time.
     """
 
     def __init__(self, cells: list[Cell], outcomes: dict[str, Outcome], workers: int):
         self.cells, self.outcomes, self.workers = cells, outcomes, workers
         self._begun = time.monotonic()
-        self._seconds: dict[str, list[float]] = {}  # of the runs of a backbone
+        self._seconds: dict[str, list[float]] = {}  # of the runs that ended, by backbone
         self.running: dict[str, Planned] = {}
         self.counted = {id(cell): self._count(cell) for cell in cells}
 
@@ -40,11 +41,11 @@ class Progress:
 
     @property
     def total(self) -> int:
-        """Runs as far as is known."""
+        """Runs planned so far."""
         return sum(total for _, total, _ in self.counted.values())
 
     def seconds_left(self) -> float | None:
-        """From how long the runs of each backbone took here; None before the first has ended."""
+        """Return an estimate from how long each backbone's runs took; None before the first."""
         known = [s for seconds in self._seconds.values() for s in seconds]
         if not known:
             return None
@@ -56,24 +57,30 @@ class Progress:
         return left / max(1, min(self.workers, self.total - self.done))
 
     def started(self, cell: Cell, planned: Planned) -> None:
-        """A worker has begun with a run."""
+        """Note that a worker has started a run."""
         self.running[planned.run] = planned
 
     def ended(self, cell: Cell, planned: Planned, outcome: Outcome, seconds: float) -> None:
-        """A run has ended."""
+        """Note that a run has ended, and how long it took."""
         self.running.pop(planned.run, None)
         self._seconds.setdefault(cell.pair.label, []).append(seconds)
         self.counted[id(cell)] = self._count(cell)
 
-    def lost(self, planned: Planned, how: str, starts: int) -> None:
-        """A run's worker died, and the run will be started again."""
+    def lost(self, planned: Planned, reason: str, starts: int) -> None:
+        """Note that a run's worker died, and that the run will be started again.
+
+        Args:
+          planned: the run.
+          reason: why the worker died, as a sentence.
+          starts: how often in a row that happened without progress.
+        """
         self.running.pop(planned.run, None)
 
     def tick(self) -> None:
-        """Some time has passed."""
+        """Note that some time has passed."""
 
     def headline(self) -> str:
-        """Runs done, time taken and left."""
+        """Return the runs done, and the time taken and left."""
         left = self.seconds_left()
         taken = duration(time.monotonic() - self._begun)
         return f"{self.done}/{self.total} runs  {taken}" + (
@@ -82,10 +89,10 @@ class Progress:
 
 
 class Lines(Progress):
-    """One line a run."""
+    """Prints one line per run."""
 
-    def ended(self, cell, planned, outcome, seconds):
-        """A run has ended."""
+    def ended(self, cell: Cell, planned: Planned, outcome: Outcome, seconds: float) -> None:
+        """Print how the run ended."""
         super().ended(cell, planned, outcome, seconds)
         how = outcome.status
         if outcome.status == "finished" and outcome.final is not None:
@@ -98,59 +105,78 @@ class Lines(Progress):
             soft_wrap=True,
         )
 
-    def lost(self, planned, how, starts):
-        """A run's worker died, and the run will be started again."""
-        super().lost(planned, how, starts)
-        _say_lost(planned, how, starts)
-
-
-def _say_lost(planned: Planned, how: str, starts: int) -> None:
-    more = f"; it has lost {starts} workers without getting on" if starts > 1 else ""
-    console.print(
-        f"{planned.run}: {how} The run is started again from its last save{more}.",
-        markup=False,
-        soft_wrap=True,
-    )
+    def lost(self, planned: Planned, reason: str, starts: int) -> None:
+        """Print why the worker died."""
+        super().lost(planned, reason, starts)
+        _say_lost(planned, reason, starts)
 
 
 class Grid(Progress):
-    """The table of pairs: runs ended, and the best validation accuracy."""
+    """Draws the table of pairs: runs ended, and the best validation accuracy."""
 
-    def __enter__(self):
+    def __enter__(self) -> "Grid":
         self._live = Live(self._draw(), console=console, refresh_per_second=2, transient=True)
         self._live.__enter__()
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: Any) -> None:
         self._live.__exit__(*exception)
 
-    def lost(self, planned, how, starts):
-        """A run's worker died, and the run will be started again; said above the table."""
-        super().lost(planned, how, starts)
-        _say_lost(planned, how, starts)
+    def lost(self, planned: Planned, reason: str, starts: int) -> None:
+        """Print above the table why the worker died."""
+        super().lost(planned, reason, starts)
+        _say_lost(planned, reason, starts)
 
-    def tick(self):
-        """Draws anew."""
+    def tick(self) -> None:
+        """Draw the table again."""
         self._live.update(self._draw())
 
     def _draw(self) -> Table:
         backbones = list(dict.fromkeys(cell.pair.label for cell in self.cells))
         optimizers = list(dict.fromkeys(cell.pair.optimizer for cell in self.cells))
         by_pair = {(c.pair.label, c.pair.optimizer): self.counted[id(c)] for c in self.cells}
-        # As many columns as the terminal has room for; the rest stands in the file.
-        room = max(1, (console.width - 16) // 10)
+        # As many columns as the terminal holds; `results.parquet` has the rest.
+        columns = max(1, (console.width - 16) // 10)
         table = Table(title=self.headline(), caption=self._caption(), pad_edge=False)
         table.add_column("")
-        for backbone in backbones[:room]:
+        for backbone in backbones[:columns]:
             table.add_column(backbone.replace("_mini", ""), overflow="fold", justify="right")
         for optimizer in optimizers[: max(1, console.height - 8)]:
-            cells = (by_pair.get((b, optimizer)) for b in backbones[:room])
+            cells = (by_pair.get((b, optimizer)) for b in backbones[:columns])
             table.add_row(optimizer, *map(_cell_text, cells))
         return table
 
     def _caption(self) -> str:
-        return "  ".join(f"{p.settings['label']} {p.settings['opt']} lr {p.point.lr:g}"
-                         for p in list(self.running.values())[:4])  # fmt: skip
+        return "  ".join(
+            f"{p.config['label']} {p.config['opt']} lr {p.point.lr:g}"
+            for p in list(self.running.values())[:4]
+        )
+
+
+def show_progress(
+    cells: list[Cell], outcomes: dict[str, Outcome], workers: int, kind: str
+) -> contextlib.AbstractContextManager[Progress]:
+    """Return the progress display for where the output goes.
+
+    Args:
+      cells: the pairs.
+      outcomes: of the runs that had ended before.
+      workers: number of runs at a time.
+      kind: "grid", "lines", "none", or "auto" for a grid on a terminal and lines elsewhere.
+    """
+    if kind == "grid" or (kind == "auto" and console.is_terminal):
+        return Grid(cells, outcomes, workers)
+    progress = Progress if kind == "none" else Lines
+    return contextlib.nullcontext(progress(cells, outcomes, workers))
+
+
+def _say_lost(planned: Planned, reason: str, starts: int) -> None:
+    more = f"; it has lost {starts} workers without progress" if starts > 1 else ""
+    console.print(
+        f"{planned.run}: {reason} The run is started again from its last save{more}.",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _cell_text(counted: tuple[int, int, float | None] | None) -> Text:
@@ -160,20 +186,6 @@ def _cell_text(counted: tuple[int, int, float | None] | None) -> Text:
     if done == 0:
         return Text("·", style="dim")
     shown = "-" if best is None else f"{100 * best:.1f}"
-    return Text(shown if done >= total else f"{shown} {done}/{total}",
-                style="bold" if done >= total else "")  # fmt: skip
-
-
-def board(cells: list[Cell], outcomes: dict[str, Outcome], workers: int, kind: str):
-    """The board for where the output goes; a context manager.
-
-    Args:
-      cells: the pairs.
-      outcomes: of the runs that have ended before.
-      workers: how many runs go on at a time.
-      kind: "grid", "lines", "none", or "auto" for a grid on a terminal and lines elsewhere.
-    """
-    if kind == "grid" or (kind == "auto" and console.is_terminal):
-        return Grid(cells, outcomes, workers)
-    shown = Progress if kind == "none" else Lines
-    return contextlib.nullcontext(shown(cells, outcomes, workers))
+    return Text(
+        shown if done >= total else f"{shown} {done}/{total}", style="bold" if done >= total else ""
+    )

@@ -1,8 +1,8 @@
-"""The names of a study looked up, and its settings tried out, in a process of its own.
+"""The names in a study resolved to pairs of backbone and optimizer, in a process of its own.
 
-What a name stands for is known to the tables of backbones and optimizers, which load JAX; the sweep
-itself must not, since its workers want the devices. `look_up` starts `python -m
-bocb_jax.study.resolve`, which reads a study and prints a `Catalog`, both as JSON.
+What a name stands for is known to the registries of backbones and optimizers, which load JAX. The
+sweep itself must not, since its workers want the devices. So `resolve_study` starts `python -m
+bocb_jax.study.resolve`, which reads a study and prints {"pairs": ...} or {"error": ...}, as JSON.
 """
 
 import dataclasses
@@ -12,11 +12,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bocb_jax.config import DataConfig, TrainConfig, from_dict
 from bocb_jax.errors import UserError
 from bocb_jax.study.spec import Study, study_from_dict
+
+if TYPE_CHECKING:
+    from bocb_jax.data.registry import Dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,69 +28,71 @@ class Pair:
 
     backbone: str
     optimizer: str
-    variant: str
+    variant: str  # empty for the backbone as it is
     category: str  # of the optimizer
-    settings: dict[str, Any]  # of `TrainConfig`, but for what the search and the study decide
+    train: dict[str, Any]  # settings of `TrainConfig` from the study, its variant and opt_args
     center: tuple[float, float]  # usual learning rate and weight decay of the optimizer
-    published: tuple[float, float] | None  # the paper's tuned ones
-    published_for: str  # the backbone that these were published for
+    tuned: tuple[float, float] | None  # the paper's
+    tuned_for: str  # the backbone that these were tuned for
     epochs: int  # of a run at full length
-    images: int  # that it trains on
-    parameters: int
+    images: int  # that such a run trains on
+    num_params: int
     macs: int  # multiply-accumulates of one image, forward
     has_data: bool  # whether the data set is on this machine
-    state_per_parameter: float  # numbers that the optimizer keeps
+    state_per_parameter: float  # numbers that the optimizer keeps per parameter
 
     @property
     def label(self) -> str:
-        """What the tables call the backbone."""
+        """What tables call the backbone."""
         return f"{self.backbone} ({self.variant})" if self.variant else self.backbone
 
 
-def look_up(study: Study, *, stand_in: bool = False) -> list[Pair]:
-    """Every pair of a study, in its order.
+def resolve_study(study: Study, *, stand_in: bool = False) -> list[Pair]:
+    """Return every pair of a study, in its order.
 
     Args:
       study: the study.
-      stand_in: whether the published size of a data set will do where it is not on this machine.
+      stand_in: whether the published size of a data set may stand in for one not on this machine.
 
     Raises:
       UserError: a name is unknown, a pattern matches nothing, or settings do not go together.
     """
-    answer = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "bocb_jax.study.resolve", *["--stand-in"] * stand_in],
         input=json.dumps(study.to_dict()),
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
-    if answer.returncode:
-        raise UserError(answer.stdout.strip() or "The study cannot be looked up; see above.")
-    return [_pair(pair) for pair in json.loads(answer.stdout)]
+    if process.returncode:
+        raise UserError("The names of the study cannot be resolved; the error is above.")
+    answer = json.loads(process.stdout)
+    if "error" in answer:
+        raise UserError(answer["error"])
+    return [_pair(fields) for fields in answer["pairs"]]
 
 
 def _pair(fields: dict[str, Any]) -> Pair:
-    lists = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
-    return Pair(**fields | lists)
+    tuples = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    return Pair(**fields | tuples)
 
 
 # --- In the process of its own --------------------------------------------------------------------
 
 
-def main() -> int:
-    """Reads a study from stdin and prints its pairs."""
-    settings = json.load(sys.stdin)
+def main() -> None:
+    """Read a study from stdin and print its pairs."""
+    study = json.load(sys.stdin)
     try:
-        pairs = find_pairs(study_from_dict(settings), stand_in="--stand-in" in sys.argv)
+        pairs = find_pairs(study_from_dict(study), stand_in="--stand-in" in sys.argv)
     except UserError as error:
-        print(error)
-        return error.exit_code
-    json.dump([dataclasses.asdict(pair) for pair in pairs], sys.stdout)
-    return 0
+        json.dump({"error": str(error)}, sys.stdout)
+    else:
+        json.dump({"pairs": [dataclasses.asdict(pair) for pair in pairs]}, sys.stdout)
 
 
 def find_pairs(study: Study, *, stand_in: bool = False) -> list[Pair]:
-    """See `look_up`; loads JAX."""
+    """Do what `resolve_study` does, in this process; loads JAX."""
     optimizers = _expand(study.optimizers, _optimizers, "optimizers")
     backbones = _expand(study.backbones, _backbones, "backbones")
     stray = ", ".join(sorted(set(study.opt_args) - set(optimizers)))
@@ -105,19 +110,18 @@ def find_pairs(study: Study, *, stand_in: bool = False) -> list[Pair]:
                     "backbones."
                 )
         for backbone in chosen:
-            settings = _merged(study.train, variant.train)
-            size = _size(backbone, settings, stand_in)
+            train = _merged(study.train, variant.train)
+            size = _size(backbone, train, stand_in)
             for optimizer in optimizers:
-                found = _optimizer(study, backbone, optimizer)
-                own = study.opt_args.get(optimizer)
+                opt_args = study.opt_args.get(optimizer)
                 pairs.append(
                     Pair(
                         backbone=backbone,
                         optimizer=optimizer,
                         variant=variant.name,
-                        settings={**settings, "opt_args": own} if own else settings,
+                        train={**train, "opt_args": opt_args} if opt_args else train,
                         **size,
-                        **found,
+                        **_optimizer(study, backbone, optimizer),
                     )
                 )
     return pairs
@@ -148,10 +152,10 @@ def _backbones(pattern: str) -> list[str]:
 def _optimizers(pattern: str) -> list[str]:
     from bocb_jax import optim, paper
 
+    of_paper = paper.optimizers()
     if pattern == "paper":
-        return paper.optimizers()
+        return of_paper
     if pattern.startswith("category:"):
-        of_paper = paper.optimizers()
         later = [name for name in optim.list_optimizers() if name not in of_paper]
         category = pattern.partition(":")[2]
         return [n for n in (*of_paper, *later) if optim.optimizer_info(n).category == category]
@@ -161,8 +165,12 @@ def _optimizers(pattern: str) -> list[str]:
     return [pattern]
 
 
-def _size(backbone: str, settings: dict[str, Any], stand_in: bool) -> dict[str, Any]:
-    """How large a run of a backbone is; settings that do not go together are found here."""
+def _size(backbone: str, train: dict[str, Any], stand_in: bool) -> dict[str, Any]:
+    """Return the fields of `Pair` that say how large a run of a backbone is.
+
+    Raises:
+      UserError: the settings do not go together.
+    """
     import jax
     from flax import nnx
 
@@ -171,16 +179,16 @@ def _size(backbone: str, settings: dict[str, Any], stand_in: bool) -> dict[str, 
     from bocb_jax.models.macs import count_macs
     from bocb_jax.resolve import resolve
 
-    config = from_dict(TrainConfig, {**settings, "model": backbone, "opt": "sgd"})
+    config = from_dict(TrainConfig, {**train, "model": backbone, "opt": "sgd"})
     dataset, has_data = _dataset(
         config.dataset, config.data, config.on_corrupt, config.protocol, stand_in
     )
     resolved = resolve(config, dataset)
-    epoch = steps_per_epoch(len(dataset.splits["train"]), resolved.batch_size)
-    spec = program_spec(config, resolved, dataset, epoch)
+    epoch_steps = steps_per_epoch(len(dataset.splits["train"]), resolved.batch_size)
+    spec = program_spec(config, resolved, dataset, epoch_steps)
     try:
         model = nnx.eval_shape(lambda: build_model(spec, nnx.Rngs(0)))
-        macs = count_macs(model, spec.image_size)  # finds images that are too small as well
+        macs = count_macs(model, spec.image_size)  # also raises where images are too small
     except UserError:
         raise
     except Exception as error:
@@ -190,19 +198,24 @@ def _size(backbone: str, settings: dict[str, Any], stand_in: bool) -> dict[str, 
     leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
     return {
         "epochs": resolved.epochs,
-        "images": resolved.epochs * epoch * resolved.batch_size,
-        "parameters": sum(leaf.size for leaf in leaves),
+        "images": resolved.epochs * epoch_steps * resolved.batch_size,
+        "num_params": sum(leaf.size for leaf in leaves),
         "macs": macs,
         "has_data": has_data,
     }
 
 
 @functools.cache
-def _dataset(name: str, data: DataConfig, on_corrupt: str, protocol: str, stand_in: bool):
+def _dataset(
+    name: str, data: DataConfig, on_corrupt: str, protocol: str, stand_in: bool
+) -> tuple["Dataset", bool]:
+    """Return a data set, and whether it is the real one."""
     from bocb_jax.data.registry import open_dataset
     from bocb_jax.data.synthetic import open_or_synthetic
 
-    options = {"split_seed": data.split_seed, "data_dir": data.dir, "on_corrupt": on_corrupt}
+    options: dict[str, Any] = {
+        "split_seed": data.split_seed, "data_dir": data.dir, "on_corrupt": on_corrupt,
+    }  # fmt: skip
     if stand_in:
         dataset, is_real = open_or_synthetic(name, **options)
     else:
@@ -211,28 +224,28 @@ def _dataset(name: str, data: DataConfig, on_corrupt: str, protocol: str, stand_
 
 
 def _optimizer(study: Study, backbone: str, optimizer: str) -> dict[str, Any]:
-    """What a pair has from the optimizer's row and from the paper."""
+    """Return the fields of `Pair` that follow from the optimizer and from the paper."""
     from bocb_jax import optim, paper
     from bocb_jax.optim.bounds import check_hyperparameters
 
-    row = optim.optimizer_info(optimizer)
-    check_hyperparameters(optimizer, row.hyperparameters, study.opt_args.get(optimizer, {}))
-    rate, decay = row.search_center
-    if study.search.kind == "around":  # as the paper searched: from its most frequent values
-        rate = (*row.paper_learning_rate, rate)[0]
-        decay = (*row.paper_weight_decay, decay)[0]
+    info = optim.optimizer_info(optimizer)
+    check_hyperparameters(optimizer, info.hyperparameters, study.opt_args.get(optimizer, {}))
+    lr, weight_decay = info.search_center
+    if study.search.kind == "around":  # as in the paper: around its most frequent values
+        lr = (*info.paper_learning_rate, lr)[0]
+        weight_decay = (*info.paper_weight_decay, weight_decay)[0]
     tuned = paper.tuned(backbone, optimizer)
     return {
-        "category": row.category,
-        "state_per_parameter": row.state_per_parameter,
-        "center": (rate, decay),
-        "published": (tuned.learning_rate, tuned.weight_decay) if tuned else None,
-        "published_for": tuned.backbone if tuned else "",
+        "category": info.category,
+        "state_per_parameter": info.state_per_parameter,
+        "center": (lr, weight_decay),
+        "tuned": (tuned.learning_rate, tuned.weight_decay) if tuned else None,
+        "tuned_for": tuned.backbone if tuned else "",
     }
 
 
 def _merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """`change` over `base`, table by table."""
+    """Return `base` with the values of `change`, table by table."""
     merged = dict(base)
     for name, value in change.items():
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)
@@ -241,4 +254,4 @@ def _merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

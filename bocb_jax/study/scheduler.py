@@ -1,36 +1,26 @@
-"""Hands the runs of a study to workers, and takes in how they end."""
+"""Hands the runs of a study to workers and takes in how they end."""
 
 import collections
 import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from bocb_jax.errors import UserError
 from bocb_jax.storage.files import read_json
 from bocb_jax.storage.remote import Workdir, saved_steps
-from bocb_jax.study.grouping import Populations
+from bocb_jax.study.grouping import Grouping
+from bocb_jax.study.messages import Answer, Event, EventKind, Request, Task
 from bocb_jax.study.plan import Cell, Outcome, Planned
-from bocb_jax.study.pool import Event, Pool
-from bocb_jax.study.worker import record_failure
+from bocb_jax.study.pool import Pool
+from bocb_jax.study.progress import Progress
+from bocb_jax.study.worker import write_failure
 
-STILLBORN = 3  # so many for each worker, in a row, are no accident
-# As XLA's events name them.
-TRAINING_STEP = "jit(train_step)"
-TRAINING_STEP_TOGETHER = "jit(train_step_together)"
-
-
-class Board(Protocol):
-    """Is told what happens, and shows it."""
-
-    def started(self, cell: Cell, planned: Planned) -> None: ...
-
-    def ended(self, cell: Cell, planned: Planned, outcome: Outcome, seconds: float) -> None: ...
-
-    def lost(self, planned: Planned, how: str, starts: int) -> None: ...
-
-    def tick(self) -> None: ...
+MAX_FAILED_STARTS = 3  # per worker, in a row; more are no accident
+# As XLA's events name the compiled functions.
+TRAIN_STEP = "jit(train_step)"
+TRAIN_STEP_TOGETHER = "jit(train_step_together)"
 
 
 @dataclasses.dataclass
@@ -40,44 +30,45 @@ class Counts:
     ended: int = 0
     failed: int = 0
     train_steps_compiled: int = 0  # how often XLA compiled a training step
-    together_compiled: int = 0  # how many of these were of several runs together
-    compiled: int = 0  # and any program
-    loaded: int = 0  # programs that lay in the cache
+    together_compiled: int = 0  # how many of these train several runs together
+    compiled: int = 0  # programs of any kind
+    loaded: int = 0  # programs that came from the compile cache
     pairs: set[int] = dataclasses.field(default_factory=set)  # that had a run
     seconds: float = 0.0  # of all workers together
 
 
 @dataclasses.dataclass
 class _Job:
+    """What one worker is doing."""
+
     cell: int
     runs: list[Planned]  # one, or those that train together
-    kind: str  # what the worker is asked: "config", "configs" or "compare"
+    request: Request
     since: float
     timed_out: bool = False
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
         return time.monotonic() - self.since
 
 
 class Scheduler:
-    """Goes through the cells until each has all its runs.
+    """Goes through the cells until all their runs have ended.
 
-    A pair's first run compiles its programs; only then do other workers help with that pair, and
-    find them in the cache. So each is compiled once.
+    The first run of a pair compiles its programs; only then do other workers help with that pair,
+    and load the programs from the cache. So each program is compiled once.
 
     Args:
       cells: the pairs.
-      outcomes: of the runs that have ended already; filled as others end.
+      outcomes: of the runs that have ended; filled as others end.
       pool: the workers.
-      board: is told what happens.
-      workdir: where the folders of the runs lie.
-      retries: how often a run whose worker dies without getting on is started again.
-      minutes_per_run: a run that takes longer is ended. Runs that train together have so many
-        each; where these do not suffice, they go on one by one.
-      device_seconds: no run is started once the workers have spent so much.
-      populations: which runs train together; None: none.
+      progress: is told what happens.
+      workdir: the folder of runs.
+      retries: how often a run is started again whose worker died without progress of the run.
+      minutes_per_run: a run that takes longer is ended. Runs that train together have this time
+        each; if that does not suffice, they continue one by one.
+      device_seconds: no run starts once the workers have spent this much time.
+      grouping: which runs train together; None for none.
     """
 
     def __init__(
@@ -85,32 +76,36 @@ class Scheduler:
         cells: list[Cell],
         outcomes: dict[str, Outcome],
         pool: Pool,
-        board: Board,
+        progress: Progress,
         *,
         workdir: Workdir,
         retries: int = 3,
         minutes_per_run: float | None = None,
         device_seconds: float | None = None,
-        populations: Populations | None = None,
+        grouping: Grouping | None = None,
     ):
-        self.cells, self.outcomes, self.pool, self.board = cells, outcomes, pool, board
+        self.cells, self.outcomes, self.pool, self.progress = cells, outcomes, pool, progress
         self.workdir, self.retries = workdir, retries
         self.minutes_per_run, self.device_seconds = minutes_per_run, device_seconds
-        self.populations = populations or Populations("off", workdir)
+        self.grouping = grouping or Grouping("off", workdir)
         self.counts = Counts()
         self._todo = [self._unfinished(cell) for cell in cells]
-        self._opened = [False] * len(cells)  # a worker has begun with it
+        self._opened = [False] * len(cells)  # a worker has started with it
         self._warm = [False] * len(cells)  # its programs are compiled
         self._free: set[int] = set()
-        self._last: dict[int, int] = {}  # the cell that a worker was at
-        self._jobs: dict[int, _Job] = {}
+        self._last: dict[int, int] = {}  # worker -> the cell of its last run
+        self._jobs: dict[int, _Job] = {}  # by worker
         self._deaths: collections.Counter[str] = collections.Counter()
-        self._stillborn = 0  # workers in a row that ended before they were ready
-        self._reached: dict[str, int] = {}  # the step a run was at when its worker died
-        self._alone: set[str] = set()  # runs that training together did not get on with
+        self._failed_starts = 0  # workers in a row that died before they were ready
+        self._reached: dict[str, int] = {}  # run -> its step when its worker died
+        self._alone: set[str] = set()  # runs that made no progress together
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> bool:
-        """Works until everything has ended; False if `stop` said so, or the budget was spent."""
+        """Work until everything has ended; return False if `stop` or the budget came first.
+
+        Raises:
+          UserError: no worker can start.
+        """
         while not stop():
             for worker in sorted(self._free):
                 self._assign(worker)
@@ -121,7 +116,7 @@ class Scheduler:
             for event in self.pool.events(timeout=0.25):
                 self._take(event)
             self._end_overdue()
-            self.board.tick()
+            self.progress.tick()
         return False
 
     # --- Giving ---------------------------------------------------------------------------------
@@ -139,44 +134,47 @@ class Scheduler:
         cell = self._choose(worker)
         if cell is None or self._is_spent():
             return
-        job, settings = self._take_up(cell)
+        job = self._next_job(cell)
         self._free.discard(worker)
         self._opened[cell], self._last[worker] = True, cell
         self._jobs[worker] = job
-        self.pool.start(worker, settings, kind=job.kind)
-        if job.kind != "compare":
+        self.pool.start(worker, job.request)
+        if job.request.task is not Task.COMPARE:
             for planned in job.runs:
                 self._todo[cell].remove(planned)
-                self.board.started(self.cells[cell], planned)
+                self.progress.started(self.cells[cell], planned)
 
-    def _take_up(self, cell: int) -> tuple[_Job, dict[str, Any]]:
-        """What a worker is to do next for a cell, and how it is told."""
-        todo, now = self._todo[cell], time.monotonic()
-        alone = _Job(cell, [todo[0]], "config", now), todo[0].settings
+    def _next_job(self, cell: int) -> _Job:
+        """Return what a worker is to do next for a cell."""
+        todo = self._todo[cell]
+        alone = self._job(cell, Task.TRAIN, [todo[0]])
         if todo[0].run in self._alone:
             return alone
-        group = self.populations.group([run for run in todo if run.run not in self._alone])
+        group = self.grouping.group([run for run in todo if run.run not in self._alone])
         if len(group) == 1:
             return alone
-        members = self.populations.places(self.cells[cell], group)
-        kind = "configs" if members else "compare"
+        members = self.grouping.members(self.cells[cell], group)
+        if members is None:
+            return self._job(cell, Task.COMPARE, group)
         group = group[:members]
-        if members and (members == 1 or 2 * len(group) < members):
+        if members == 1 or 2 * len(group) < members:
             return alone
-        configs = [planned.settings for planned in group]
-        told = {"configs": configs, "members": members or len(group)}
-        return _Job(cell, group, kind, now), told
+        return self._job(cell, Task.TRAIN_TOGETHER, group, members)
+
+    def _job(self, cell: int, task: Task, runs: list[Planned], members: int | None = None) -> _Job:
+        request = Request(task, [planned.config for planned in runs], members or len(runs))
+        return _Job(cell, runs, request, time.monotonic())
 
     def _choose(self, worker: int) -> int | None:
-        """The cell the worker was at, else one that nobody has begun, else the longest queue."""
+        """Return the cell the worker is at, else one not started, else the longest queue."""
         last = self._last.get(worker)
         if last is not None and self._todo[last]:
             return last
-        waiting = [i for i, todo in enumerate(self._todo) if todo]
-        fresh = [i for i in waiting if not self._opened[i]]
+        unfinished = [i for i, todo in enumerate(self._todo) if todo]
+        fresh = [i for i in unfinished if not self._opened[i]]
         if fresh:
             return fresh[0]
-        warm = [i for i in waiting if self._warm[i] or not self._is_running(i)]
+        warm = [i for i in unfinished if self._warm[i] or not self._is_running(i)]
         return max(warm, key=lambda i: len(self._todo[i]), default=None)
 
     def _is_running(self, cell: int) -> bool:
@@ -186,61 +184,62 @@ class Scheduler:
 
     def _take(self, event: Event) -> None:
         worker = event.worker
-        if event.kind == "ready":
+        if event.kind is EventKind.READY:
             self._free.add(worker)
-            self._stillborn = 0
+            self._failed_starts = 0
             return
         job = self._jobs.pop(worker, None)
-        if event.kind == "died":
-            is_new = worker not in self._free
+        if event.kind is EventKind.DIED:
+            was_ready = job is not None or worker in self._free
             self._free.discard(worker)
             self._last.pop(worker, None)
             if job:
-                self._died(job, event.content)
-            elif is_new:
-                self._stillborn += 1
-                if self._stillborn > STILLBORN * self.pool.size:
-                    raise UserError(
-                        f"No worker comes to be ready. {event.content} What the workers print is "
-                        "in .workers in the folder of the runs; on a cluster, bocb_jax must be "
-                        "installed on each node."
-                    )
+                self._died(job, event.reason)
+            elif not was_ready:
+                self._count_failed_start(event.reason)
+        elif job is not None and event.answer is not None:
+            self._free.add(worker)
+            self._count(job, event.answer)
+            self._done(job, event.answer)
+
+    def _count_failed_start(self, reason: str) -> None:
+        self._failed_starts += 1
+        if self._failed_starts > MAX_FAILED_STARTS * self.pool.size:
+            raise UserError(
+                f"No worker gets ready. {reason} What the workers print is in .workers in the "
+                "folder of the runs; on a cluster, bocb_jax must be installed on each node."
+            )
+
+    def _count(self, job: _Job, answer: Answer) -> None:
+        counts = self.counts
+        together = answer.compiled.count(TRAIN_STEP_TOGETHER)
+        counts.compiled += len(answer.compiled)
+        counts.loaded += len(answer.loaded)
+        counts.train_steps_compiled += answer.compiled.count(TRAIN_STEP) + together
+        counts.together_compiled += together
+        counts.pairs.add(job.cell)
+        counts.seconds += job.seconds
+
+    def _done(self, job: _Job, answer: Answer) -> None:
+        cell, task = self.cells[job.cell], job.request.task
+        if task is Task.COMPARE:
+            self.grouping.choose(cell, job.runs, **(answer.choice or {"members": 1}))
             return
-        if job is None:
-            return
-        self._free.add(worker)
-        self._count(job, event.content)
-        if job.kind == "compare":
-            cell = self.cells[job.cell]
-            self.populations.choose(cell, job.runs, **event.content["choice"])
-            return
-        if event.content.get("error_together"):
-            error = event.content["error_together"]
-            self.populations.choose(self.cells[job.cell], job.runs, 1, error=error)
-        statuses = event.content.get("statuses") or [event.content["status"]]
-        ended = dict(zip((planned.run for planned in job.runs), statuses, strict=True))
+        if task is Task.TRAIN_TOGETHER and answer.error:
+            self.grouping.choose(cell, job.runs, 1, error=answer.error)
+        ended = dict(zip((planned.run for planned in job.runs), answer.statuses, strict=True))
         for planned in reversed(job.runs):
             if ended[planned.run] == "interrupted":
                 self._todo[job.cell].appendleft(planned)
                 del ended[planned.run]
         self._ended(job, ended)
 
-    def _count(self, job: _Job, answer: dict[str, Any]) -> None:
-        counts = self.counts
-        together = answer["compiled"].count(TRAINING_STEP_TOGETHER)
-        counts.compiled += len(answer["compiled"])
-        counts.loaded += len(answer["loaded"])
-        counts.train_steps_compiled += answer["compiled"].count(TRAINING_STEP) + together
-        counts.together_compiled += together
-        counts.pairs.add(job.cell)
-        counts.seconds += job.seconds
-
     def _ended(self, job: _Job, statuses: dict[str, str]) -> None:
-        """Takes in how runs of a job ended, and what is to be done after them.
+        """Take in how runs of a job ended, and plan what follows from that.
 
         Args:
           job: what the worker did.
-          statuses: by the run's name; of those that have ended.
+          statuses: by run, of those that have ended.
         """
         ended = [planned for planned in job.runs if planned.run in statuses]
         for planned in ended:
@@ -253,35 +252,35 @@ class Scheduler:
             self.counts.failed += outcome.status != "finished"
         for planned in ended:
             outcome, share = self.outcomes[planned.run], job.seconds / len(job.runs)
-            self.board.ended(self.cells[job.cell], planned, outcome, share)
+            self.progress.ended(self.cells[job.cell], planned, outcome, share)
         if ended and not self._todo[job.cell]:
             running = {planned.run for other in self._jobs.values() for planned in other.runs}
             following = self._unfinished(self.cells[job.cell])
             self._todo[job.cell] = collections.deque(p for p in following if p.run not in running)
 
-    def _died(self, job: _Job, how: str) -> None:
+    def _died(self, job: _Job, reason: str) -> None:
         self.counts.seconds += job.seconds
-        if job.kind == "compare":
-            self._died_comparing(job, how)
+        if job.request.task is Task.COMPARE:
+            self._died_comparing(job, reason)
             return
         ended: dict[str, str] = {}
         for planned in reversed(job.runs):
             self.workdir.fetch(planned.run)
             finished = read_outcome(self.workdir.path / planned.run)
-            if finished and finished.status in ("finished", "diverged"):  # its last words were lost
+            if finished and finished.status in ("finished", "diverged"):  # only the answer was lost
                 ended[planned.run] = finished.status
                 continue
-            record = self._failure_of(planned, job, how)
-            if record is None:
+            result = self._failed_result(planned, job, reason)
+            if result is None:
                 self._todo[job.cell].appendleft(planned)
-                self.board.lost(planned, how, self._deaths[planned.run])
+                self.progress.lost(planned, reason, self._deaths[planned.run])
             else:
-                record_failure(self.workdir, planned.run, planned.settings, record)
-                ended[planned.run] = record["status"]
+                write_failure(self.workdir, planned.run, planned.config, result)
+                ended[planned.run] = result["status"]
         self._ended(job, ended)
 
-    def _failure_of(self, planned: Planned, job: _Job, how: str) -> dict[str, Any] | None:
-        """The record of a run that has failed with its worker; None where it is tried again."""
+    def _failed_result(self, planned: Planned, job: _Job, reason: str) -> dict[str, Any] | None:
+        """Return the result of a run that has failed with its worker; None if it is retried."""
         together = len(job.runs) > 1
         reached = max(saved_steps(self.workdir.path / planned.run), default=-1)
         if reached > self._reached.get(planned.run, -1):
@@ -300,17 +299,17 @@ class Scheduler:
         if times <= self.retries:
             return None
         error = (
-            f"{how} That came {times} times in a row without the run getting on; memory may have "
-            "run out."
+            f"{reason} That happened {times} times in a row without progress; memory may have run "
+            "out."
         )
         return {"status": "crashed", "error": error}
 
-    def _died_comparing(self, job: _Job, how: str) -> None:
-        """Measures again; where that does not help, the pair's runs are trained one by one."""
+    def _died_comparing(self, job: _Job, reason: str) -> None:
+        """Measure again; if that fails too often, train the pair's runs one by one."""
         name = f"comparing {job.runs[0].run}"
         self._deaths[name] += 1
         if job.timed_out or self._deaths[name] > self.retries:
-            self.populations.choose(self.cells[job.cell], job.runs, 1, error=how)
+            self.grouping.choose(self.cells[job.cell], job.runs, 1, error=reason)
 
     def _end_overdue(self) -> None:
         if self.minutes_per_run is None:
@@ -323,7 +322,7 @@ class Scheduler:
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """How the run in a folder ended; None if it has not."""
+    """Return how the run in a folder ended; None if it has not ended."""
     found = read_json(folder / "result.json")
     if not found or "status" not in found:
         return None

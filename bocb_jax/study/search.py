@@ -1,7 +1,7 @@
-"""Which learning rates and weight decays a search tries next, given what the earlier ones scored.
+"""Which learning rates and weight decays a search tries next, given the scores so far.
 
-Pure functions of the settings and the scores: a sweep that was killed asks again and gets the same
-answers. Each takes what is usual for the optimizer as its center.
+Pure functions of the search and the scores: a sweep that was killed asks again and gets the same
+answers. Every search is centered on the optimizer's usual values.
 """
 
 import dataclasses
@@ -24,15 +24,18 @@ Scores = Mapping[Point, float]  # higher is better; a failed trial scores minus 
 
 
 def propose(
-    search: Search, center: tuple[float, float], scores: Scores, published: tuple | None = None
+    search: Search,
+    center: tuple[float, float],
+    scores: Scores,
+    tuned: tuple[float, float] | None = None,
 ) -> list[Point]:
-    """All trials that a search asks for, those with a score included; over when all have one.
+    """Return every trial a search asks for so far; once each has a score, the search is over.
 
     Args:
-      search: its settings.
+      search: the kind of search and its options.
       center: the usual learning rate and weight decay of the optimizer.
       scores: of the trials that have ended.
-      published: the paper's tuned values for the pair, or a neighbor's; None where there are none.
+      tuned: the paper's values for the pair, or for a similar one; None where there are none.
     """
     if search.kind == "around":
         points = _around(search, center, scores)
@@ -45,19 +48,19 @@ def propose(
         ]
         points = [Point(_clean(lr), _clean(decay)) for lr in rates for decay in decays]
     else:
-        points = [Point(*(published or center) if search.kind == "published" else center)]
-    points = list(dict.fromkeys(points))  # a decay of 0 is 0 whatever the factor
+        points = [Point(*(tuned or center) if search.kind == "published" else center)]
+    points = list(dict.fromkeys(points))  # a weight decay of 0 is 0 whatever the factor
     return _halved(search, points, scores) if search.halving else points
 
 
 def winner(points: list[Point], scores: Scores) -> Point | None:
-    """The best of the trials at full length; the first of equals. None where all failed."""
+    """Return the best trial at full length, the first of equals; None if all failed."""
     whole = [point for point in points if point.share == 1 and scores[point] > -math.inf]
     return max(whole, key=scores.__getitem__, default=None)
 
 
 def number_of_trials(search: Search, center: tuple[float, float]) -> int:
-    """How many trials there are at least, before any move; with successive halving, all."""
+    """Return the number of trials before the grid moves; with successive halving, of all."""
     first = propose(dataclasses.replace(search, halving=0.0), center, {})
     count = total = len(first)
     if search.halving:
@@ -68,41 +71,41 @@ def number_of_trials(search: Search, center: tuple[float, float]) -> int:
 
 
 def _clean(value: float) -> float:
-    """The number that a person would have written: 0.001 for 0.0010000000000000002."""
+    """Return the number as a person would write it: 0.001 for 0.0010000000000000002."""
     return float(f"{value:.6g}")
 
 
-# --- Around the usual values, as the paper searched -----------------------------------------------
+# --- Around the usual values, as in the paper -----------------------------------------------------
 
 
 def step_of(value: float) -> int:
-    """The step of the ladder ..., 0.1, 0.2, 0.5, 1, 2, 5, 10, ... that is nearest to a value."""
+    """Return the step of the ladder ..., 0.5, 1, 2, 5, ... nearest to a value, in logarithms."""
     near = 3 * math.floor(math.log10(value))
     return min(range(near - 1, near + 5), key=lambda n: abs(math.log(ladder(n) / value)))
 
 
 def ladder(step: int) -> float:
-    """The value at a step: 1 at 0, 2 at 1, 5 at 2, 10 at 3."""
+    """Return the value at a step of the ladder: 1 at 0, 2 at 1, 5 at 2, 10 at 3."""
     decade, digit = divmod(step, 3)
     return float(f"{(1, 2, 5)[digit]}e{decade}")
 
 
 @dataclasses.dataclass
-class _Side:
-    """Consecutive values of one setting, which grow where the best lies at the edge."""
+class _Axis:
+    """One axis of the grid: consecutive values, extended where the best lies at an edge."""
 
     values: list[float]
-    first: int | None  # step of the first value; None where the first is zero
+    first: int | None  # step of the first value; None if that is zero
 
     @classmethod
-    def around(cls, center: float, count: int) -> "_Side":
-        if center == 0:  # no decay is the lower end; above it the ladder begins at 1e-6, by tens
+    def around(cls, center: float, count: int) -> "_Axis":
+        if center == 0:  # zero is the lower end; above it the values are 1e-6, 1e-5, ...
             return cls([0.0, *(float(f"1e{n}") for n in range(-6, -7 + count))], None)
         first = step_of(center) - count // 2
         return cls([ladder(first + i) for i in range(count)], first)
 
     def grow(self, best: float) -> bool:
-        """One more value beyond the edge at which the best lies; False where it lies inside."""
+        """Add a value beyond the edge where the best lies; return False if it lies inside."""
         if len(self.values) == 1:
             return False
         if best == self.values[-1]:
@@ -117,8 +120,8 @@ class _Side:
 
 
 def _around(search: Search, center: tuple[float, float], scores: Scores) -> list[Point]:
-    rates = _Side.around(center[0], search.lr_steps)
-    decays = _Side.around(center[1], search.weight_decay_steps)
+    rates = _Axis.around(center[0], search.lr_steps)
+    decays = _Axis.around(center[1], search.weight_decay_steps)
     moves = [search.moves, search.moves]
     while True:
         points = [Point(lr, decay) for lr in rates.values for decay in decays.values]
@@ -128,19 +131,19 @@ def _around(search: Search, center: tuple[float, float], scores: Scores) -> list
         if best is None:
             return points
         grown = False
-        for i, (side, value) in enumerate(((rates, best.lr), (decays, best.weight_decay))):
-            if moves[i] and side.grow(value):
+        for i, (axis, value) in enumerate(((rates, best.lr), (decays, best.weight_decay))):
+            if moves[i] and axis.grow(value):
                 moves[i] -= 1
                 grown = True
         if not grown:
             return points
 
 
-# --- The same number of quasi-random points for everyone ------------------------------------------
+# --- The same number of quasi-random points for each pair-----------------------------------------
 
 
 def _halton(search: Search, center: tuple[float, float]) -> list[Point]:
-    """Log-uniform over both spans, from a scrambled Halton sequence."""
+    """Return log-uniform points over both spans, from a scrambled Halton sequence."""
     from scipy.stats import qmc
 
     decays = center[1] > 0
@@ -157,7 +160,7 @@ def _halton(search: Search, center: tuple[float, float]) -> list[Point]:
 
 
 def _halved(search: Search, points: list[Point], scores: Scores) -> list[Point]:
-    """Rungs of growing length; the best of a rung go on to the next, trained anew and longer.
+    """Return rungs of growing length: the best of each are trained anew, and longer, on the next.
 
     Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter
     Optimization", AISTATS 2016.

@@ -1,4 +1,4 @@
-"""A study: which backbones, optimizers and settings a sweep goes through. Read from one TOML file.
+"""A study: the backbones, optimizers and settings of a sweep, read from one TOML file.
 
 Standard library only. The same names work on the command line: `--search.kind halton`.
 """
@@ -14,8 +14,8 @@ from typing import Any, Literal
 from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.errors import UserError
 
-# Settings of a run that the study decides elsewhere, and where its folder goes.
-DECIDED = {
+# Settings of a run that [train] may not hold: the study, or the sweep, decides them.
+RESERVED = {
     "model", "opt", "opt_args", "lr", "weight_decay", "seed", "test", "label", "study",
     "hparams", "workdir", "run_id", "resume",
 }  # fmt: skip
@@ -29,25 +29,25 @@ def _check(holds: bool, name: str, value: Any, rule: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """Which learning rates and weight decays are tried for each pair."""
+    """Which learning rates and weight decays each pair is tried with."""
 
     kind: Literal["default", "published", "grid", "around", "halton"] = "grid"
-    lr: tuple[float, ...] = ()  # grid: the rates themselves,
-    lr_factors: tuple[float, ...] = ()  # or what the optimizer's usual one is multiplied by
+    lr: tuple[float, ...] = ()  # grid: the learning rates,
+    lr_factors: tuple[float, ...] = ()  # or factors of the optimizer's usual one
     weight_decay: tuple[float, ...] = ()  # grid; empty: the optimizer's usual one
     weight_decay_factors: tuple[float, ...] = ()
-    lr_steps: int = 5  # around: consecutive steps of 1, 2, 5, 10, ... with the usual one amid
+    lr_steps: int = 5  # around: consecutive steps of 1, 2, 5, 10, ... around the usual one
     weight_decay_steps: int = 5
-    moves: int = 3  # around: how often a side may grow when the best lies at its edge
-    trials: int = 5  # halton: points, the same number for every pair
-    lr_span: float = 10.0  # halton: from the usual rate divided by so much to it times so much
+    moves: int = 3  # around: how often an axis may grow where the best lies at its edge
+    trials: int = 5  # halton: number of points of every pair
+    lr_span: float = 10.0  # halton: the usual rate divided by this to the rate times this
     weight_decay_span: float = 10.0
-    halving: float = 0.0  # above 1: successive halving, keeping one in so many at each rung
-    rungs: int = 2  # successive halving: how often the field is thinned
-    select: Literal["final", "best"] = "final"  # validation accuracy at the end, or at its best
+    halving: float = 0.0  # above 1: successive halving that keeps one in this many
+    rungs: int = 2  # successive halving: how often
+    select: Literal["final", "best"] = "final"  # by the last or the best validation accuracy
     seed: int = 0  # of the runs of the search, and of the Halton sequence
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self.kind in KINDS, "search.kind", self.kind, f"one of {', '.join(KINDS)}")
         for name in ("lr", "lr_factors", "weight_decay", "weight_decay_factors"):
             values = getattr(self, name)
@@ -73,11 +73,11 @@ class Search:
 
 @dataclasses.dataclass(frozen=True)
 class Final:
-    """How the winner of each pair's search is trained again, and tested once."""
+    """How the winner of each search is trained again and tested."""
 
     seeds: tuple[int, ...] = (0,)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         distinct = len(set(self.seeds)) == len(self.seeds)
         _check(bool(self.seeds) and distinct, "final.seeds", list(self.seeds),
                "a list of different seeds, at least one")  # fmt: skip
@@ -85,13 +85,13 @@ class Final:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """Where a sweep ends; None: nowhere."""
+    """Limits of a sweep; None: no limit."""
 
-    runs: int | None = None  # a study that plans more is refused
-    device_hours: float | None = None  # no run is started once so much is spent
-    minutes_per_run: float | None = None  # a run that takes longer is ended: "timed_out"
+    runs: int | None = None  # a study that plans more runs is refused
+    device_hours: float | None = None  # no run starts once this is spent
+    minutes_per_run: float | None = None  # a run that takes longer ends as "timed_out"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("runs", "device_hours", "minutes_per_run"):
             value = getattr(self, name)
             _check(value is None or value > 0, f"budget.{name}", value, "positive")
@@ -102,27 +102,27 @@ class Variant:
     """One change to the backbones: the tables call them "NAME (variant)"."""
 
     name: str = ""  # empty: the backbone as it is
-    backbones: tuple[str, ...] = ()  # which it applies to; empty: all
+    backbones: tuple[str, ...] = ()  # that it applies to; empty: all
     train: dict[str, Any] = dataclasses.field(default_factory=dict)  # settings that differ
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What a sweep goes through: backbones x variants x optimizers, each with its search."""
+    """Backbones x variants x optimizers, each pair with its search and its final runs."""
 
     name: str = ""
     backbones: tuple[str, ...] = ()  # names, patterns such as "conv*_mini", or "paper"
     optimizers: tuple[str, ...] = ()  # names, patterns, "category:b", or "paper"
     variants: tuple[Variant, ...] = (Variant(),)
-    target: float | None = None  # validation accuracy that "time to target" is about
+    target: float | None = None  # validation accuracy whose "time to target" the table gives
     train: dict[str, Any] = dataclasses.field(default_factory=dict)  # settings of every run
-    opt_args: dict[str, Any] = dataclasses.field(default_factory=dict)  # optimizer -> its settings
-    checkpoints: Literal["final", "all"] = "final"  # of which runs these are kept
+    opt_args: dict[str, Any] = dataclasses.field(default_factory=dict)  # of each optimizer, by name
+    checkpoints: Literal["final", "all"] = "final"  # which runs keep theirs
     search: Search = Search()
     final: Final = Final()
     budget: Budget = Budget()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("backbones", "optimizers"):
             names = getattr(self, name)
             fine = isinstance(names, tuple) and names and all(isinstance(n, str) for n in names)
@@ -131,22 +131,22 @@ class Study:
         labels = [variant.name for variant in self.variants]
         _check(len(set(labels)) == len(labels), "variants", labels, "named differently")
         for settings in (self.train, *(variant.train for variant in self.variants)):
-            taken = ", ".join(sorted(DECIDED & {*settings}))
+            taken = ", ".join(sorted(RESERVED & {*settings}))
             _check(not taken, "train", taken, "without what the study itself decides")
-            from_dict(TrainConfig, settings)  # finds unknown and misshapen settings
+            from_dict(TrainConfig, settings)  # raises for unknown and misshapen settings
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Return the study in plain JSON types."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-def study_from_dict(settings: dict[str, Any], name: str = "") -> Study:
-    """A study from the content of its file.
+def study_from_dict(content: dict[str, Any], name: str = "") -> Study:
+    """Build a study from the content of its file.
 
     Raises:
-      UserError: a setting is unknown or cannot be; the message names it.
+      UserError: a setting is unknown or out of range; the message names it.
     """
-    settings = {"name": name, **settings}
+    settings = {"name": name, **content}
     variants = settings.pop("variants", None)
     if variants is not None:
         if not isinstance(variants, list | tuple) or not variants:
@@ -159,11 +159,11 @@ def study_from_dict(settings: dict[str, Any], name: str = "") -> Study:
 
 
 def read_study(path: str | Path, overrides: dict[str, Any] | None = None) -> Study:
-    """A study from its TOML file.
+    """Read a study from its TOML file.
 
     Args:
       path: the file.
-      overrides: dotted names to values, which win over the file.
+      overrides: dotted names -> values, which replace those of the file.
 
     Raises:
       UserError: the file cannot be read or a setting is wrong.
@@ -191,12 +191,16 @@ def read_study(path: str | Path, overrides: dict[str, Any] | None = None) -> Stu
 
 
 def overrides_of(words: list[str]) -> dict[str, Any]:
-    """The values of `--search.trials 9`, `--train.epochs=3`, `--backbones vit_mini,resnet_mini`.
+    """Parse `--search.trials 9 --train.epochs=3 --backbones vit_mini,resnet_mini`.
+
+    Returns:
+      Dotted names -> values.
 
     Raises:
-      UserError: a word is no option, or has no value.
+      UserError: a word is not an option, or an option lacks its value.
     """
-    found, words = {}, list(words)
+    found: dict[str, Any] = {}
+    words = list(words)
     while words:
         word = words.pop(0)
         name, equals, value = word.partition("=")

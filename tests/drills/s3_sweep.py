@@ -26,7 +26,7 @@ from pathlib import Path
 
 from drills import kill_run, kill_sweep
 
-from bocb_jax.storage.remote import RECORDS, Store, Workdir
+from bocb_jax.storage.remote import RUN_FILES, Store, Workdir
 
 STUDY = re.sub(r"seeds = \[1, 2\]", "seeds = [1]", kill_sweep.STUDY)
 
@@ -140,7 +140,7 @@ def read(url: str) -> None:
 def ten_thousand() -> None:
     url = "s3://bucket/many"
     store, record = Store(url), json.dumps({"config": {"model": "a" * 1000}}).encode()
-    paths = {store._full(f"run{i}/{name}"): record for i in range(10_000) for name in RECORDS}
+    paths = {store._full(f"run{i}/{name}"): record for i in range(10_000) for name in RUN_FILES}
     store._fs.pipe(paths)
     workdir = Workdir.at(url)
     begun = time.monotonic()

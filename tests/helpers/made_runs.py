@@ -9,19 +9,19 @@ from bocb_jax.study.resolve import Pair
 from bocb_jax.study.spec import Study
 
 
-def pair(backbone="vit_mini", optimizer="sgd", variant="", center=(0.1, 1e-4), published=None):
+def pair(backbone="vit_mini", optimizer="sgd", variant="", center=(0.1, 1e-4), tuned=None):
     return Pair(
         backbone,
         optimizer,
         variant,
         "a",
-        settings={"image_size": 16},
+        train={"image_size": 16},
         center=center,
-        published=published,
-        published_for="",
+        tuned=tuned,
+        tuned_for="",
         epochs=4,
         images=4 * 1200,
-        parameters=1000,
+        num_params=1000,
         macs=10_000,
         has_data=True,
         state_per_parameter=1.0,
@@ -46,11 +46,11 @@ def finish(planned, workdir: Path, **outcome) -> None:
             "recipe": "digits",
             "learning_rate": planned.point.lr,
             "weight_decay": planned.point.weight_decay,
-            "epochs": planned.settings["epochs"],
+            "epochs": planned.config["epochs"],
             "num_classes": 10,
         },
-        "label": planned.settings["label"],
-        "study": planned.settings["study"],
+        "label": planned.config["label"],
+        "study": planned.config["study"],
         "device": {"platform": "cpu", "kind": "cpu", "count": 1, "processes": 1},
     }
     accuracy = zlib.crc32(planned.run.encode()) % 1000 / 1000

@@ -7,7 +7,7 @@ import time
 
 from drills import kill_sweep
 
-from bocb_jax.study.pool import Event
+from bocb_jax.study.messages import Answer, Event, EventKind
 from bocb_jax.study.spec import Search, Study
 
 
@@ -16,16 +16,17 @@ class Pretended:
 
     def __init__(self, size, ends):
         self.size, self.ends, self.order = size, ends, []
-        self.waiting = [Event("ready", worker, {}) for worker in range(size)]
+        self.waiting = [ready(worker) for worker in range(size)]
         self.killed = []
 
-    def start(self, worker, settings, kind="config"):
-        self.order.append((worker, settings["model"], settings["opt"]))
-        self.waiting += self.ends(worker, settings)
+    def start(self, worker, request):
+        (config,) = request.configs
+        self.order.append((worker, config["model"], config["opt"]))
+        self.waiting += self.ends(worker, config)
 
     def kill(self, worker):
         self.killed.append(worker)
-        self.waiting += [Event("died", worker, "killed"), Event("ready", worker, {})]
+        self.waiting += [died(worker, "killed"), ready(worker)]
 
     def events(self, timeout):
         found, self.waiting = self.waiting, []
@@ -33,14 +34,12 @@ class Pretended:
         return found
 
 
-class Unseen:
-    def started(self, cell, planned): ...
+def ready(worker):
+    return Event(EventKind.READY, worker)
 
-    def ended(self, cell, planned, outcome, seconds): ...
 
-    def lost(self, planned, how, starts): ...
-
-    def tick(self): ...
+def died(worker, reason):
+    return Event(EventKind.DIED, worker, reason=reason)
 
 
 def study(**changes):
@@ -49,7 +48,7 @@ def study(**changes):
 
 
 def answer(worker, status="finished"):
-    return Event("answer", worker, {"status": status, "compiled": [], "loaded": []})
+    return Event(EventKind.DONE, worker, Answer([status]))
 
 
 def command(*words):

@@ -334,7 +334,7 @@ def test_ten_thousand_runs_are_found_from_one_listing(tmp_path, monkeypatch):
     url = f"memory://{uuid.uuid4().hex}"
     store, record = Store(url), json.dumps({"config": {"model": "a", "opt": "b"}}).encode()
     for number in range(10_000):
-        for name in remote.RECORDS:
+        for name in remote.RUN_FILES:
             store.write(f"run{number}/{name}", record)
     listings, ls = [], type(store._fs).ls
     monkeypatch.setattr(

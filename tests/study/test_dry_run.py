@@ -11,6 +11,7 @@ from bocb_jax.data.synthetic import open_or_synthetic, synthetic_jpeg
 from bocb_jax.errors import DatasetMissing
 from bocb_jax.storage.remote import Workdir
 from bocb_jax.study.estimate import estimate
+from bocb_jax.study.messages import Request, Task
 from bocb_jax.study.plan import Outcome
 from bocb_jax.study.spec import Final, Search, Study
 from bocb_jax.study.worker import Executor
@@ -91,8 +92,8 @@ def test_a_backbone_is_measured_on_the_photographs(tmp_path, monkeypatch):
         "dataset": "imagenet2012", "image_size": 32, "data": {"dir": str(tmp_path)},
         "parallel": {"devices": 1}, "model_args": {"depth": 1, "width": 16, "heads": 2},
     }  # fmt: skip
-    found = Executor().measure(settings)
-    assert "error" not in found
-    assert 0 < found["seconds_per_image"] < 1
-    found = Executor().measure({**settings, "image_size": 33})
-    assert "cannot be cut into patches" in found["error"]
+    found = Executor().answer(Request(Task.MEASURE, [settings]))
+    assert found.error is None
+    assert 0 < found.seconds_per_image < 1
+    found = Executor().answer(Request(Task.MEASURE, [{**settings, "image_size": 33}]))
+    assert "cannot be cut into patches" in found.error

@@ -42,7 +42,7 @@ WHOLE = {"backbones": ["vit_mini"], "optimizers": ["sgd"]}
         ({"target": 90}, "target is 90"),
     ],
 )
-def test_what_cannot_be_is_a_sentence(change, message):
+def test_an_invalid_study_raises_one_sentence(change, message):
     with pytest.raises(UserError, match=message) as caught:
         study_from_dict({**WHOLE, **change}, "name")
     assert "\n" not in str(caught.value)
@@ -192,10 +192,10 @@ def outcomes_of(planned, score):
 def test_the_winner_is_trained_again_and_tested():
     cell = plan(lr=(0.1, 1, 10))
     trials = cell.planned({})
-    assert [p.settings["test"] for p in trials] == [False] * 3
+    assert [p.config["test"] for p in trials] == [False] * 3
     ended = outcomes_of(trials, lambda p: {0.1: 0.5, 1: 0.9, 10: None}[p.lr])
     last = cell.planned(ended)[-1]
-    assert (last.phase, last.point.lr, last.settings["test"]) == ("final", 1, True)
+    assert (last.phase, last.point.lr, last.config["test"]) == ("final", 1, True)
     assert cell.size == 4
     assert len({p.run for p in cell.planned(ended)}) == 4
 
@@ -212,5 +212,5 @@ def test_nothing_is_searched_where_there_is_nothing_to_choose():
 
 
 def test_a_lower_rung_is_shorter():
-    epochs = {p.settings["epochs"] for p in plan(lr=(1, 2, 3, 4), halving=2, rungs=1).planned({})}
+    epochs = {p.config["epochs"] for p in plan(lr=(1, 2, 3, 4), halving=2, rungs=1).planned({})}
     assert epochs == {2}

@@ -1,6 +1,7 @@
 """Sweeps whose runs train together: who is handed to whom, and the same table as one by one."""
 
 import collections
+import dataclasses
 import json
 import re
 import time
@@ -9,15 +10,16 @@ import pandas
 import pytest
 from drills import kill_sweep
 from helpers import made_runs
-from helpers.studies import TINY, Pretended, Unseen, command, study, write
+from helpers.studies import TINY, Pretended, command, died, ready, study, write
 
 from bocb_jax import results
 from bocb_jax.errors import UserError
 from bocb_jax.storage.remote import Workdir
 from bocb_jax.study import resolve
-from bocb_jax.study.grouping import FILE, Populations, population_size
+from bocb_jax.study.grouping import FILE, Grouping, parse_population
+from bocb_jax.study.messages import Answer, Event, EventKind, Request, Task
 from bocb_jax.study.plan import Cell
-from bocb_jax.study.pool import Event
+from bocb_jax.study.progress import Progress
 from bocb_jax.study.scheduler import Scheduler
 from bocb_jax.study.spec import Final, Search, read_study
 from bocb_jax.study.worker import Executor
@@ -26,29 +28,24 @@ SPEC = study(search=Search(lr_factors=(0.01, 0.1, 1, 10, 100)), final=Final((1, 
 
 
 class Workers(Pretended):
-    """A pool that notes what it is asked, and ends it as `ends(worker, kind, runs)` says."""
+    """A pool that notes what it is asked, and ends it as `ends(worker, request)` says."""
 
     def __init__(self, size, tmp_path, ends=None):
         super().__init__(size, None)
         self.asked, self.workdir = [], tmp_path
-        self.change = ends or (lambda worker, kind, configs: None)
+        self.change = ends or (lambda worker, request: None)
 
-    def start(self, worker, settings, kind="config"):
-        configs = settings.get("configs", [settings])
-        self.asked.append((kind, len(configs), settings.get("members")))
-        found = self.change(worker, kind, configs)
-        self.waiting += self.finish(worker, kind, configs) if found is None else found
+    def start(self, worker, request):
+        self.asked.append((request.task, len(request.configs), request.members))
+        found = self.change(worker, request)
+        self.waiting += self.finish(worker, request) if found is None else found
 
-    def finish(self, worker, kind, configs):
-        answer = {"compiled": [], "loaded": []}
-        if kind == "compare":
-            answer["choice"] = {"members": len(configs)}
-            return [Event("answer", worker, answer)]
-        for config in configs:
+    def finish(self, worker, request, error=None):
+        if request.task is Task.COMPARE:
+            return [done(worker, choice={"members": len(request.configs)})]
+        for config in request.configs:
             made_runs.finish(self.planned(config), self.workdir)
-        statuses = ["finished"] * len(configs)
-        answer |= {"statuses": statuses} if kind == "configs" else {"status": "finished"}
-        return [Event("answer", worker, answer)]
+        return [done(worker, statuses=["finished"] * len(request.configs), error=error)]
 
     def planned(self, settings):
         cell = made_runs.cells(SPEC, self.workdir, 1, 1)[0]
@@ -58,6 +55,10 @@ class Workers(Pretended):
         return cell._run(point, settings["seed"], test=settings["test"])
 
 
+def done(worker, **answer):
+    return Event(EventKind.DONE, worker, Answer(**answer))
+
+
 def run(tmp_path, asked, ends=None, **options):
     pool, outcomes = Workers(1, tmp_path, ends), {}
     cells = made_runs.cells(SPEC, tmp_path, 1, 1)
@@ -65,9 +66,9 @@ def run(tmp_path, asked, ends=None, **options):
         cells,
         outcomes,
         pool,
-        Unseen(),
+        Progress(cells, outcomes, 1),
         workdir=Workdir.at(tmp_path),
-        populations=Populations(asked, Workdir.at(tmp_path)),
+        grouping=Grouping(asked, Workdir.at(tmp_path)),
         **options,
     )
     deadline = time.monotonic() + 20
@@ -84,12 +85,15 @@ def choices(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
-        ("off", [("config", 1, None)] * 8),
-        (3, [("configs", 3, 3), ("configs", 2, 3), ("configs", 3, 3)]),
+        ("off", [(Task.TRAIN, 1, 1)] * 8),
+        (
+            3,
+            [(Task.TRAIN_TOGETHER, 3, 3), (Task.TRAIN_TOGETHER, 2, 3), (Task.TRAIN_TOGETHER, 3, 3)],
+        ),
         # Two of five places would be filled: these are trained one by one.
-        (4, [("configs", 4, 4), ("config", 1, None), ("configs", 3, 4)]),
-        (9, [("configs", 5, 5), ("configs", 3, 5)]),
-        ("auto", [("compare", 5, 5), ("configs", 5, 5), ("configs", 3, 5)]),
+        (4, [(Task.TRAIN_TOGETHER, 4, 4), (Task.TRAIN, 1, 1), (Task.TRAIN_TOGETHER, 3, 4)]),
+        (9, [(Task.TRAIN_TOGETHER, 5, 5), (Task.TRAIN_TOGETHER, 3, 5)]),
+        ("auto", [(Task.COMPARE, 5, 5), (Task.TRAIN_TOGETHER, 5, 5), (Task.TRAIN_TOGETHER, 3, 5)]),
     ],
 )
 def test_runs_of_a_pair_are_handed_out_together(tmp_path, asked, expected):
@@ -99,36 +103,37 @@ def test_runs_of_a_pair_are_handed_out_together(tmp_path, asked, expected):
 
 
 def test_a_choice_is_made_once_and_kept(tmp_path):
-    def slower(worker, kind, configs):
+    def slower(worker, request):
         choice = {"members": 1, "seconds_per_image_alone": 1.0, "seconds_per_image_together": 6.0}
-        told = {"choice": choice, "compiled": [], "loaded": []}
-        return [Event("answer", worker, told)] if kind == "compare" else None
+        return [done(worker, choice=choice)] if request.task is Task.COMPARE else None
 
     pool, _ = run(tmp_path, "auto", slower)
-    assert pool.asked == [("compare", 5, 5)] + [("config", 1, None)] * 8
+    assert pool.asked == [(Task.COMPARE, 5, 5)] + [(Task.TRAIN, 1, 1)] * 8
     ((name, choice),) = choices(tmp_path).items()
     assert name == "net0 opt0, 4 epochs"
     assert choice["asked"] == "auto"
     assert choice["seconds_per_image_together"] == 6.0
     cells = made_runs.cells(SPEC, tmp_path, 1, 1)
     todo = cells[0].planned({})
-    assert Populations("auto", Workdir.at(tmp_path)).places(cells[0], todo) == 1
-    assert Populations(2, Workdir.at(tmp_path)).places(cells[0], todo[:2]) == 2  # asked for anew
+    assert Grouping("auto", Workdir.at(tmp_path)).members(cells[0], todo) == 1
+    assert Grouping(2, Workdir.at(tmp_path)).members(cells[0], todo[:2]) == 2  # asked for anew
 
 
 def test_runs_whose_worker_dies_together_continue_one_by_one(tmp_path):
-    def dies(worker, kind, configs):
-        if kind == "configs":
-            return [Event("died", worker, "signal 9"), Event("ready", worker, {})]
-        return None
+    def dies(worker, request):
+        together = request.task is Task.TRAIN_TOGETHER
+        return [died(worker, "signal 9"), ready(worker)] if together else None
 
     pool, _ = run(tmp_path, 5, dies, retries=3)
-    assert collections.Counter(kind for kind, *_ in pool.asked) == {"configs": 2, "config": 8}
+    assert collections.Counter(task for task, *_ in pool.asked) == {
+        Task.TRAIN_TOGETHER: 2,
+        Task.TRAIN: 8,
+    }
 
 
 def test_the_minutes_of_a_run_hold_for_each_and_time_lost_together_is_no_failure(tmp_path):
-    def hangs(worker, kind, configs):
-        return [] if kind == "configs" else None
+    def hangs(worker, request):
+        return [] if request.task is Task.TRAIN_TOGETHER else None
 
     began = time.monotonic()
     pool, _ = run(tmp_path, 5, hangs, minutes_per_run=0.004)
@@ -137,43 +142,46 @@ def test_the_minutes_of_a_run_hold_for_each_and_time_lost_together_is_no_failure
 
 
 def test_where_training_together_fails_the_pair_is_trained_one_by_one_from_then_on(tmp_path):
-    def fails(worker, kind, configs):
-        if kind != "configs":
+    def fails(worker, request):
+        if request.task is not Task.TRAIN_TOGETHER:
             return None
-        (event,) = pool_of[0].finish(worker, kind, configs)
-        return [Event("answer", worker, {**event.content, "error_together": "no memory"})]
+        return pool_of[0].finish(worker, request, error="no memory")
 
     pool_of = [Workers(1, tmp_path)]
     pool, _ = run(tmp_path, 5, fails)
-    assert pool.asked == [("configs", 5, 5)] + [("config", 1, None)] * 3
+    assert pool.asked == [(Task.TRAIN_TOGETHER, 5, 5)] + [(Task.TRAIN, 1, 1)] * 3
     assert choices(tmp_path)["net0 opt0, 4 epochs"]["error"] == "no memory"
 
 
 def test_runs_that_were_interrupted_are_handed_out_again(tmp_path):
     stopped = []
 
-    def stops(worker, kind, configs):
+    def stops(worker, request):
         if stopped:
             return None
-        stopped.append(kind)
-        pool_of[0].finish(worker, kind, configs[:2])
+        stopped.append(request.task)
+        pool_of[0].finish(worker, dataclasses.replace(request, configs=request.configs[:2]))
         statuses = ["finished", "finished", "interrupted", "interrupted", "interrupted"]
-        return [Event("answer", worker, {"statuses": statuses, "compiled": [], "loaded": []})]
+        return [done(worker, statuses=statuses)]
 
     pool_of = [Workers(1, tmp_path)]
     pool, scheduler = run(tmp_path, 5, stops)
-    assert pool.asked == [("configs", 5, 5), ("configs", 3, 5), ("configs", 3, 5)]
+    assert pool.asked == [
+        (Task.TRAIN_TOGETHER, 5, 5),
+        (Task.TRAIN_TOGETHER, 3, 5),
+        (Task.TRAIN_TOGETHER, 3, 5),
+    ]
     assert scheduler.counts.ended == 8
 
 
 @pytest.mark.parametrize("text", ["1", "0", "-3", "on", "2.5"])
 def test_another_size_is_a_sentence(text):
     with pytest.raises(UserError, match="must be auto, off, or a number above 1"):
-        population_size(text)
+        parse_population(text)
 
 
 def test_what_trained_together_is_estimated_by_its_share(tmp_path):
-    from bocb_jax.study.estimate import _known
+    from bocb_jax.study.estimate import _known_seconds
 
     cells = made_runs.cells(SPEC, tmp_path, 1, 1)
     planned = cells[0].planned({})[0]
@@ -181,7 +189,7 @@ def test_what_trained_together_is_estimated_by_its_share(tmp_path):
     from bocb_jax.study.scheduler import read_outcome
 
     outcomes = {planned.run: read_outcome(tmp_path / planned.run)}
-    assert _known(cells, outcomes, tmp_path) == {"net0": 48.0 / (4 * cells[0].pair.images)}
+    assert _known_seconds(cells, outcomes, tmp_path) == {"net0": 48.0 / (4 * cells[0].pair.images)}
 
 
 # --- Real, tiny runs ------------------------------------------------------------------------------
@@ -203,10 +211,11 @@ def test_without_memory_for_all_they_are_trained_one_by_one(tmp_path, monkeypatc
     monkeypatch.setattr(bocb_jax.train_population, "train_together", lacking)
     spec = read_study(write(tmp_path, TINY))
     (pair, *_) = resolve.find_pairs(spec)
-    configs = [planned.settings for planned in Cell(pair, spec, tmp_path / "runs").planned({})]
-    answer = Executor().answer("configs", {"configs": configs, "members": 2})
-    assert answer["statuses"] == ["finished", "finished"]
-    assert "RESOURCE_EXHAUSTED" in answer["error_together"]
+    configs = [planned.config for planned in Cell(pair, spec, tmp_path / "runs").planned({})]
+    answer = Executor().answer(Request(Task.TRAIN_TOGETHER, configs, members=2))
+    assert answer.statuses == ["finished", "finished"]
+    assert answer.error is not None
+    assert "RESOURCE_EXHAUSTED" in answer.error
     frame = results.read_runs(tmp_path / "runs")
     assert list(frame["population"]) == [1, 1]
 
