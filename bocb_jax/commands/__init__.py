@@ -1,1 +1,1 @@
-"""Doors of `bocb NAME` beside the three that train, sweep and analyze."""
+"""The commands of `bocb` besides train, sweep, analyze and bench."""

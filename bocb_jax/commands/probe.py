@@ -1,19 +1,23 @@
-"""A backbone's own check: `bocb probe --model mypkg:MyNet --budget 30m`.
+"""How strongly the optimizer binds a backbone: `bocb probe --model mypkg:MyNet --budget 30m`.
 
-Trains the net and two known ones with four optimizers at three learning rates each on small data,
-says how strongly it is bound here, and which published backbones lose likewise. This process never
-imports JAX; the sweep's workers do.
+Trains the backbone and two known ones on small data, with four optimizers at three learning rates
+each. Then says how strongly the backbone depends on the optimizer, and which published backbones
+have similar regrets. This process never imports JAX; the sweep's workers do.
 """
 
 import argparse
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bocb_jax.errors import UserError
 from bocb_jax.storage.remote import local_copy
 
+if TYPE_CHECKING:
+    from bocb_jax.study.spec import Study
+
 OPTIMIZERS = ("sgd", "adamw", "lamb", "lion")
-ANCHORS = ("resnet_mini", "vit_mini")  # one that minds little, one that minds much
+ANCHORS = ("resnet_mini", "vit_mini")  # weakly and strongly dependent on the optimizer
 
 
 def main(arguments: list[str]) -> int:
@@ -23,23 +27,25 @@ def main(arguments: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="bocb probe", description="How strongly the optimizer binds a backbone of yours."
+        prog="bocb probe", description="Measure how strongly the optimizer binds a backbone."
     )
-    parser.add_argument("--model", required=True, help="a name, or module:attribute of your own")
+    parser.add_argument("--model", required=True, help="a name, or module:attribute")
     parser.add_argument(
-        "--budget", default="30m", help="device time after which no run starts: 90s, 30m, 2h"
+        "--budget",
+        default="30m",
+        help="device time after which no run starts: 90s, 30m, 2h; default: 30m",
     )
     parser.add_argument("--dataset", default="digits", help="default: digits")
-    parser.add_argument("--epochs", type=int, default=20, help="of every run; default: 20")
+    parser.add_argument("--epochs", type=int, default=20, help="of each run; default: 20")
     parser.add_argument("--image-size", type=int, default=16, help="pixels; default: 16")
-    parser.add_argument("--seeds", type=int, default=2, help="final runs of a pair; default: 2")
+    parser.add_argument("--seeds", type=int, default=2, help="final runs per pair; default: 2")
     parser.add_argument("--workdir", default="runs/probe", metavar="DIR", help="a path or a URL")
     parser.add_argument("--workers", type=int, help="runs at a time")
     return parser
 
 
 def hours(budget: str) -> float:
-    """Hours in "90s", "30m" or "2h".
+    """Return the hours in "90s", "30m" or "2h".
 
     Raises:
       UserError: it is none of these.
@@ -50,8 +56,8 @@ def hours(budget: str) -> float:
     return float(found[1]) / {"s": 3600, "m": 60, "h": 1}[found[2]]
 
 
-def study_for(options: argparse.Namespace):
-    """The study: the net first, so that a small budget is spent on it."""
+def study_for(options: argparse.Namespace) -> "Study":
+    """Return the study, with the backbone first so that a small budget is spent on it."""
     from bocb_jax.study.spec import Budget, Final, Search, Study
 
     known = [name for name in ANCHORS if name != options.model]
@@ -64,8 +70,8 @@ def study_for(options: argparse.Namespace):
             "epochs": options.epochs,
             "image_size": options.image_size,
             "batch_size": 16,
-            # In so few steps a ViT learns little from images that are mixed and erased, and what
-            # seeds make of it hides the rest.
+            # In so few steps a ViT learns little from mixed and erased images, and the noise
+            # between seeds would hide the differences between optimizers.
             "augment": {"only": True},
             "parallel": {"devices": 1},
         },
@@ -87,10 +93,15 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def report(workdir: Path, model: str, *, spent: bool = False) -> None:
-    """Prints what the runs in a folder say of a model.
+    """Print what the runs in a folder say about a model.
+
+    Args:
+      workdir: folder of the runs, or their table of results.
+      model: the backbone.
+      spent: whether the budget ended the sweep.
 
     Raises:
-      UserError: the model has a score with fewer than two optimizers.
+      UserError: the model has scores with fewer than two optimizers.
     """
     from bocb_jax import results
     from bocb_jax.coupling.analysis import analyze
@@ -103,11 +114,13 @@ def report(workdir: Path, model: str, *, spent: bool = False) -> None:
     if scored < 2:
         raise UserError(
             f"{model} has a score with {scored} of {len(OPTIMIZERS)} optimizers in {workdir}: too "
-            "few to compare. The same command with a larger --budget goes on from there."
+            "few to compare. The same command with a larger --budget continues from there."
         )
     analysis = analyze(table)
     if spent:
-        print("The budget was spent before all runs were done: what follows is from some of them.")
+        print(
+            "The budget was spent before all runs were done; what follows is based on those done."
+        )
     for name in [model, *(name for name in table.backbones if name != model)]:
         print(summary.backbone_sentence(analysis, name))
     print(summary.strength_sentence(analysis))
@@ -119,9 +132,9 @@ def report(workdir: Path, model: str, *, spent: bool = False) -> None:
     if len(alike):
         names = [f"{name} ({row.distance:.2f})" for name, row in alike.iterrows()]
         print(
-            f"Published backbones that lose most alike with these optimizers: {', '.join(names)}; "
-            "in brackets the root mean square difference in points. Those are scores on CIFAR-100 "
-            "after 200 epochs, these are not: take it for a hint."
+            f"Published backbones with the most similar regrets: {', '.join(names)}; in brackets "
+            "the root mean square difference in points. Their scores are from CIFAR-100 after 200 "
+            "epochs, unlike these: take it for a hint."
         )
     for line in analysis.warnings:
         print(f"- {line}")

@@ -1,7 +1,6 @@
 """What to try first: `bocb recommend --model resnet50 [--runs DIR]`.
 
-Answers from your own runs and from the published tables, with the evidence of each; never imports
-JAX.
+Answers from your own runs and from the published tables, each with its evidence; never imports JAX.
 """
 
 import argparse
@@ -9,10 +8,14 @@ import dataclasses
 import json
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bocb_jax.errors import UserError
 from bocb_jax.storage.files import finite
 from bocb_jax.storage.remote import local_copy
+
+if TYPE_CHECKING:
+    from bocb_jax.coupling.recommend import Choice
 
 
 def main(arguments: list[str]) -> int:
@@ -46,7 +49,7 @@ def _run(options: argparse.Namespace) -> None:
     from bocb_jax.coupling.scores import from_csv, from_published, from_results
 
     if options.most < 1:
-        raise UserError("--most is at least 1.")
+        raise UserError(f"--most is {options.most}; it must be at least 1.")
     tables = []
     if options.runs is not None:
         is_csv = options.runs.is_file() and options.runs.suffix != ".parquet"
@@ -79,7 +82,8 @@ def _run(options: argparse.Namespace) -> None:
         print()
 
 
-def _command(model: str, choice) -> str:
+def _command(model: str, choice: "Choice") -> str:
+    """Return the command line that trains with a choice."""
     from bocb_jax.paper.categories import to_opt
 
     words = ["bocb", "train", "--model", model, "--opt", to_opt(choice.optimizer)]

@@ -1,7 +1,7 @@
-"""Weights in and out: `bocb import-weights FILE --model NAME`, `bocb export-weights RUN`.
+"""PyTorch weights in and out: `bocb import-weights FILE --model NAME`, `bocb export-weights RUN`.
 
-What comes in becomes a folder like that of a run, with a `config.json` that says which model it is
-and the weights in `checkpoints/best`; so `train --init` and `export-weights` take either.
+Imported weights become a folder like a run directory: `config.json` names the model, and the
+weights are in `checkpoints/best`. So `train --init` and `export-weights` take either.
 """
 
 import contextlib
@@ -29,23 +29,23 @@ from bocb_jax.storage.files import read_json, write_json
 
 @dataclasses.dataclass(frozen=True)
 class ImportOptions:
-    """Makes a folder, for `train --init` and `export-weights`, of a file with PyTorch's names."""
+    """Turn a file of PyTorch weights into a folder for `train --init` and `export-weights`."""
 
     file: Positional[str]  # .safetensors, .pth, .pt or .bin
-    model: str  # the backbone that the weights are of
-    out: str | None = None  # the folder to make; None: weights/MODEL
-    image_size: int | None = None  # side in pixels that the weights are for; None: the model's own
+    model: str  # the backbone that the weights belong to
+    out: str | None = None  # the new folder; None: weights/MODEL
+    image_size: int | None = None  # pixels that the weights are for; None: the model's default
     model_args: dict[str, Any] = dataclasses.field(default_factory=dict)  # --model-args.stem cifar
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportOptions:
-    """Writes the best weights of a run to one file with PyTorch's names."""
+    """Write the best weights of a run to a file with PyTorch's names."""
 
-    run: Positional[str]  # the run's folder, or one that import-weights made
-    # Whose names are wanted; a backbone has those of its reference, and no others.
+    run: Positional[str]  # a run directory, or a folder that import-weights made
+    # The library whose names to use; a backbone has those of its reference only.
     to: Literal["timm", "torchvision", "official"] | None = None
-    out: str | None = None  # the file to write; None: RUN/MODEL.safetensors
+    out: str | None = None  # the new file; None: RUN/MODEL.safetensors
 
 
 def import_main(arguments: list[str]) -> int:
@@ -67,25 +67,25 @@ def export_main(arguments: list[str]) -> int:
 
 
 def import_weights(options: ImportOptions) -> Path:
-    """Reads a file of PyTorch weights into a new folder, and returns that.
+    """Read a file of PyTorch weights into a new folder, and return the folder.
 
-    The number of classes is that of the file's classifier.
+    The number of classes is that of the classifier in the file.
 
     Raises:
-      UserError: the file cannot be read or is of another model, or the folder exists already.
+      UserError: the file cannot be read or belongs to another model, or the folder exists.
     """
     entry = MODELS.get(options.model)
     out = _new(Path(options.out or Path("weights") / entry.name))
     weights = torch_weights.read_weights(options.file)
-    settings = {"image_size": options.image_size or entry.image_size, **options.model_args}
-    classes = _classes(_abstract(options.model, 1000, **settings), weights)
-    model = _abstract(options.model, classes, **settings)
+    size = options.image_size or entry.image_size
+    num_classes = _num_classes(_abstract(options.model, 1000, size, options.model_args), weights)
+    model = _abstract(options.model, num_classes, size, options.model_args)
     torch_weights.load_torch_weights(model, weights)
     with contextlib.closing(Checkpoints(out / "checkpoints")) as checkpoints:
         checkpoints.save_best(0, weights_of(model), {})
         checkpoints.wait()
     config = {"model": options.model, "model_args": options.model_args, "init": options.file}
-    resolved = {"num_classes": classes, "image_size": settings["image_size"]}
+    resolved = {"num_classes": num_classes, "image_size": size}
     write_json(
         out / "config.json", {"config": config, "resolved": resolved, **run_dir.surroundings()}
     )
@@ -93,35 +93,37 @@ def import_weights(options: ImportOptions) -> Path:
 
 
 def export_weights(options: ExportOptions) -> Path:
-    """Writes a run's best weights to a new `.safetensors` file, and returns that.
+    """Write a run's best weights to a new `.safetensors` file, and return the file.
 
-    `torch.nn.Module.load_state_dict(safetensors.torch.load_file(path))` takes it, strictly.
+    In PyTorch: `model.load_state_dict(safetensors.torch.load_file(path))`, strictly.
 
     Raises:
-      UserError: there are no such weights, the model has no such names, or the file exists.
+      UserError: the run has no weights, the model has no names of that library, or the file exists.
     """
     run = Path(options.run)
-    record = read_json(run / "config.json")
-    if record is None:
-        raise UserError(f"{run} is no run's folder: there is no config.json in it.")
-    name, resolved = record["config"]["model"], record["resolved"]
+    stored = read_json(run / "config.json")
+    if stored is None:
+        raise UserError(f"{run} is not a run directory: there is no config.json in it.")
+    config, resolved = stored["config"], stored["resolved"]
+    name = config["model"]
     out = _new(Path(options.out or run / f"{MODELS.canonical(name)}.safetensors"))
-    model = _abstract(
-        name, resolved["num_classes"], resolved["image_size"], **record["config"]["model_args"]
-    )
+    model = _abstract(name, resolved["num_classes"], resolved["image_size"], config["model_args"])
     known = getattr(type(model), "torch_sources", ())
     if options.to and options.to not in known:
         has = f"those of {' and '.join(known)}" if known else "its own"
-        raise UserError(f"The weights of {name} cannot have names of {options.to}, only {has}.")
+        raise UserError(f"The weights of {name} cannot have the names of {options.to}, only {has}.")
     torch_weights.load_weights(model, read_best(run))
-    # The format is what readers of PyTorch weights look for in such a file.
+    # Readers of PyTorch weights look for "format" in the metadata.
     metadata = {"format": "pt", "model": name}
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(torch_weights.to_torch_state_dict(model), out, metadata)
     return out
 
 
-def _abstract(name: str, num_classes: int, image_size: int, **model_args) -> nnx.Module:
+def _abstract(
+    name: str, num_classes: int, image_size: int, model_args: dict[str, Any]
+) -> nnx.Module:
+    """Build a model with shapes for parameters."""
     return nnx.eval_shape(
         lambda: create_model(
             name, num_classes=num_classes, image_size=image_size, rngs=nnx.Rngs(0), **model_args
@@ -129,8 +131,8 @@ def _abstract(name: str, num_classes: int, image_size: int, **model_args) -> nnx
     )
 
 
-def _classes(model: nnx.Module, weights: dict[str, np.ndarray]) -> int:
-    """The width of the classifier in a file, or 1000 where there is none."""
+def _num_classes(model: nnx.Module, weights: dict[str, np.ndarray]) -> int:
+    """Return the width of the classifier in a file, or 1000 if it has none."""
     for path, variable in torch_weights.variables(model):
         if variable.get_metadata().get("kind") == "head":
             found = weights.get(torch_weights.torch_name(model, path, variable))
@@ -140,5 +142,5 @@ def _classes(model: nnx.Module, weights: dict[str, np.ndarray]) -> int:
 
 def _new(path: Path) -> Path:
     if path.exists():
-        raise UserError(f"{path} exists already and is left as it is; choose another --out.")
+        raise UserError(f"{path} exists already; nothing was written. Choose another --out.")
     return path

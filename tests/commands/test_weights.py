@@ -237,8 +237,13 @@ def test_nothing_is_overwritten_and_wrong_wishes_are_a_sentence(tmp_path, capsys
     cases = {
         vit: "exists already",
         ("export-weights", out, "--out", file): "exists already",
-        ("export-weights", out, "--to", "official"): "cannot have names of official, only those of",
-        ("export-weights", str(tmp_path / "in")): "is no run's folder",
+        (
+            "export-weights",
+            out,
+            "--to",
+            "official",
+        ): "cannot have the names of official, only those of",
+        ("export-weights", str(tmp_path / "in")): "is not a run directory",
         ("import-weights", file, "--model", "vit_mni"): "There is no model 'vit_mni'",
         ("import-weights", file, "--model", "mixer_mini", "--out", f"{out}2"): "do not fit Mixer",
     }
