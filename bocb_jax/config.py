@@ -1,8 +1,8 @@
-"""What a run is: typed, frozen settings, checked when they are made.
+"""The config of a run: typed, frozen settings that are checked when they are made.
 
 Standard library only. A config comes from the command line, from TOML or from Python, goes to
-`config.json` in the run's folder and comes back from there unchanged. `None` stands for "what the
-recipe of the data set, or the row of the optimizer, says"; `bocb_jax.recipes` resolves it.
+`config.json` in the run directory and comes back from there unchanged. `None` stands for "what the
+recipe or the optimizer says"; `bocb_jax.resolve` fills it in.
 """
 
 import ast
@@ -31,14 +31,16 @@ def _check(holds: bool, name: str, value: Any, rule: str) -> None:
 class DataConfig:
     """How images are read."""
 
-    dir: str | None = None  # where TFDS data sets lie; None: TFDS's own default
-    split_seed: int = 0  # which examples are held out for validation
-    workers: int = 0  # processes that decode; 0: threads of this process
-    on_device: Literal["auto", "yes", "no"] = "auto"  # images live there; auto: if small
-    repeats: int | None = None  # times that an image comes in a row (repeated augmentation)
+    dir: str | None = None  # folder of TFDS data sets; None: TFDS's default
+    split_seed: int = 0  # decides which examples are held out for validation
+    workers: int = 0  # processes that decode images; 0: threads of this process
+    on_device: Literal["auto", "yes", "no"] = (
+        "auto"  # keep all images there; auto: if they are small
+    )
+    repeats: int | None = None  # times each image comes in a row (repeated augmentation)
     crop_ratio: float | None = None  # share of the shorter side of a test image that is kept
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self.workers >= 0, "data.workers", self.workers, "at least 0")
         repeats, ratio = self.repeats, self.crop_ratio
         _check(repeats is None or repeats >= 1, "data.repeats", repeats, "at least 1")
@@ -47,24 +49,26 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """What happens to training images. Values that are not given come from the recipe."""
+    """Augmentation of training images. Values that are not given come from the recipe."""
 
-    only: bool = False  # just what is given here, nothing of the recipe's
-    pad: int | None = None  # crop at random from an image with so many more pixels at each side
-    pad_mode: Literal["zero", "reflect"] | None = None  # what these pixels are
-    resized_crop: tuple[float, float] | None = None  # least and largest share of a random crop
+    only: bool = False  # ignore the recipe's augmentation
+    pad: int | None = None  # pixels added at each side before a random crop
+    pad_mode: Literal["zero", "reflect"] | None = None  # value of these pixels
+    resized_crop: tuple[float, float] | None = (
+        None  # least and largest area of a random crop, as fractions
+    )
     flip: bool | None = None  # random mirroring
     rand_augment: str | None = None  # such as rand-m9-mstd0.5-inc1; "none" for none
-    three_augment: bool | None = None  # grey, solarized or blurred (DeiT III)
+    three_augment: bool | None = None  # gray, solarize or blur (DeiT III)
     color_jitter: float | None = None  # largest change of brightness, contrast and saturation
-    erase: float | None = None  # probability that a rectangle becomes noise
+    erase: float | None = None  # probability of random erasing
     shift: float | None = None  # largest random shift, as a fraction of the side
     rotate: float | None = None  # largest random rotation, degrees
-    scale: float | None = None  # largest random change of size, as a fraction
-    mixup: float | None = None  # alpha of the Beta distribution of Mixup's share; 0: no Mixup
-    cutmix: float | None = None  # alpha of that of CutMix; 0: no CutMix
+    scale: float | None = None  # largest random change of scale, as a fraction
+    mixup: float | None = None  # alpha of Mixup's Beta distribution; 0: no Mixup
+    cutmix: float | None = None  # alpha of CutMix's Beta distribution; 0: no CutMix
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("shift", "scale"):
             value = getattr(self, name)
             _check(value is None or 0 <= value < 1, f"augment.{name}", value, "in [0, 1)")
@@ -80,19 +84,21 @@ class AugmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """How the learning rate moves."""
+    """The learning-rate schedule."""
 
-    # After the warm-up; None: the optimizer's own, which is the cosine for nearly all.
+    # After the warm-up; None: the optimizer's default, the cosine for nearly all.
     name: Literal["cosine", "step", "constant"] | None = None
-    warmup_epochs: float | None = None  # linear
-    warmup_start: float | None = None  # where it begins, as a fraction of the peak
-    end_fraction: float | None = None  # cosine: where it ends, as a fraction of the peak
-    cosine_from: Literal["start", "warmup"] | None = None  # of the run, or the end of the warm-up
-    by: Literal["step", "epoch"] | None = None  # how often the cosine moves
-    boundaries: tuple[float, ...] = (0.5, 0.75)  # step: where, as fractions of the run
-    factor: float = 0.1  # step: what the rate is multiplied by at each
+    warmup_epochs: float | None = None  # length of the linear warm-up
+    warmup_start: float | None = None  # first learning rate, as a fraction of the peak
+    end_fraction: float | None = None  # cosine: last learning rate, as a fraction of the peak
+    cosine_from: Literal["start", "warmup"] | None = (
+        None  # cosine: start of the run or end of warm-up
+    )
+    by: Literal["step", "epoch"] | None = None  # how often the learning rate changes
+    boundaries: tuple[float, ...] = (0.5, 0.75)  # step: when, as fractions of the run
+    factor: float = 0.1  # step: of the learning rate at each boundary
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         warmup = self.warmup_epochs
         _check(warmup is None or warmup >= 0, "schedule.warmup_epochs", warmup, "at least 0")
         for name in ("warmup_start", "end_fraction"):
@@ -106,12 +112,12 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """What one training step does beside the plain gradient."""
+    """Loss, gradient accumulation, clipping, weight average and BatchNorm of a training step."""
 
     loss: Literal["cross_entropy", "bce", "bce_sum"] | None = None  # bce: mean over the classes
-    label_smoothing: float | None = None  # share of the label spread over all classes
+    label_smoothing: float | None = None  # probability spread over all classes
     clip_norm: float | None = None  # largest global norm of the gradient; 0: no clipping
-    accumulate: int = 1  # parts that a batch is split into, one after another
+    accumulate: int = 1  # micro-batches per step (gradient accumulation)
     ema: float | None = None  # decay of the moving average of the weights; 0: no average
     # Precise BatchNorm: training batches that update the running statistics before an evaluation.
     # None: 50 where the weights that are evaluated differ from those that are trained, else 0.
@@ -119,7 +125,7 @@ class StepConfig:
     batch_norm_momentum: float | None = None  # weight of the newest batch in these statistics
     batch_norm_groups: int = 1  # parts of a batch with statistics of their own
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         smoothing = self.label_smoothing
         _check(
             smoothing is None or 0 <= smoothing < 1, "step.label_smoothing", smoothing, "in [0, 1)"
@@ -138,16 +144,16 @@ class StepConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ParallelConfig:
-    """How the run is spread over devices."""
+    """How the run is distributed over devices and processes."""
 
-    fsdp: int = 1  # devices that share one copy of the state; the rest is data parallel
-    devices: int | None = None  # use only the first so many; None: all
-    distributed: bool = False  # start jax.distributed; TPU pods, Slurm and the like are found out
-    coordinator: str | None = None  # elsewhere: HOST:PORT of the first process,
-    processes: int | None = None  # how many processes there are,
-    process: int | None = None  # and which of them this one is
+    fsdp: int = 1  # devices that shard one copy of the state; the rest is data parallel
+    devices: int | None = None  # number of devices to use; None: all
+    distributed: bool = False  # start jax.distributed; TPU pods, Slurm and others are detected
+    coordinator: str | None = None  # where nothing is detected: HOST:PORT of process 0,
+    processes: int | None = None  # the number of processes,
+    process: int | None = None  # and the index of this one
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self.fsdp >= 1, "parallel.fsdp", self.fsdp, "at least 1")
         devices = self.devices
         _check(devices is None or devices >= 1, "parallel.devices", devices, "at least 1")
@@ -157,12 +163,12 @@ class ParallelConfig:
 class CheckpointConfig:
     """When the state is saved."""
 
-    every_steps: int | None = None  # None: when `every_seconds` have passed
+    every_steps: int | None = None  # None: go by `every_seconds`
     every_seconds: float = 60.0  # with several processes: at the end of every epoch instead
-    keep: int = 2  # how many of the latest are kept; the best one is kept besides
-    discard: bool = False  # remove them all once the run has ended
+    keep: int = 2  # number of latest states; the best weights are kept besides
+    discard: bool = False  # delete them all at the end of the run
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self.every_steps is None or self.every_steps >= 1, "checkpoint.every_steps",
                self.every_steps, "at least 1")  # fmt: skip
         _check(self.every_seconds > 0, "checkpoint.every_seconds", self.every_seconds, "positive")
@@ -171,15 +177,15 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """What is said while the run goes on."""
+    """What is logged, and where."""
 
     every_steps: int = 10  # steps between lines of metrics.jsonl
-    evaluate_every_epochs: int = 1  # epochs between looks at the validation split
+    evaluate_every_epochs: int = 1  # epochs between evaluations on the validation split
     progress: Literal["auto", "bar", "lines", "none"] = "auto"  # auto: a bar on a terminal
     tensorboard: bool = False  # also write TensorBoard events (extra `tensorboard`)
     wandb: str | None = None  # Weights & Biases project to write to (extra `wandb`)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self.every_steps >= 1, "log.every_steps", self.every_steps, "at least 1")
         _check(self.evaluate_every_epochs >= 1, "log.evaluate_every_epochs",
                self.evaluate_every_epochs, "at least 1")  # fmt: skip
@@ -192,27 +198,27 @@ class TrainConfig:
     model: str = "vit_s"  # a listed backbone, or an import path such as mypkg.nets:MyNet
     opt: str = "adamw"  # a listed optimizer, or an import path
     dataset: str = "digits"  # a listed data set, tfds:NAME or folder:PATH
-    recipe: str = "auto"  # auto: the paper's for the backbone; `bocb recipes` lists them
+    recipe: str = "auto"  # auto: the paper's for the backbone; see `bocb recipes`
     hparams: Literal["default", "paper"] = "default"  # paper: the tuned lr and weight decay
     protocol: Literal["held_out", "paper"] = "held_out"  # paper: tune on the test split, as it did
-    init: str | None = None  # weights to start from: .safetensors, .pth, or a folder of a run
+    init: str | None = None  # weights to start from: .safetensors, .pth or a run directory
     epochs: int | None = None  # passes over the training split
     batch_size: int | None = None  # over all devices together
     lr: float | None = None  # peak learning rate
     weight_decay: float | None = None
     seed: int = 0  # of the weights, the order of the data, the augmentation and the dropout
     image_size: int | None = None  # side in pixels that the backbone sees
-    test_size: int | None = None  # the same in evaluation; None: as in training
+    test_size: int | None = None  # side in pixels in evaluation; None: as in training
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on accelerators
     on_corrupt: Literal["fail", "skip"] = "fail"  # an image that cannot be read
-    test: bool = True  # read the test split, once, at the end
+    test: bool = True  # evaluate on the test split, once, at the end
     label: str | None = None  # what tables of results call the backbone; None: its name
     study: str | None = None  # the study that the run belongs to
-    workdir: str = "runs"  # where the run's folder goes, or the folder itself; s3://... and so on
-    scratch: str | None = None  # where runs at a URL work on this machine; None: the cache folder
-    run_id: str | None = None  # the folder's name; None: made from the settings
-    resume: bool = True  # go on where an earlier start of the same run stopped
-    compile_cache: str | None = None  # None: JAX_COMPILATION_CACHE_DIR, or the user's cache folder
+    workdir: str = "runs"  # folder of runs, or the run directory itself; a path or a URL
+    scratch: str | None = None  # local folder for runs at a URL; None: the user's cache
+    run_id: str | None = None  # name of the run directory; None: made from the settings
+    resume: bool = True  # continue where an earlier start of the same run stopped
+    compile_cache: str | None = None  # None: JAX_COMPILATION_CACHE_DIR, or the user's cache
     model_args: dict[str, Any] = dataclasses.field(default_factory=dict)  # --model-args.stem cifar
     opt_args: dict[str, Any] = dataclasses.field(default_factory=dict)  # --opt-args.momentum 0.95
     data: DataConfig = DataConfig()
@@ -223,7 +229,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self.epochs is None or self.epochs >= 1, "epochs", self.epochs, "at least 1")
         size = self.batch_size
         _check(size is None or size >= 1, "batch_size", size, "at least 1")
@@ -241,7 +247,7 @@ class TrainConfig:
             )
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide what comes out: all but where it goes and what is said."""
+        """Return the settings that decide the result: not where it is stored or what is logged."""
         settings = to_dict(self)
         for name in (
             "label",
@@ -254,13 +260,13 @@ class TrainConfig:
             "checkpoint",
         ):
             del settings[name]
-        if self.test:  # so that runs from before there was this setting keep their names
+        if self.test:  # absent in the ids of runs made before this setting existed
             del settings["test"]
         for name in ("distributed", "coordinator", "processes", "process"):
             del settings["parallel"][name]
-        for name in ("workers", "on_device"):  # the same bits whichever way they come
+        for name in ("workers", "on_device"):  # these change no bit of the images
             del settings["data"][name]
-        # The other settings of `log` only decide what is said; this one decides what is "best".
+        # The only setting of `log` that decides the result: it decides which weights are best.
         settings["log"] = {"evaluate_every_epochs": self.log.evaluate_every_epochs}
         # Run ids are hashes over these names, so a renamed setting keeps its first one here.
         for new, old in EARLIER_NAMES.items():
@@ -270,7 +276,7 @@ class TrainConfig:
         return settings
 
     def folder(self) -> Path:
-        """The run's folder: `workdir` itself if it holds a run, else `workdir/<id>`."""
+        """Return the run directory: `workdir` itself if it holds a run, else `workdir/<id>`."""
         workdir = Path(self.workdir)
         if (workdir / "config.json").exists():
             return workdir
@@ -278,7 +284,7 @@ class TrainConfig:
 
 
 def run_id(config: TrainConfig) -> str:
-    """A folder name that says what the run is, with a hash over all that decides its outcome."""
+    """Return a name for the run directory, with a hash over `identity`."""
     canonical = json.dumps(config.identity(), sort_keys=True)
     digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
     words = (config.dataset, config.model, config.opt, f"s{config.seed}", digest)
@@ -286,7 +292,7 @@ def run_id(config: TrainConfig) -> str:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain JSON types; tuples become lists."""
+    """Return a config in plain JSON types; tuples become lists."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
@@ -343,7 +349,11 @@ def present_flags(arguments: list[str]) -> list[str]:
 
 
 def from_toml(path: str) -> TrainConfig:
-    """A config from a TOML file, with the same names as the command line."""
+    """Read a config from a TOML file, which has the names of the command line.
+
+    Raises:
+      UserError: the file cannot be read, or a setting is unknown or out of range.
+    """
     try:
         text = Path(path).read_text()
     except OSError as error:
@@ -355,7 +365,7 @@ def from_toml(path: str) -> TrainConfig:
 
 
 def dotted(arguments: list[str], name: str) -> dict[str, Any]:
-    """The values of `--name.key value` and `--name.key=value` on a command line."""
+    """Return the values of `--name.key value` and `--name.key=value` on a command line."""
     words = [word for argument in arguments for word in argument.split("=", 1)]
     found = {}
     for word, value in itertools.pairwise([*words, ""]):
@@ -368,7 +378,7 @@ def dotted(arguments: list[str], name: str) -> dict[str, Any]:
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], where: str = "") -> list[str]:
-    """One line for each setting in which two configs differ: "lr: 0.1 there, 0.2 here"."""
+    """Return a line per setting in which two configs differ: "lr: 0.1 there, 0.2 here"."""
     lines = []
     for name in sorted(old.keys() | new.keys()):
         before, after = old.get(name), new.get(name)

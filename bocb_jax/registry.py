@@ -16,6 +16,8 @@ from bocb_jax.errors import UnknownName, UserError
 
 T = TypeVar("T")
 
+MAX_LISTED = 50  # names in a message
+
 
 class Registry(Generic[T]):
     """A table of named entries of one kind.
@@ -103,9 +105,12 @@ class Registry(Generic[T]):
     def _unknown(self, name: str) -> str:
         known = [*self.names(), *self._aliases]
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = (
-            f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(self.names())}."
-        )
+        if near:
+            hint = f"Did you mean {' or '.join(near)}?"
+        elif len(known) <= MAX_LISTED:
+            hint = f"Known: {', '.join(self.names())}."
+        else:
+            hint = f"`bocb {self.kind}s --all` lists the {len(self.names())} known ones."
         return f"There is no {self.kind} '{name}'. {hint}"
 
 

@@ -99,7 +99,7 @@ class TrainingSteps:
         states, keys = [run.init_state() for _ in range(members)], [run.key] * members
         self._trainer: Trainer
         if members == 1:
-            self._trainer = SingleTrainer(run.program, *states, *keys)
+            self._trainer = SingleTrainer(run.program, states[0], run.key)
         else:
             population = compiled_population(run.spec, members)
             self._trainer = PopulationTrainer(population, run.program, states, keys)
