@@ -107,13 +107,12 @@ def test_a_reader_that_has_gone_ends_a_command_quietly():
     # A page of stdout is buffered; many more of them reach the pipe while the command runs.
     code = "import sys; from bocb_jax.__main__ import run_command\n"
     code += "sys.exit(run_command(lambda _: [print('x' * 80) for _ in range(10**5)] and 0))"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.stderr.read() == b""
-    assert process.wait() == 128 + signal.SIGPIPE
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
 
 
 def test_nothing_of_jax_is_loaded_for_the_help():
