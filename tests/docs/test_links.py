@@ -5,7 +5,7 @@ import re
 import pytest
 from helpers.pages import PAGES, ROOT, name_of
 
-from bocb_jax import list_optimizers, model_card, optimizer_info, paper
+from bocb_jax import __version__, list_optimizers, model_card, optimizer_info, paper
 from bocb_jax.models.factory import MODELS
 from bocb_jax.recipes import REASONS
 
@@ -39,6 +39,11 @@ def test_every_page_is_in_the_table_of_contents():
     pages = {p.relative_to(ROOT / "docs").with_suffix("").as_posix() for p in PAGES
              if ROOT / "docs" in p.parents}  # fmt: skip
     assert listed == pages - {"index"}
+
+
+def test_the_citation_is_of_this_version():
+    found = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text("utf-8"), re.MULTILINE)
+    assert found[1] == __version__
 
 
 def test_readme_is_short():
