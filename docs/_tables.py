@@ -95,7 +95,7 @@ def _optimizers() -> str:
         decay = info.decays[0] if info.decays else "none"
         rates = f"{info.default_learning_rate:g}", f"{info.default_weight_decay:g} ({decay})"
         rows.append((f"`{name}`", info.category, *rates, info.reference, info.numeric_class))
-    head = ("name", "category", "learning rate", "weight decay", "reference", "agreement")
+    head = ("name", "category", "learning rate", "weight decay", "reference", "parity")
     return _table(head, rows)
 
 
