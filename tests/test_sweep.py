@@ -295,7 +295,7 @@ def test_a_ray_cluster_of_two_nodes_gives_the_same_table_and_survives_a_lost_nod
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.toml")), ids=lambda path: path.stem)
 def test_the_studies_that_are_shipped_can_be_read(path):
     assert read_study(path).name == path.stem
-    assert "# To expect" in path.read_text()
+    assert "# Expect:" in path.read_text()
 
 
 def planned(name, tmp_path):

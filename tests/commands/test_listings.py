@@ -38,7 +38,7 @@ def test_the_papers_come_first_one_line_each(what, width, capsys):
     assert first_column(lines) == of_paper
     assert max(map(len, lines)) <= width
     assert not any("…" in line for line in lines)
-    assert any(f"bocb {what} --all" in line for line in lines)
+    assert f"`bocb {what} --all`" in " ".join(lines)  # which may be wrapped
     everything = {"models": list_models, "optimizers": list_optimizers}[what]()
     found = first_column(printed(capsys, what, "--all"))
     assert found[: len(of_paper)] == of_paper

@@ -136,7 +136,7 @@ def test_a_new_head_where_the_classes_differ(config, tmp_path, capsys):
     config = dataclasses.replace(config, init=file)
     train(config)
     said = " ".join(capsys.readouterr().err.split())
-    assert f"{file} is for another number of classes than the 10 of digits" in said
+    assert f"{file} has another number of classes than the 10 of digits" in said
     assert "the classifier (head.bias, head.weight) starts from random weights" in said
     weights, given = state_dict_of(config.folder()), load_file(file)
     head = {name: weights.pop(name) for name in ("head.weight", "head.bias")}
