@@ -67,6 +67,16 @@ class Forward(NamedTuple):
     logits: jax.Array  # (batch, classes)
 
 
+class Gradient(NamedTuple):
+    """The gradient of a batch at a point, and what was computed on the way."""
+
+    grads: Params  # mean over the parts, clipped
+    norm: jax.Array  # (), global norm before clipping
+    loss: jax.Array  # ()
+    accuracy: jax.Array  # ()
+    model_state: Params  # after the pass
+
+
 class Steps:
     """The functions of a run, pure and not yet compiled.
 
@@ -150,15 +160,12 @@ class Steps:
         dropout_key, optimizer_key = (jax.random.fold_in(key, i) for i in (1, 2))
         parts = _split(images, targets, dropout_key, self.options.accumulate)
 
-        loss, accuracy, model_state, grads = self._mean_gradient(
-            state.params, state.model_state, parts
-        )
-        grad_norm = optax.tree.norm(grads)
+        found = self.gradient(state.params, state.model_state, parts)
         updates, opt_state = self._optimizer.update(
-            self._clip(grads, grad_norm),
+            found.grads,
             state.opt_state,
             state.params,
-            value=loss,
+            value=found.loss,
             key=optimizer_key,
             **self._extra_gradients(state, parts),
         )
@@ -167,20 +174,26 @@ class Steps:
         if self.options.ema is not None:
             ema = optax.incremental_update(params, ema, 1 - self.options.ema)
         metrics = {
-            "loss": loss,
-            "accuracy": accuracy,
+            "loss": found.loss,
+            "accuracy": found.accuracy,
             "learning_rate": jnp.asarray(self._functions.learning_rate(opt_state), jnp.float32),
-            "grad_norm": grad_norm,  # before clipping
+            "grad_norm": found.norm,
         }
-        return TrainState(state.step + 1, params, model_state, opt_state, ema), metrics
+        return TrainState(state.step + 1, params, found.model_state, opt_state, ema), metrics
 
-    def _mean_gradient(
-        self, params: Params, model_state: Params, parts: Part
-    ) -> tuple[jax.Array, jax.Array, Params, Params]:
-        """Return loss, accuracy, model state and gradient of a batch that comes in parts.
+    def gradient(self, params: Params, model_state: Params, parts: Part) -> Gradient:
+        """Return the gradient of the mean loss of a batch: averaged over its parts, then clipped.
+
+        Every gradient of a step is taken here: the one that the optimizer is given, and those that
+        it asks for at other points or for other labels.
 
         The parts go through the model one after another: each sees the running statistics that the
-        one before it left.
+        one before it left, and the first one `model_state`.
+
+        Args:
+          params: the point.
+          model_state: before the pass.
+          parts: of the batch.
         """
 
         def accumulate(carry: Any, part: Part) -> tuple[Any, None]:
@@ -198,7 +211,8 @@ class Steps:
         model_state, grads, loss, accuracy = carry
         share = 1 / self.options.accumulate
         grads, loss, accuracy = jax.tree.map(lambda x: x * share, (grads, loss, accuracy))
-        return loss, accuracy, model_state, grads
+        norm = optax.tree.norm(grads)
+        return Gradient(self._clip(grads, norm), norm, loss, accuracy, model_state)
 
     def _clip(self, grads: Params, norm: jax.Array) -> Params:
         """Return the gradient, scaled down to `clip_norm` where its global norm is larger."""
@@ -210,26 +224,43 @@ class Steps:
     def _extra_gradients(self, state: TrainState, parts: Part) -> dict[str, Any]:
         """Return the functions by which an optimizer takes gradients of its own.
 
-        Both look at the first part of the batch, and clip nothing. XLA removes what an optimizer
-        does not call.
+        They are `gradient` of the whole batch: with the same parts, dropout masks and running
+        statistics at the start as the first one, and clipped as it is. The running statistics that
+        they leave are dropped. XLA removes what an optimizer does not call.
         """
-        first = _first(parts)
 
         def value_and_grad_fn(params: Params) -> tuple[jax.Array, Params]:
-            (value, _), gradient = self._value_and_grad(params, state.model_state, first)
-            return value, gradient
+            found = self.gradient(params, state.model_state, parts)
+            return found.loss, found.grads
 
         def sampled_label_grad_fn(params: Params, key: jax.Array) -> Params:
-            logits = self._loss(params, state.model_state, first)[1].logits
-            labels = jax.random.categorical(key, jax.lax.stop_gradient(logits))
-            sampled = first._replace(targets=labels)
-            return self._value_and_grad(params, state.model_state, sampled)[1]
+            labels = self._sample_labels(params, state.model_state, parts, key)
+            return self.gradient(params, state.model_state, parts._replace(targets=labels)).grads
 
         return {
-            "batch_size": len(first.targets),  # examples behind the gradients of the two functions
+            "batch_size": parts.images.shape[0] * parts.images.shape[1],  # examples of a gradient
             "value_and_grad_fn": value_and_grad_fn,
             "sampled_label_grad_fn": sampled_label_grad_fn,
         }
+
+    def _sample_labels(
+        self, params: Params, model_state: Params, parts: Part, key: jax.Array
+    ) -> jax.Array:
+        """Return labels (parts, batch // parts) drawn from the model's predictions.
+
+        What is drawn for an example does not depend on the number of parts.
+        """
+
+        def predict(model_state: Params, part: Part) -> tuple[Params, jax.Array]:
+            _, forward = self._loss(params, model_state, part)
+            return forward.model_state, jax.lax.stop_gradient(forward.logits)
+
+        if self.options.accumulate == 1:
+            logits = predict(model_state, _first(parts))[1][None]
+        else:
+            _, logits = jax.lax.scan(predict, model_state, parts, unroll=self._unroll)
+        labels = jax.random.categorical(key, _join_parts(logits))
+        return _split_into_parts(labels, self.options.accumulate)
 
     def _value_and_grad(
         self, params: Params, model_state: Params, part: Part
@@ -318,17 +349,23 @@ def weights_of(model: nnx.Module) -> Params:
 
 
 def _split(images: jax.Array, targets: jax.Array, key: jax.Array, parts: int) -> Part:
-    """Split a batch into (parts, batch // parts, ...), with one dropout key per part.
+    """Split a batch into (parts, batch // parts, ...), with one dropout key per part."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(parts))
+    return Part(_split_into_parts(images, parts), _split_into_parts(targets, parts), keys)
+
+
+def _split_into_parts(x: jax.Array, parts: int) -> jax.Array:
+    """Split (batch, ...) into (parts, batch // parts, ...).
 
     Part p takes the examples p, p + parts, ...: if the batch is sharded over devices, every part
     is sharded over all of them too.
     """
+    return jnp.moveaxis(x.reshape((-1, parts, *x.shape[1:])), 1, 0)
 
-    def split(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x.reshape((-1, parts, *x.shape[1:])), 1, 0)
 
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(parts))
-    return Part(split(images), split(targets), keys)
+def _join_parts(x: jax.Array) -> jax.Array:
+    """Undo `_split_into_parts`."""
+    return jnp.moveaxis(x, 0, 1).reshape((-1, *x.shape[2:]))
 
 
 def _first(parts: Part) -> Part:

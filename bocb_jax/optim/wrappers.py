@@ -37,6 +37,11 @@ def _around(
     """Return the row of `wrap(inner, *, ...)` around the optimizer of another row."""
     own = [p for p in inspect.signature(wrap).parameters.values() if p.kind is p.KEYWORD_ONLY]
     names = {p.name for p in own}
+    if names & set(base.hyperparameters):  # whose would these be?
+        wrapper = fields["name"].removesuffix(base.name).removesuffix("+")
+        raise UserError(
+            f"'{fields['name']}' wraps an optimizer in {wrapper} twice; name each wrapper once."
+        )
 
     def build(ctx: Context, **hyperparameters: Any) -> optax.GradientTransformation:
         mine = {k: hyperparameters.pop(k) for k in names & set(hyperparameters)}
