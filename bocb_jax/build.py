@@ -34,9 +34,11 @@ from bocb_jax.engine.steps import (
     Steps,
     weights_of,
 )
+from bocb_jax.errors import UserError
 from bocb_jax.models import create_model
 from bocb_jax.models.layers import BatchNorm
 from bocb_jax.models.parameters import parameter_kinds
+from bocb_jax.models.recorded import Shapes, recorded_builder
 from bocb_jax.optim import schedules
 from bocb_jax.resolve import ResolvedConfig
 
@@ -268,16 +270,25 @@ def initial_weights(
     image_size: int,
     precision: str,
     seed: int,
+    shapes: Shapes,
 ) -> dict[str, np.ndarray]:
-    """Return the random weights that a run with these settings started from.
+    """Return the random weights that a run started from, as its record describes it.
+
+    Args:
+      shapes: of the run's weights, by dotted path; they bound the model, see `recorded_builder`.
 
     Returns:
       Arrays by dotted path, as `engine.checkpoint.read_best` returns them.
 
     Raises:
-      UserError: there is no such model, or it has no such arguments.
+      UserError: no such model is registered, it has no such arguments, or is larger than `shapes`.
     """
-    draw = _initializer(model, _hashable(model_args), num_classes, image_size, precision)
+    if precision not in ("float32", "bfloat16"):
+        raise UserError(f"The precision of a run is float32 or bfloat16, not {precision[:60]!r}.")
+    arguments = _hashable(model_args)
+    draw = _initializer(
+        model, arguments, num_classes, image_size, precision, tuple(sorted(shapes.items()))
+    )
     return jax.tree.map(np.asarray, by_path(draw(jax.random.key(seed))))
 
 
@@ -288,17 +299,19 @@ def _initializer(
     num_classes: int,
     image_size: int,
     precision: str,
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
 ) -> Callable[[jax.Array], Params]:
+    build = recorded_builder(
+        model,
+        dict(model_args),
+        num_classes=num_classes,
+        image_size=image_size,
+        shapes=dict(shapes),
+        dtype=jnp.dtype(precision),
+    )
+
     def draw(key: jax.Array) -> Params:
-        made = create_model(
-            model,
-            num_classes=num_classes,
-            image_size=image_size,
-            rngs=nnx.Rngs(key),
-            dtype=jnp.dtype(precision),
-            **dict(model_args),
-        )
-        return weights_of(made)
+        return weights_of(build(rngs=nnx.Rngs(key)))
 
     # With the compiler options of a run, which can change the last bit.
     return jax.jit(draw, compiler_options=init_compiler_options(platform_of(make_mesh(devices=1))))

@@ -1,14 +1,21 @@
 """The registry behind the names of models, optimizers and data sets.
 
-Standard library only, so that anything may import it. An entry comes from one of four places: the
-package registers it when imported, user code registers it with a decorator, another distribution
-offers it as an entry point, or the name is an import path (`mypkg.nets:MyNet`).
+Standard library only, so that anything may import it. An entry is registered by the package when
+it is imported, by user code with a decorator, or by another installed distribution as an entry
+point: `Registry.get` finds these. A name may also be an import path (`mypkg.nets:MyNet`), which
+only `Registry.resolve` follows. Importing runs code, so `resolve` is for what a person gave: on the
+command line, in a config or study of their own, in Python. What was read from the files of a run,
+which may come from somebody else, goes to `get`.
 """
 
 import difflib
 import fnmatch
 import importlib
 import importlib.metadata
+import importlib.util
+import os
+import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -60,21 +67,45 @@ class Registry(Generic[T]):
         return entry
 
     def get(self, name: str) -> T:
-        """Return the entry of a name, alias or import path (`package.module:attribute`).
+        """Return the entry of a registered name or alias; nothing is imported for it.
 
         Raises:
-          UnknownName: there is none.
+          UnknownName: no entry has this name, or it is an import path.
         """
         self._fill()
-        if ":" in name and name not in self._entries:
+        found = self._find(name)
+        if found is not None:
+            return found
+        if ":" in name:
+            raise UnknownName(
+                f"The {self.kind} '{name}' is not registered. Import paths are followed on the "
+                "command line, in your own config or study and in Python, never from a file of a "
+                "run."
+            )
+        raise UnknownName(self._unknown(name))
+
+    def resolve(self, name: str) -> T:
+        """Return the entry of a name, alias or import path (`package.module:attribute`).
+
+        An import path runs code: call this only with what the user of this process gave.
+
+        Raises:
+          UnknownName: no entry has this name, or the path leads nowhere.
+          UserError: the module cannot be imported, or what it holds is no such thing.
+        """
+        self._fill()
+        if ":" in name and self._find(name) is None:
             return self._adapt(name, _import_path(name, self.kind))
+        return self.get(name)
+
+    def _find(self, name: str) -> T | None:
         name = self._aliases.get(name, name)
         if name in self._entries:
             return self._entries[name]
         for point in self._points():
             if point.name == name:
-                return self.register(name, self._adapt(name, point.load()))
-        raise UnknownName(self._unknown(name))
+                return self.register(name, self._adapt(name, _load(point, self.kind)))
+        return None
 
     def names(self, pattern: str = "*") -> list[str]:
         """Return the sorted names that match a shell pattern such as "conv*"; no aliases."""
@@ -114,8 +145,14 @@ class Registry(Generic[T]):
         return f"There is no {self.kind} '{name}'. {hint}"
 
 
-def _import_path(path: str, kind: str) -> Any:
+def _import_path(path: str, kind: str) -> object:
     module_name, _, attribute = path.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
+        raise UnknownName(
+            f"There is no {kind} '{path}': an import path is package.module:name, such as "
+            "mynets:MyNet."
+        )
+    _find_beside(module_name.partition(".")[0])
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except ModuleNotFoundError as error:
@@ -123,6 +160,40 @@ def _import_path(path: str, kind: str) -> Any:
             f"There is no {kind} '{path}': the module '{error.name}' cannot be imported."
         ) from error
     except AttributeError as error:
+        if hasattr(sys.modules.get(module_name), attribute) or module_name not in sys.modules:
+            raise _failed_import(path, kind, error) from error
         raise UnknownName(
             f"There is no {kind} '{path}': {module_name} has no attribute '{attribute}'."
         ) from error
+    except Exception as error:
+        raise _failed_import(path, kind, error) from error
+
+
+def _find_beside(package: str) -> None:
+    """Append the current folder to `sys.path` if a package is nowhere else.
+
+    The script `bocb` starts without it. It is the last entry, and only there once a person has
+    asked for a module of theirs, so that a file in a folder of runs replaces no library.
+    """
+    here = os.getcwd()
+    if package in sys.modules or here in sys.path:
+        return
+    if importlib.util.find_spec(package) is None:
+        sys.path.append(here)
+        importlib.invalidate_caches()
+
+
+def _load(point: importlib.metadata.EntryPoint, kind: str) -> object:
+    try:
+        return point.load()
+    except Exception as error:
+        raise _failed_import(point.value, kind, error) from error
+
+
+def _failed_import(path: str, kind: str, error: Exception) -> UserError:
+    """Return the error that says where an import failed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return UserError(
+        f"The {kind} '{path}' cannot be imported: {type(error).__name__}: {error}{where}."
+    )

@@ -61,7 +61,7 @@ def resolve(config: TrainConfig, dataset: Dataset) -> ResolvedConfig:
       UserError: the recipe is unknown, the paper has no tuned values for the pair, or the batch
         does not divide into the parts that are asked for.
     """
-    model = MODELS.get(config.model)
+    model = MODELS.resolve(config.model)
     optimizer = optim.optimizer_info(config.opt)
     side = dataset.image_shape[0] if dataset.image_shape else config.image_size
     regime = regime_for(config.dataset, side)

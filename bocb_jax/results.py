@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from bocb_jax.errors import UserError
-from bocb_jax.storage.files import read_json
+from bocb_jax.run_files import read_config, read_result, read_study
+from bocb_jax.storage.files import check_regular
 
 FILE = "results.parquet"
+MAX_SETTINGS = 1000  # in the configs of a table
+# A table has a row per run, each with a name of its own, so it has fewer rows than bytes.
+MAX_TABLE = 2**30  # bytes
 
 # The columns of every table; those of the config follow, as `config.*`.
 COLUMNS = (
@@ -56,6 +60,8 @@ COLUMNS = (
 )
 _INTEGERS = ("seed", "diverged_at_step", "bytes_asked", "steps", "epochs", "parameters",
           "steps_to_target", "population", "peak_memory_bytes", "num_classes")  # fmt: skip
+_TEXTS = ("study", "run", "phase", "model", "optimizer", "dataset", "recipe", "status", "error",
+          "device", "protocol")  # fmt: skip
 
 
 def read_runs(
@@ -85,9 +91,14 @@ def read_runs(
         folders = [Path(path) for path in entries if os.path.exists(f"{path}/config.json")]
     if not folders:
         raise UserError(f"There are no runs in {workdir}: no folder in it has a config.json.")
-    target = (read_json(workdir / "study.json") or {}).get("target")
+    target = read_study(workdir).get("target")
     rows = [_row(folder, target) for folder in track(folders)]
     extra = sorted({name for row in rows for name in row} - set(COLUMNS))
+    if len(extra) > MAX_SETTINGS:
+        raise UserError(
+            f"The config.json files in {workdir} have {len(extra)} different settings, which no "
+            "version of bocb has; move the folders aside that are not of your runs."
+        )
     frame = pandas.DataFrame(rows, columns=[*COLUMNS, *extra])
     frame = _typed(frame)
     rates = list(frame[_RATES].itertuples(index=False, name=None))
@@ -111,14 +122,25 @@ def load(path: str | Path) -> Any:
       UserError: there is nothing at the path, or it is not a table of results.
     """
     import pandas
+    from pyarrow import parquet
 
     path = Path(path)
     if path.is_dir():
         return read_runs(path)
     if not path.exists():
         raise UserError(f"There is no {path}.")
+    check_regular(path, path.stat(), MAX_TABLE)
     try:
+        table = parquet.ParquetFile(path)
+        rows, columns = table.metadata.num_rows, table.metadata.num_columns
+        if rows > path.stat().st_size or columns > len(COLUMNS) + MAX_SETTINGS:
+            raise UserError(
+                f"{path} is not a table of results: it has {rows} rows of {columns} columns in "
+                f"{path.stat().st_size} bytes."
+            )
         frame = pandas.read_parquet(path)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{path} is not a Parquet file: {error}.") from error
     missing = [name for name in ("model", "optimizer", "status") if name not in frame.columns]
@@ -127,6 +149,24 @@ def load(path: str | Path) -> Any:
             f"{path} is not a table of results: it has no column {', '.join(missing)}. "
             f"`bocb sweep` writes such tables."
         )
+    return _checked(frame, path)
+
+
+def _checked(frame: Any, path: Path) -> Any:
+    """Return a table with the types of `COLUMNS` in those that it has.
+
+    Raises:
+      UserError: a column holds something else.
+    """
+    for name in frame.columns.intersection(COLUMNS):
+        try:
+            _convert(frame, name)
+        except (TypeError, ValueError, OverflowError) as error:
+            reason = str(error).partition("\n")[0][:200]
+            raise UserError(
+                f"{path} is not a table of results: its column {name} is of another type "
+                f"({reason})."
+            ) from error
     return frame
 
 
@@ -145,13 +185,11 @@ def save(frame: Any, workdir: str | Path) -> Path:
 
 
 def _row(folder: Path, target: float | None) -> dict[str, Any]:
-    stored = read_json(folder / "config.json") or {}
-    result = read_json(folder / "result.json") or {"status": "unfinished"}
-    config, resolved = stored.get("config") or {}, stored.get("resolved") or {}
-    if "model" not in config:
-        raise UserError(
-            f"{folder / 'config.json'} is not the config of a run; move the folder away."
-        )
+    stored = read_config(folder)
+    if stored is None:  # it was there a moment ago
+        raise UserError(f"{folder / 'config.json'} is gone; move the folder away.")
+    result = read_result(folder) or {"status": "unfinished"}
+    config, resolved = stored["config"], stored.get("resolved") or {}
     row = {name: result[name] for name in COLUMNS if name in result}
     row |= {
         "study": stored.get("study"),
@@ -183,33 +221,39 @@ def _time_to(target: float | None, result: dict[str, Any]) -> dict[str, Any]:
         return {}
     seconds = result.get("evaluation_seconds") or []
     for i, (step, accuracy) in enumerate(result.get("evaluations") or []):
-        if accuracy >= target:
+        if step is not None and accuracy is not None and accuracy >= target:
             reached = seconds[i] if i < len(seconds) else None
-            return {"steps_to_target": step, "seconds_to_target": reached}
+            return {"steps_to_target": int(step), "seconds_to_target": reached}
     return {}
 
 
 def _flat(settings: dict[str, Any], where: str = "") -> Iterable[tuple[str, Any]]:
     """Yield dotted names and values."""
     for name, value in settings.items():
-        if isinstance(value, dict) and not name.endswith("_args"):
+        if isinstance(value, dict) and not name.endswith("_args") and where.count(".") < 3:
             yield from _flat(value, f"{where}{name}.")
         elif isinstance(value, dict | list):
             yield where + name, json.dumps(value)
+        elif isinstance(value, int) and abs(value) >= 2**63:  # of a setting that is not ours
+            yield where + name, str(value)
         else:
             yield where + name, value
+
+
+def _convert(frame: Any, name: str) -> None:
+    """Give one of `COLUMNS` its type, in place."""
+    if name in _INTEGERS:
+        frame[name] = frame[name].astype("Int64")
+    elif name in _TEXTS:
+        frame[name] = frame[name].astype("string")
+    elif name != "selected":
+        frame[name] = frame[name].astype("float64")
 
 
 def _typed(frame: Any) -> Any:
     """Give each column one type, so that tables can be concatenated."""
     for name in COLUMNS:
-        if name in _INTEGERS:
-            frame[name] = frame[name].astype("Int64")
-        elif name in ("study", "run", "phase", "model", "optimizer", "dataset", "recipe", "status",
-                      "error", "device", "protocol"):  # fmt: skip
-            frame[name] = frame[name].astype("string")
-        elif name != "selected":
-            frame[name] = frame[name].astype("float64")
+        _convert(frame, name)
     for name in frame.columns[len(COLUMNS) :]:
         kinds = {type(value) for value in frame[name] if value is not None and value == value}
         if len(kinds) > 1 and kinds <= {int, float}:

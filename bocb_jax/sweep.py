@@ -22,7 +22,8 @@ from bocb_jax import results
 from bocb_jax.config import difference
 from bocb_jax.console import console, duration
 from bocb_jax.errors import UserError
-from bocb_jax.storage.files import read_json, write_json
+from bocb_jax.run_files import read_config
+from bocb_jax.storage.files import write_json
 from bocb_jax.storage.lease import hold, owner_of
 from bocb_jax.storage.lock import only_writer
 from bocb_jax.storage.remote import Workdir, is_url
@@ -212,9 +213,9 @@ def scan(cells: list[Cell], workdir: Path, *, retry: bool = False) -> dict[str, 
                 folder = workdir / planned.run
                 if planned.run in outcomes or not folder.is_dir():
                     continue
-                stored = read_json(folder / "config.json")
+                stored = read_config(folder)
                 if stored is not None:
-                    differing = difference(stored.get("config", {}), planned.identity)
+                    differing = difference(stored["config"], planned.identity)
                     if differing:
                         raise UserError(
                             f"{folder / 'config.json'} does not belong to its folder "

@@ -363,4 +363,4 @@ def list_models(pattern: str = "*") -> list[str]:
 
 def model_card(name: str) -> ModelCard:
     """Return what is known of a backbone, without building it."""
-    return MODELS.get(name).card
+    return MODELS.resolve(name).card

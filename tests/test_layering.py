@@ -25,7 +25,12 @@ RULES = {
     "bocb_jax/config.py": {"ours:errors"},
     "bocb_jax/recipes.py": {"ours:errors"},
     "bocb_jax/console.py": {"rich"},
-    "bocb_jax/results.py": {"pandas", "ours:errors", "ours:storage"},
+    "bocb_jax/run_files.py": {
+        "pydantic", "typing_extensions", "ours:errors", "ours:config", "ours:storage",
+    },
+    "bocb_jax/results.py": {
+        "pandas", "pyarrow", "ours:errors", "ours:storage", "ours:run_files",
+    },
     "bocb_jax/paper": {"pandas", "ours:errors"},
     "bocb_jax/storage": {"fsspec", "ours:errors"},
     "models": {"jax", "flax", "numpy", "einops", "ours:errors", "ours:registry", "ours:paper"},
@@ -57,6 +62,7 @@ RULES = {
     "bocb_jax/patterns": {
         "numpy", "pandas", "scipy", "sklearn", "joblib", "threadpoolctl", "safetensors", "rich",
         "ours:errors", "ours:coupling", "ours:engine", "ours:build", "ours:torch_weights",
+        "ours:run_files", "ours:storage",
     },
     "bocb_jax/report": {
         "numpy", "pandas", "matplotlib", "ours:errors", "ours:paper", "ours:storage",
@@ -65,8 +71,9 @@ RULES = {
     # Its worker is a process of its own that trains as `bocb train` does.
     "bocb_jax/study": {
         "rich", "scipy", "ray", "jax", "flax", "ours:errors", "ours:config", "ours:console",
-        "ours:results", "ours:storage", "ours:paper", "ours:models", "ours:optim", "ours:data",
-        "ours:engine", "ours:resolve", "ours:build", "ours:train", "ours:train_population",
+        "ours:results", "ours:run_files", "ours:storage", "ours:paper", "ours:models",
+        "ours:optim", "ours:data", "ours:engine", "ours:resolve", "ours:build", "ours:train",
+        "ours:train_population",
     },
 }  # fmt: skip
 # What a person starts. They see what they need, and nothing sees them but one another.

@@ -88,7 +88,7 @@ def test_a_failed_and_an_unfinished_run_have_rows_too(workdir):
     [
         (lambda runs: (runs[0] / "result.json").write_text("{"), "cannot be read .* was it edited"),
         (lambda runs: (runs[0] / "config.json").write_text("[]"), "holds no object"),
-        (lambda runs: (runs[0] / "config.json").write_text("{}"), "is not the config of a run"),
+        (lambda runs: (runs[0] / "config.json").write_text("{}"), "there is no config"),
         (lambda runs: [shutil.rmtree(run) for run in runs], "There are no runs in"),
         (lambda runs: shutil.rmtree(runs[0].parent), "There is no folder"),
     ],

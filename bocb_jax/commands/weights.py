@@ -74,7 +74,7 @@ def import_weights(options: ImportOptions) -> Path:
     Raises:
       UserError: the file cannot be read or belongs to another model, or the folder exists.
     """
-    entry = MODELS.get(options.model)
+    entry = MODELS.resolve(options.model)
     out = _new(Path(options.out or Path("weights") / entry.name))
     weights = torch_weights.read_weights(options.file)
     size = options.image_size or entry.image_size

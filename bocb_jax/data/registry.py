@@ -62,4 +62,4 @@ def open_dataset(
     scheme, _, rest = name.partition(":")
     if ":" in name and scheme in SCHEMES:
         return SCHEMES[scheme](rest, options)
-    return DATASETS.get(name)(options)
+    return DATASETS.resolve(name)(options)

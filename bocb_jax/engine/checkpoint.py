@@ -9,6 +9,7 @@ The only file that imports Orbax. Its v1 interface is still in Orbax's `experime
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from bocb_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 _STATE = "state"
+# Weights that say they are larger than this, or than so many times their files, are not read.
+_SMALL_BYTES, _MOST_COMPRESSED = 256 * 2**20, 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,22 +183,47 @@ def read_best(folder: Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: there are none, or they cannot be read.
     """
-    best = folder / "checkpoints" / "best"
-    best = best if best.is_dir() else folder
-    steps = [int(path.name) for path in best.iterdir() if path.name.isdigit()]
-    if not steps:
-        raise UserError(
-            f"{folder} holds no weights: it is neither a run's folder nor its checkpoints/best."
-        )
+    path, found = _newest_best(folder)
     try:
-        path = (best / str(max(steps))).absolute()
-        found = ocp.checkpointables_metadata(path).metadata[_STATE]
         # Into NumPy arrays: the devices of the run may not be available here.
         wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), found)
         tree = ocp.load_checkpointables(path, {_STATE: wanted})[_STATE]
     except Exception as error:  # Orbax raises many kinds for a damaged file
         raise UserError(f"The weights in {path} cannot be read: {error}.") from error
     return by_path(tree)
+
+
+def best_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what `read_best` returns, without reading the weights."""
+    return {name: tuple(leaf.shape) for name, leaf in by_path(_newest_best(folder)[1]).items()}
+
+
+def _newest_best(folder: Path) -> tuple[Path, Any]:
+    """Return the path of a run's best weights, and their shapes and types as a tree.
+
+    Raises:
+      UserError: there are none, they cannot be read, or say that they are far larger than they are.
+    """
+    best = folder / "checkpoints" / "best"
+    best = best if best.is_dir() else folder
+    names = [entry.name for entry in best.iterdir()] if best.is_dir() else []
+    steps = [int(name) for name in names if name.isascii() and name.isdecimal()]
+    if not steps:
+        raise UserError(
+            f"{folder} holds no weights: it is neither a run's folder nor its checkpoints/best."
+        )
+    path = (best / str(max(steps))).absolute()
+    try:
+        found = ocp.checkpointables_metadata(path).metadata[_STATE]
+        sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(found)]
+    except Exception as error:  # Orbax raises many kinds for a damaged file
+        raise UserError(f"The weights in {path} cannot be read: {error}.") from error
+    stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    if sum(sizes) > max(_SMALL_BYTES, _MOST_COMPRESSED * stored):
+        raise UserError(
+            f"The weights in {path} cannot be read: {stored} bytes say that they are {sum(sizes)}."
+        )
+    return path, found
 
 
 def by_path(weights: dict[str, Any]) -> dict[str, Any]:

@@ -249,7 +249,7 @@ def optimizer_info(name: str) -> OptimizerInfo:
                 found = around(optimizer_info(base))
                 if found is not None:
                     return found
-    return OPTIMIZERS.get(name)
+    return OPTIMIZERS.resolve(name)
 
 
 def create_optimizer(

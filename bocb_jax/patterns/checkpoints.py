@@ -19,6 +19,8 @@ from rich.progress import track
 
 from bocb_jax.errors import UserError
 from bocb_jax.patterns.spectra import METRICS, analyze_weights, random_weights
+from bocb_jax.run_files import read_config, read_result
+from bocb_jax.storage.files import check_regular
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -53,6 +55,8 @@ def find_weights(paths: Iterable[str | Path]) -> list[Path]:
                 )
             found.append(path)
             continue
+        if path.exists() and not path.is_dir():
+            check_regular(path, path.stat())
         if not path.is_dir():
             raise UserError(
                 f"{path} does not exist; give a run directory, a folder of them, or a file."
@@ -102,24 +106,18 @@ def read_record(path: Path) -> tuple[dict[str, Any], Initialization | None]:
       UserError: config.json or result.json cannot be read.
     """
     about: dict[str, Any] = dict.fromkeys(("backbone", "optimizer", "seed", "score", "failed"))
-    file = path / "config.json"
-    if not file.is_file():
+    record = read_config(path) if path.is_dir() else None
+    if record is None:
         return about, None
-    try:
-        record = json.loads(file.read_text("utf-8"))
-        config, resolved = record["config"], record.get("resolved") or {}
-        about["backbone"] = record.get("label") or config.get("model")
-        about["optimizer"], about["seed"] = config.get("opt"), config.get("seed")
-        initialization = _initialization(config, resolved)
-        file = path / "result.json"
-        if file.is_file():
-            result = json.loads(file.read_text("utf-8"))
-            about["failed"] = result.get("status") != "finished"
-            score = result.get("test_accuracy", result.get("best_validation_accuracy"))
-            about["score"] = None if score is None else 100 * score
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{file} is no record of a run: {error}.") from error
-    return about, initialization
+    config, resolved = record["config"], record.get("resolved") or {}
+    about["backbone"] = record.get("label") or config["model"]
+    about["optimizer"], about["seed"] = config.get("opt"), config.get("seed")
+    result = read_result(path)
+    if result is not None:
+        about["failed"] = result["status"] != "finished"
+        score = result.get("test_accuracy", result.get("best_validation_accuracy"))
+        about["score"] = None if score is None else 100 * score
+    return about, _initialization(config, resolved)
 
 
 def _initialization(
@@ -166,10 +164,13 @@ def analyze_checkpoints(
     jobs = min(jobs or cores, len(sources))
     threads = cores if jobs == 1 else 1
     # Seeds of one model go together, so that its initialization is compiled once.
-    seeds: dict[Initialization, set[int]] = {}
-    for _, start in records:
+    seeds_of: dict[Initialization, set[int]] = {}
+    paths_of: dict[Initialization, Path] = {}
+    for path, (_, start) in zip(sources, records, strict=True):
         if start is not None:
-            seeds.setdefault(dataclasses.replace(start, seed=0), set()).add(start.seed)
+            group = dataclasses.replace(start, seed=0)
+            seeds_of.setdefault(group, set()).add(start.seed)
+            paths_of.setdefault(group, path)
     console = Console(stderr=True)
     with joblib.parallel_config("loky" if jobs > 1 else "sequential", n_jobs=jobs):
 
@@ -178,10 +179,25 @@ def analyze_checkpoints(
             hidden = not (progress and tasks)
             return list(track(results, description, len(tasks), console=console, disable=hidden))
 
-        tasks = [joblib.delayed(_analyze_initial)(*item, threads) for item in seeds.items()]
-        initial = {k: v for part in run(tasks, "initializations") for k, v in part.items()}
         tasks = [
-            joblib.delayed(_analyze)(path, about, initial.get(start), threads)
+            joblib.delayed(_analyze_initial)(start, seeds, paths_of[start], threads)
+            for start, seeds in seeds_of.items()
+        ]
+        initial: dict[Initialization, _Initial] = {}
+        unknown: dict[str, str] = {}
+        for start, (found, reason) in zip(seeds_of, run(tasks, "initializations"), strict=True):
+            initial |= found
+            if reason:
+                unknown.setdefault(start.model, reason)
+        for model, reason in unknown.items():
+            console.print(
+                f"The random weights that {model} started from are not known ({reason}) Gaussian "
+                "layers of the same shapes stand in for them.",
+                markup=False,
+                soft_wrap=True,
+            )
+        tasks = [
+            joblib.delayed(_analyze)(path, about, start and initial.get(start), threads)
             for path, (about, start) in zip(sources, records, strict=True)
         ]
         tables = run(tasks, "weights")
@@ -214,29 +230,38 @@ def _analyze(
 
 
 def _analyze_initial(
-    start: Initialization, seeds: Collection[int], threads: int
-) -> dict[Initialization, _Initial]:
+    start: Initialization, seeds: Collection[int], path: Path, threads: int
+) -> tuple[dict[Initialization, _Initial], str]:
     """Return the shape and metrics of every layer at initialization, for some seeds of a model.
 
-    Empty if the model cannot be built: a user's own backbone may have changed or moved since.
+    Args:
+      start: the model.
+      seeds: of the runs.
+      path: of one of the runs; its weights bound the model, which is as the run's file says.
+      threads: as for `analyze_weights`.
+
+    Returns:
+      By seed; and the reason, a sentence, if the model cannot be built: it is none of the
+      registered ones, or has changed since.
     """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from bocb_jax import build
-    from bocb_jax.engine import compile_cache
+    from bocb_jax.engine import checkpoint, compile_cache
 
     compile_cache.use_compile_cache(None)
     known = dataclasses.asdict(start) | {"model_args": json.loads(start.model_args)}
     found = {}
     for seed in seeds:
         try:
-            arrays = build.initial_weights(**known | {"seed": seed})
-        except (UserError, ImportError, TypeError, ValueError, AttributeError):
-            return {}
+            known |= {"seed": seed, "shapes": checkpoint.best_shapes(path)}
+            arrays = build.initial_weights(**known)
+        except (UserError, ImportError, TypeError, ValueError, AttributeError) as error:
+            return {}, str(error)
         found[dataclasses.replace(start, seed=seed)] = {
             layer.layer: (layer.shape, tuple(getattr(layer, name) for name in METRICS))
             for layer in analyze_weights(arrays, threads=threads)
         }
-    return found
+    return found, ""
 
 
 @functools.cache  # many layers have the same shape, within a network and across runs

@@ -3,10 +3,13 @@
 import json
 import math
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
 from bocb_jax.errors import UserError
+
+MAX_JSON = 64 * 2**20  # bytes; the files of a run are a thousand times smaller
 
 
 def read_json(path: str | Path) -> dict[str, Any] | None:
@@ -16,18 +19,78 @@ def read_json(path: str | Path) -> dict[str, Any] | None:
       UserError: the file cannot be read, is not JSON, or holds something other than an object.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        content = _DECODER.decode(read_text(path, MAX_JSON))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise UserError(
-            f"{path} cannot be read ({error}); was it edited? Move its folder away to train that "
+            f"{path} cannot be read ({reason}); was it edited? Move its folder away to train that "
             "run anew."
         ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no object; was it edited? Move its folder away.")
     return content
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"JSON has no {text}")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+
+
+def read_text(path: str | Path, limit: int) -> str:
+    """Return the text of a regular file in UTF-8, with or without a byte-order mark.
+
+    Args:
+      path: of the file; a device, a FIFO or a folder is refused without being read.
+      limit: largest number of bytes.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      UserError: it is no regular file, too large, not UTF-8, or cannot be read.
+    """
+    content = read_bytes(path, limit)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not text in UTF-8 (byte {error.start + 1}); save it in that encoding."
+        ) from error
+
+
+def read_bytes(path: str | Path, limit: int) -> bytes:
+    """Return the bytes of a regular file; see `read_text`."""
+    try:
+        # A FIFO that nobody writes to would block without O_NONBLOCK.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            check_regular(path, os.fstat(file.fileno()), limit)
+            return file.read()
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read: {reason}.") from error
+
+
+def check_regular(path: str | Path, status: os.stat_result, limit: int | None = None) -> None:
+    """Raise UserError unless a file is a regular one of at most `limit` bytes.
+
+    Args:
+      path: for the message.
+      status: of the file, from `os.stat`.
+      limit: in bytes; None for none.
+    """
+    if stat.S_ISDIR(status.st_mode):
+        raise UserError(f"{path} is a folder; a file is expected there.")
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is no regular file, but a device, a pipe or a socket.")
+    if limit is not None and status.st_size > limit:
+        raise UserError(
+            f"{path} has {status.st_size / 2**20:,.0f} MiB; such a file has at most "
+            f"{limit / 2**20:,.0f}."
+        )
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

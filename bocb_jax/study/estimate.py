@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bocb_jax.console import console, duration
-from bocb_jax.storage.files import read_json
+from bocb_jax.run_files import read_result
 from bocb_jax.storage.remote import Workdir
 from bocb_jax.study.messages import EventKind, Request, Task
 from bocb_jax.study.plan import Cell, Outcome
@@ -112,7 +112,9 @@ def _known_seconds(
             outcome = outcomes.get(planned.run)
             if cell.pair.label in known or outcome is None or outcome.status != "finished":
                 continue
-            result = read_json(workdir / planned.run / "result.json") or {}
+            result = read_result(workdir / planned.run) or {}
+            if result.get("wall_seconds") is None:
+                continue
             compiling = result.get("seconds_to_first_step") or 0.0
             members = result.get("population") or 1  # that trained in the same seconds
             images = cell.pair.images * planned.point.share * members

@@ -145,7 +145,7 @@ def _backbones(pattern: str) -> list[str]:
         return paper.backbones()
     if set(pattern) & set("*?["):
         return MODELS.names(pattern)
-    MODELS.get(pattern)
+    MODELS.resolve(pattern)
     return [MODELS.canonical(pattern)]
 
 

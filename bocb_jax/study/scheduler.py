@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bocb_jax.errors import UserError
-from bocb_jax.storage.files import read_json
+from bocb_jax.run_files import read_result
 from bocb_jax.storage.remote import Workdir, saved_steps
 from bocb_jax.study.grouping import Grouping
 from bocb_jax.study.messages import Answer, Event, EventKind, Request, Task
@@ -323,8 +323,8 @@ class Scheduler:
 
 def read_outcome(folder: Path) -> Outcome | None:
     """Return how the run in a folder ended; None if it has not ended."""
-    found = read_json(folder / "result.json")
-    if not found or "status" not in found:
+    found = read_result(folder)
+    if found is None:
         return None
     return Outcome(
         found["status"],

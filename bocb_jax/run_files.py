@@ -1,0 +1,205 @@
+"""The files of a run, and of a folder of runs, checked as they are read.
+
+A folder of runs may come from somebody else, or have been edited. Each file is checked against one
+schema: where it does not hold, a sentence names the file and the field. A schema only asks for
+types, finite numbers and printable names, so that runs of every version can be read; what a *new*
+run may ask for is `bocb_jax.config`'s. Values are data: none of them is imported, opened or
+downloaded.
+"""
+
+import dataclasses
+import functools
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired, Union
+
+import pydantic
+from pydantic import Field, StringConstraints, with_config
+from typing_extensions import TypedDict  # with pydantic, before Python 3.12
+
+from bocb_jax.config import TrainConfig
+from bocb_jax.errors import UserError
+from bocb_jax.storage.files import read_json
+
+_STRICT = pydantic.ConfigDict(strict=True, extra="allow")
+
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what a column of a table can hold
+Number = Annotated[float, Field(allow_inf_nan=False)]
+# No control characters: a terminal would obey those in a label.
+Name = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", max_length=4096)]
+Table = dict[str, Any]
+
+
+def _stored(hint: Any) -> Any:
+    """Return what a field of a config is in JSON: tables for tables, lists for tuples."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _table_of(typing.cast(type, hint))
+    if origin is Annotated:  # the range is for new runs
+        return _stored(parts[0])
+    if origin in (Union, types.UnionType):
+        return Union[tuple(map(_stored, parts))]  # noqa: UP007 - of types only known here
+    if origin is Literal:
+        return Name
+    if origin is tuple:
+        items = tuple(_stored(part) for part in parts if part is not Ellipsis)
+        return types.GenericAlias(list, (Union[items],))  # noqa: UP007 - as above
+    if origin is dict:
+        return Table
+    return {int: Whole, float: Number, str: Name}.get(hint, hint)
+
+
+def _table_of(config: type) -> Any:
+    hints = typing.get_type_hints(config)
+    fields = {field.name: _stored(hints[field.name]) for field in dataclasses.fields(config)}
+    table = TypedDict(config.__name__, fields, total=False)  # type: ignore[misc]  # made from hints
+    return with_config(_STRICT)(table)
+
+
+@with_config(_STRICT)
+class _Config(_table_of(TrainConfig)):  # type: ignore[misc]  # a base only known here
+    model: Name
+    opt: Name
+
+
+@with_config(_STRICT)
+class _Resolved(TypedDict, total=False):
+    recipe: Name | None
+    learning_rate: Number | None
+    weight_decay: Number | None
+    epochs: Whole | None
+    num_classes: Whole
+    image_size: Whole
+    precision: Name
+    drop_path: Number | None
+
+
+@with_config(_STRICT)
+class _Device(TypedDict, total=False):
+    platform: Name
+    kind: Name
+    count: Whole
+
+
+@with_config(_STRICT)
+class _RunConfig(TypedDict):
+    """`config.json`."""
+
+    config: _Config
+    resolved: NotRequired[_Resolved | None]
+    label: NotRequired[Name | None]
+    study: NotRequired[Name | None]
+    versions: NotRequired[dict[str, Name]]
+    device: NotRequired[_Device | None]
+
+
+_Pair = Annotated[list[Number | None], Field(min_length=2, max_length=2)]
+
+
+@with_config(_STRICT)
+class _Result(TypedDict, total=False):
+    """`result.json`."""
+
+    status: typing.Required[Name]
+    error: str | None
+    traceback: str | None
+    diverged_at_step: Whole | None
+    bytes_asked: Whole | None
+    validation_accuracy: Number | None
+    best_validation_accuracy: Number | None
+    best_step: Whole | None
+    test_accuracy: Number | None
+    test_loss: Number | None
+    train_loss: Number | None
+    train_accuracy: Number | None
+    first_train_loss: Number | None
+    steps: Whole | None
+    epochs: Number | None
+    parameters: Whole | None
+    wall_seconds: Number | None
+    seconds_to_first_step: Number | None
+    population: Whole | None
+    peak_memory_bytes: Whole | None
+    evaluations: list[_Pair] | None
+    evaluation_seconds: list[Number | None] | None
+
+
+@with_config(_STRICT)
+class _Study(TypedDict, total=False):
+    """`study.json`, as far as it is read."""
+
+    target: Number | None
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """Return the content of a run's `config.json`, or None if there is none.
+
+    Raises:
+      UserError: it cannot be read, or a field is missing or of the wrong type.
+    """
+    return _read(folder / "config.json", _RunConfig)
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Return the content of a run's `result.json`, or None if the run has not ended.
+
+    Raises:
+      UserError: it cannot be read, or a field is missing or of the wrong type.
+    """
+    return _read(folder / "result.json", _Result)
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    """Return the content of the `study.json` of a folder of runs; empty if there is none.
+
+    Raises:
+      UserError: it cannot be read, or a field is of the wrong type.
+    """
+    return _read(folder / "study.json", _Study) or {}
+
+
+def _read(path: Path, kind: Any) -> dict[str, Any] | None:
+    content = read_json(path)
+    if content is not None:
+        try:
+            _schema(kind).validate_python(content)
+        except pydantic.ValidationError as error:
+            raise UserError(
+                f"{path}: {_sentence(error)} Was it edited? Move the folder away."
+            ) from None
+    return content
+
+
+@functools.cache
+def _schema(kind: Any) -> pydantic.TypeAdapter:
+    return pydantic.TypeAdapter(kind)
+
+
+# Kind of a fault, as pydantic names it -> what the value should have been.
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "dict_type": "an object",
+    "list_type": "a list",
+    "string_pattern_mismatch": "text without control characters",
+    "greater_than_equal": "a number of at most 64 bits",
+    "less_than": "a number of at most 64 bits",
+}
+
+
+def _sentence(error: pydantic.ValidationError) -> str:
+    """Return the first fault in words."""
+    (fault, *_) = error.errors(include_url=False, include_context=False)
+    field = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "missing":
+        return f"there is no {field}."
+    value = repr(fault["input"])
+    value = value if len(value) <= 60 else f"{value[:60]}..."
+    expected = _EXPECTED.get(fault["type"])
+    if expected is None:
+        return f"{field} is {value}: {fault['msg'][0].lower()}{fault['msg'][1:]}."
+    return f"{field} is {value}, not {expected}."
