@@ -351,7 +351,7 @@ def create_model(
     for what, value in (("num_classes", num_classes), ("image_size", image_size)):
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{what} is {value}; it must be a whole number of at least 1.")
-    return MODELS.get(name).build(
+    return MODELS.resolve(name).build(
         num_classes=num_classes, image_size=image_size, rngs=rngs, dtype=dtype, **overrides
     )
 

@@ -83,7 +83,7 @@ def test_bad_folders_are_reported_in_a_sentence(tmp_path, capsys):
     assert (code, "nothing was written" in error) == (2, True)
     (tmp_path / "bad.parquet").write_text("x")
     code, _, error = run(capsys, tmp_path / "bad.parquet", "--no-report")
-    assert (code, "no Parquet file" in error) == (2, True)
+    assert (code, "not a Parquet file" in error) == (2, True)
 
 
 @pytest.mark.parametrize(

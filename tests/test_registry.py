@@ -65,7 +65,9 @@ def test_what_is_no_import_path_is_a_sentence(table, path):
 
 
 def test_only_a_person_s_import_paths_are_followed(table, tmp_path, monkeypatch):
-    (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nfig = 3\n")
+    (tmp_path / "planted.py").write_text(
+        f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\nfig = 3\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UnknownName, match="'planted:fig' is not registered"):
         table.get("planted:fig")
