@@ -1,4 +1,4 @@
-"""What things cost on this machine: `bocb bench --optimizers`, `--models` or `--data`.
+"""What things cost on this machine: `--optimizers`, `--models`, `--data` or `--gpu`.
 
 Everything is measured in one process, in turn with what it is compared to. The figures go to the
 terminal as a table and, with `--json FILE`, to a file.
@@ -21,7 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 from bocb_jax import paper
-from bocb_jax.bench import models
+from bocb_jax.bench import gpu, models
 from bocb_jax.bench.data import measure as augmentation_speed
 from bocb_jax.bench.data import measure_folder as folder_speed
 from bocb_jax.bench.optimizers import Cost, measure
@@ -62,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     kind.add_argument(
         "--data", action="store_true", help="images a second, and a step's time outside the model"
     )
+    kind.add_argument(
+        "--gpu",
+        action="store_true",
+        help="images a second in bfloat16 beside torch.compile, and minis that train together",
+    )
     parser.add_argument(
         "--only", nargs="+", default=["*"], metavar="NAME", help="names or patterns; default: all"
     )
@@ -76,6 +81,22 @@ def _parser() -> argparse.ArgumentParser:
         "--image-size", type=int, default=224, help="pixels that --models sees; default: 224"
     )
     parser.add_argument("--batch-size", type=int, default=2, help="images a step of --models")
+    parser.add_argument(
+        "--batch-sizes",
+        nargs="+",
+        type=int,
+        default=[128, 256],
+        metavar="N",
+        help="images a step that --gpu tries; the fastest counts; default: 128 256",
+    )
+    parser.add_argument(
+        "--members",
+        nargs="+",
+        type=int,
+        default=[1, 4, 16, 64],
+        metavar="N",
+        help="how many minis --gpu trains as one program; default: 1 4 16 64",
+    )
     parser.add_argument(
         "--python",
         default=sys.executable,
@@ -286,7 +307,65 @@ def _outside_the_model(recipe: str, rounds: int, steps: int = 10) -> dict[str, A
     return {"recipe": recipe, **seconds}
 
 
-KINDS = {"optimizers": _optimizers, "models": _models, "data": _data}
+# --- Accelerators ------------------------------------------------------------------------------
+
+
+def _gpu(options: argparse.Namespace) -> list[dict[str, object]]:
+    named = [name for pattern in options.only for name in _names(list_models, pattern)]
+    names = gpu.MODELS if options.only == ["*"] else [n for n in named if not n.endswith("_mini")]
+    minis = gpu.MINIS if options.only == ["*"] else [n for n in named if n.endswith("_mini")]
+    # This process leaves the device alone: the ones that it starts share its memory.
+    peak = gpu.matmul_flops()
+    _say(f"a bfloat16 matrix product: {peak / 1e12:.0f} TFLOP/s")
+    table = Table(title=f"Training steps in bfloat16 at {options.image_size} px")
+    table.add_column("backbone", no_wrap=True)
+    for column in ("batch", "images/s", "utilization", "GiB", "PyTorch", "batch", "GiB", "ratio"):
+        table.add_column(column, justify="right")
+    rows: list[dict[str, object]] = [{"matmul_flops": peak}]
+    for name in track(names, "backbones", console=console, transient=True):
+        found = gpu.compare(
+            name,
+            image_size=options.image_size,
+            batch_sizes=options.batch_sizes,
+            steps=options.steps,
+            rounds=options.rounds,
+            python=shlex.split(options.python),
+            peak_flops=peak,
+        )
+        table.add_row(*_gpu_row(found))
+        _say(*_gpu_row(found), *found.problems)
+        rows.append(dataclasses.asdict(found) | {"ratio": found.ratio})
+    if names:
+        output.print(table)
+    together = Table(title="Minis of 32 px that train as one program, batches of 100")
+    for column in ("backbone", "runs", "training steps/s, all runs"):
+        together.add_column(column, justify="left" if column == "backbone" else "right")
+    for name in track(minis, "minis", console=console, transient=True):
+        populations, problems = gpu.populations(name, members=options.members, steps=options.steps)
+        for row in populations:
+            together.add_row(row.name, str(row.members), f"{row.steps_per_second:,.0f}")
+            rows.append(dataclasses.asdict(row))
+        _say(*problems)
+    if minis:
+        output.print(together)
+    return rows
+
+
+def _gpu_row(found: gpu.Comparison) -> tuple[str, ...]:
+    def of(timing: gpu.Timing | None) -> tuple[str, str, str]:
+        if timing is None:
+            return "", "", ""
+        memory = "" if timing.peak_bytes is None else f"{timing.peak_bytes / 2**30:.1f}"
+        return f"{timing.batch_size}", f"{timing.images_per_second:,.0f}", memory
+
+    batch, ours, memory = of(found.ours)
+    their_batch, theirs, their_memory = of(found.theirs)
+    used = "" if found.utilization is None else f"{found.utilization:.1%}"
+    ratio = "" if found.ratio is None else f"{found.ratio:.2f}"
+    return found.name, batch, ours, used, memory, theirs, their_batch, their_memory, ratio
+
+
+KINDS = {"optimizers": _optimizers, "models": _models, "data": _data, "gpu": _gpu}
 
 if __name__ == "__main__":
     from bocb_jax.__main__ import run_command
