@@ -316,7 +316,7 @@ def _gpu(options: argparse.Namespace) -> list[dict[str, object]]:
     minis = gpu.MINIS if options.only == ["*"] else [n for n in named if n.endswith("_mini")]
     # This process leaves the device alone: the ones that it starts share its memory.
     peak = gpu.matmul_flops()
-    _say(f"a bfloat16 matrix product: {peak / 1e12:.0f} TFLOP/s")
+    _say(f"a bfloat16 matrix product: {peak / 1e12:.3g} TFLOP/s")
     table = Table(title=f"Training steps in bfloat16 at {options.image_size} px")
     table.add_column("backbone", no_wrap=True)
     for column in ("batch", "images/s", "utilization", "GiB", "PyTorch", "batch", "GiB", "ratio"):
