@@ -319,7 +319,9 @@ def _gpu(options: argparse.Namespace) -> list[dict[str, object]]:
     _say(f"a bfloat16 matrix product: {peak / 1e12:.3g} TFLOP/s")
     table = Table(title=f"Training steps in bfloat16 at {options.image_size} px")
     table.add_column("backbone", no_wrap=True)
-    for column in ("batch", "images/s", "utilization", "GiB", "PyTorch", "batch", "GiB", "ratio"):
+    for column in ("batch", "images/s", "utilization", "GiB", "first steps, s"):
+        table.add_column(column, justify="right")
+    for column in ("PyTorch", "batch", "GiB", "ratio"):
         table.add_column(column, justify="right")
     rows: list[dict[str, object]] = [{"matmul_flops": peak}]
     for name in track(names, "backbones", console=console, transient=True):
@@ -362,7 +364,8 @@ def _gpu_row(found: gpu.Comparison) -> tuple[str, ...]:
     their_batch, theirs, their_memory = of(found.theirs)
     used = "" if found.utilization is None else f"{found.utilization:.1%}"
     ratio = "" if found.ratio is None else f"{found.ratio:.2f}"
-    return found.name, batch, ours, used, memory, theirs, their_batch, their_memory, ratio
+    first = "" if found.ours is None else f"{found.ours.warm_seconds:.0f}"
+    return found.name, batch, ours, used, memory, first, theirs, their_batch, their_memory, ratio
 
 
 KINDS = {"optimizers": _optimizers, "models": _models, "data": _data, "gpu": _gpu}
