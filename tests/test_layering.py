@@ -41,7 +41,7 @@ RULES = {
         "absl", "etils", "array_record", "ours:errors", "ours:registry",
     },
     "bocb_jax/engine": {
-        "jax", "flax", "optax", "orbax", "numpy", "tensorboardX", "wandb",
+        "jax", "flax", "optax", "orbax", "xxhash", "numpy", "tensorboardX", "wandb",
         "ours:errors", "ours:config", "ours:storage",
     },
     "bocb_jax/torch_weights.py": {

@@ -4,6 +4,9 @@ The only file that imports Orbax. Its v1 interface is still in Orbax's `experime
 
     checkpoints/last/STEP    the whole state; the latest few
     checkpoints/best/STEP    the weights with the best validation accuracy
+
+Each holds the checksums of its files, see `engine.checksums`. They are written last, those of a
+state after those of the best weights: a state with checksums has the best weights it speaks of.
 """
 
 import contextlib
@@ -12,6 +15,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from bocb_jax.engine import checksums
 from bocb_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -26,6 +31,10 @@ logger = logging.getLogger(__name__)
 _STATE = "state"
 # Weights that say they are larger than this, or than so many times their files, are not read.
 _SMALL_BYTES, _MOST_COMPRESSED = 256 * 2**20, 32
+
+
+class Damaged(Exception):
+    """A checkpoint whose files are not those that were saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +57,9 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int = 2):
         self._folder = Path(folder).absolute()
         self._keep = keep
-        self._last = self._open("last", keep)
-        self._best = self._open("best", 1)
-        self._saving: dict[str, Any] = {}  # "last" or "best" -> the save in progress
+        self._open = {name: self._opened(name) for name in ("last", "best")}
+        self._saving: dict[str, Future[None]] = {}  # "last" or "best" -> the save in progress
+        self._finisher = ThreadPoolExecutor(1, "checksums")
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
         """Start to save the state; return once it is copied off the device.
@@ -64,12 +73,12 @@ class Checkpoints:
           UserError: this save, or the one before, did not reach the disk.
         """
         if step not in self.steps():
-            self._start(self._last, "last", step, state, progress)
+            self._start("last", step, state, progress)
 
     def save_best(self, step: int, weights: Any, progress: dict[str, Any]) -> None:
         """Start to save the best weights on validation, in place of the previous ones."""
-        if step not in {checkpoint.step for checkpoint in self._best.checkpoints}:
-            self._start(self._best, "best", step, weights, progress)
+        if step not in self.steps("best"):
+            self._start("best", step, weights, progress)
 
     def wait(self) -> None:
         """Wait until everything is on disk."""
@@ -78,66 +87,91 @@ class Checkpoints:
 
     def close(self) -> None:
         """Finish the saves in progress and stop the threads. A failed save raises nothing."""
-        self._last.close()
-        self._best.close()
+        self._finisher.shutdown()
+        for checkpointer in self._open.values():
+            checkpointer.close()
 
-    def steps(self) -> list[int]:
-        """Return the steps whose whole state is on disk, ascending."""
-        return [checkpoint.step for checkpoint in self._last.checkpoints]
+    def steps(self, name: str = "last") -> list[int]:
+        """Return the steps whose whole state, or best weights, are on disk, ascending."""
+        return [checkpoint.step for checkpoint in self._open[name].checkpoints]
 
     def restore(self, abstract_state: Any) -> Restored | None:
         """Return the newest state that can be read, sharded as `abstract_state` is, or None.
 
-        A state that cannot be read is renamed, with a warning, and the one before is tried.
+        A state that is damaged is renamed, with a warning, and the one before is tried. So are best
+        weights that are damaged, which later ones may replace.
         """
         damaged = []
         while steps := self.steps():
-            step = steps[-1]
+            # A save that was cut off between the state and its checksums is the last to be tried.
+            step = max(steps, key=lambda step: (checksums.exist(self._path("last", step)), step))
             try:
-                restored = self._load(self._last, step, abstract_state)
+                restored = self._load("last", step, abstract_state)
             except Exception as error:  # Orbax raises many kinds for a damaged file
-                self._last = self._set_aside(step, error)
+                self._set_aside("last", step, f"The checkpoint of step {step}", error)
                 damaged.append(step)
                 continue
             if damaged:
                 logger.warning("Resuming from the checkpoint of step %d instead.", step)
+            for later in steps:
+                if later > step:
+                    logger.warning(
+                        "The checkpoint of step %d was cut off before its checksums were written; "
+                        "resuming from that of step %d.",
+                        later,
+                        step,
+                    )
+                    self._open["last"].delete(later)
+            self._check_best()
             return restored
         if damaged:
             logger.warning("No other checkpoint is left; the run starts from the beginning.")
         return None
 
     def restore_best(self, abstract_weights: Any) -> Restored | None:
-        """Return the best weights on validation, or None."""
-        latest = self._best.latest
-        return latest and self._load(self._best, latest.step, abstract_weights)
+        """Return the best weights on validation, or None.
+
+        Raises:
+          Damaged: they are not what was saved.
+        """
+        steps = self.steps("best")
+        return self._load("best", steps[-1], abstract_weights) if steps else None
 
     def discard_after(self, step: int) -> None:
         """Delete best weights of later steps: a run resumed from `step` will find them again."""
-        for checkpoint in self._best.checkpoints:
-            if checkpoint.step > step:
-                self._best.delete(checkpoint.step)
+        for later in self.steps("best"):
+            if later > step:
+                self._open["best"].delete(later)
 
-    def _open(self, name: str, keep: int) -> ocp.training.Checkpointer:
+    def _path(self, name: str, step: int) -> Path:
+        return self._folder / name / str(step)
+
+    def _opened(self, name: str) -> ocp.training.Checkpointer:
         return ocp.training.Checkpointer(
             self._folder / name,
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            preservation_policy=ocp.training.preservation_policies.LatestN(
+                self._keep if name == "last" else 1
+            ),
             cleanup_tmp_directories=True,
         )
 
-    def _start(
-        self,
-        checkpointer: ocp.training.Checkpointer,
-        name: str,
-        step: int,
-        tree: Any,
-        progress: dict[str, Any],
-    ) -> None:
+    def _start(self, name: str, step: int, tree: Any, progress: dict[str, Any]) -> None:
         self._finish(name)
         with _reporting_failures(self._folder / name):
             # Orbax's own policy would skip a save while another is in progress.
-            self._saving[name] = checkpointer.save_checkpointables_async(
+            saving = self._open[name].save_checkpointables_async(
                 step, {_STATE: tree}, custom_metadata={"step": step, **progress}, force=True
             )
+        best = self._saving.get("best") if name == "last" else None
+        self._saving[name] = self._finisher.submit(self._complete, name, step, saving, best)
+
+    def _complete(self, name: str, step: int, saving: Any, first: Future[None] | None) -> None:
+        """Wait for a save and, if there is one, for the save before it; write the checksums."""
+        saving.result()
+        if first is not None:
+            first.result()
+        if jax.process_index() == 0:
+            checksums.write(self._path(name, step))
 
     def _finish(self, name: str) -> None:
         saving = self._saving.pop(name, None)
@@ -145,16 +179,33 @@ class Checkpoints:
             with _reporting_failures(self._folder / name):
                 saving.result()
 
-    def _load(self, checkpointer: ocp.training.Checkpointer, step: int, abstract: Any) -> Restored:
+    def _check(self, name: str, step: int) -> None:
+        """Raise Damaged, on every process, unless the files are those that were saved."""
+        is_first = jax.process_index() == 0
+        found = checksums.damage(self._path(name, step)) if is_first else None
+        if _as_first_process(found is not None):
+            raise Damaged(found or "the first process found it damaged")
+
+    def _load(self, name: str, step: int, abstract: Any) -> Restored:
+        self._check(name, step)
+        checkpointer = self._open[name]
         tree = checkpointer.load_checkpointables(step, {_STATE: abstract})[_STATE]
         progress = dict(checkpointer.checkpointables_metadata(step).custom_metadata or {})
         if progress.pop("step", None) != step:
-            raise ValueError("its metadata is incomplete")
+            raise Damaged("its metadata is incomplete")
         return Restored(step, tree, progress)
 
-    def _set_aside(self, step: int, error: Exception) -> ocp.training.Checkpointer:
-        self._last.close()
-        source = self._folder / "last" / str(step)
+    def _check_best(self) -> None:
+        for step in self.steps("best"):
+            try:
+                self._check("best", step)
+            except Damaged as error:
+                self._set_aside("best", step, f"The best weights, of step {step},", error)
+
+    def _set_aside(self, name: str, step: int, what: str, error: Exception) -> None:
+        """Rename a checkpoint that cannot be read, and say so."""
+        self._open[name].close()
+        source = self._path(name, step)
         target = source.with_name(f"{step}.damaged")
         number = 1
         while target.exists():
@@ -162,13 +213,9 @@ class Checkpoints:
             target = source.with_name(f"{step}.damaged-{number}")
         if jax.process_index() == 0:
             os.rename(source, target)
-        logger.warning(
-            "The checkpoint of step %d cannot be read (%s); it was renamed to %s.",
-            step,
-            type(error).__name__,
-            target,
-        )
-        return self._open("last", self._keep)
+        reason = error if isinstance(error, Damaged) else type(error).__name__
+        logger.warning("%s cannot be read (%s); renamed to %s.", what, reason, target)
+        self._open[name] = self._opened(name)
 
 
 def read_best(folder: Path) -> dict[str, np.ndarray]:
@@ -213,6 +260,11 @@ def _newest_best(folder: Path) -> tuple[Path, Any]:
             f"{folder} holds no weights: it is neither a run's folder nor its checkpoints/best."
         )
     path = (best / str(max(steps))).absolute()
+    if damage := checksums.damage(path):
+        raise UserError(
+            f"The weights in {path} are damaged: {damage}. Copy them again from where they came "
+            "from, or train the run again."
+        )
     try:
         found = ocp.checkpointables_metadata(path).metadata[_STATE]
         sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(found)]
@@ -235,12 +287,21 @@ def by_path(weights: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _as_first_process(answer: bool) -> bool:
+    """Return the answer of the first process."""
+    if jax.process_count() == 1:
+        return answer
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(answer)))
+
+
 @contextlib.contextmanager
 def _reporting_failures(path: Path) -> Iterator[None]:
     """Turn a failed write into a UserError."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UserError) as error:
         reason = "no space is left on the disk" if "No space left" in str(error) else str(error)
         raise UserError(
             f"A checkpoint could not be saved to {path}: {reason[:300]}. "

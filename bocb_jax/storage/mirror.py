@@ -223,7 +223,8 @@ class Mirror:
         names = [path.name for path in self._folder.glob("checkpoints/*/*")]
         if any("tmp" in name for name in names):
             return None
-        return tuple(sorted(str(path) for path in self._folder.glob("checkpoints/*/*")))
+        looked_at = ("checkpoints/*/*", "checkpoints/*/*/checksums*")
+        return tuple(sorted(str(path) for name in looked_at for path in self._folder.glob(name)))
 
     def _files(self) -> dict[str, list[int]]:
         """Return size and modification time (ns) of every file of the run, by name."""

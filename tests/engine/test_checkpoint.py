@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bocb_jax.engine import sharding
-from bocb_jax.engine.checkpoint import Checkpoints
+from bocb_jax.engine import checksums, sharding
+from bocb_jax.engine.checkpoint import Checkpoints, read_best
 from bocb_jax.engine.state import TrainState
 from bocb_jax.errors import UserError
 
@@ -104,6 +104,47 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(saved, damag
     checkpoints.save(3, a_state(3), PROGRESS)
     checkpoints.wait()
     assert Checkpoints(saved).restore(shape_of(a_state(0))).step == 3
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_a_flipped_bit_is_found_in_every_file(tmp_path, name, caplog):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_best(2, a_state(2).params, {})
+    for step in (1, 2):
+        checkpoints.save(step, a_state(step), PROGRESS)
+    checkpoints.close()
+    damaged = tmp_path / name / "2"
+    assert checksums.damage(damaged) is None
+    for path in filter(lambda path: path.stat().st_size, files(damaged)):
+        content = path.read_bytes()
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 16]) + content[middle + 1 :])
+        file = "" if path.name == checksums.FILE else str(path.relative_to(damaged))
+        assert checksums.damage(damaged).startswith(file)
+        if name == "best":
+            with pytest.raises(UserError, match=r"best/2 are damaged: .*Copy them again"):
+                read_best(tmp_path / "best")
+        path.write_bytes(content)
+    path.write_bytes(b"")
+    assert Checkpoints(tmp_path).restore(shape_of(a_state(0))).step == (1 if name == "last" else 2)
+    assert (tmp_path / name / "2.damaged").is_dir()
+    assert "cannot be read" in caplog.text
+
+
+def test_checkpoints_of_earlier_versions_have_no_checksums(saved, caplog):
+    for path in saved.glob("last/*/" + checksums.FILE):
+        path.unlink()
+    restored = Checkpoints(saved).restore(shape_of(a_state(0)))
+    same(restored.state, a_state(3))
+    assert not caplog.text
+
+
+def test_a_state_cut_off_before_its_checksums_is_made_again(saved, caplog):
+    (saved / "last" / "3" / checksums.FILE).unlink()
+    checkpoints = Checkpoints(saved)
+    assert checkpoints.restore(shape_of(a_state(0))).step == 2
+    assert "step 3 was cut off" in caplog.text
+    assert checkpoints.steps() == [2]
 
 
 @pytest.mark.slow
