@@ -36,6 +36,7 @@ from bocb_jax.engine.steps import (
 )
 from bocb_jax.errors import UserError
 from bocb_jax.models import create_model
+from bocb_jax.models.factory import MODELS
 from bocb_jax.models.layers import BatchNorm
 from bocb_jax.models.parameters import parameter_kinds
 from bocb_jax.models.recorded import Shapes, recorded_builder
@@ -302,7 +303,7 @@ def _initializer(
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
 ) -> Callable[[jax.Array], Params]:
     build = recorded_builder(
-        model,
+        MODELS.get(model),
         dict(model_args),
         num_classes=num_classes,
         image_size=image_size,

@@ -190,6 +190,8 @@ def _row(folder: Path, target: float | None) -> dict[str, Any]:
         raise UserError(f"{folder / 'config.json'} is gone; move the folder away.")
     result = read_result(folder) or {"status": "unfinished"}
     config, resolved = stored["config"], stored.get("resolved") or {}
+    if "opt" not in config:
+        raise UserError(f"{folder} holds no run, but imported weights; move the folder away.")
     row = {name: result[name] for name in COLUMNS if name in result}
     row |= {
         "study": stored.get("study"),

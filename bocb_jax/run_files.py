@@ -59,8 +59,7 @@ def _table_of(config: type) -> Any:
 
 @with_config(_STRICT)
 class _Config(_table_of(TrainConfig)):  # type: ignore[misc]  # a base only known here
-    model: Name
-    opt: Name
+    model: Name  # and no "opt" where weights were imported
 
 
 @with_config(_STRICT)

@@ -14,7 +14,7 @@ import jax
 from flax import nnx
 
 from bocb_jax.errors import UserError
-from bocb_jax.models.factory import MODELS, Builder
+from bocb_jax.models.factory import Builder, ModelEntry
 
 Shapes = Mapping[str, tuple[int, ...]]  # of weights, by dotted path
 
@@ -25,29 +25,27 @@ _MAX_NESTED, _MAX_ITEMS = 3, 64  # lists in arguments
 
 
 def recorded_builder(
-    name: str,
+    entry: ModelEntry,
     model_args: Mapping[str, Any],
     *,
-    num_classes: int,
-    image_size: int,
+    num_classes: Any,
+    image_size: Any,
     shapes: Shapes,
     dtype: Any = None,
 ) -> Builder:
     """Return a function `(*, rngs)` that builds the backbone of a record, once it is found safe.
 
     Args:
-      name: of a registered backbone; an import path is refused.
+      entry: the backbone, from `MODELS.get`, which refuses import paths.
       model_args: fields of the family's config.
-      num_classes: width of the logits.
-      image_size: side in pixels.
+      num_classes: width of the logits, as the record says.
+      image_size: side in pixels, as the record says.
       shapes: of the weights that belong to the record, which bound the backbone.
       dtype: of the computation.
 
     Raises:
-      UnknownName: no such backbone is registered.
       UserError: an argument is of no use, or asks for more than the weights hold.
     """
-    build = MODELS.get(name).build
     longest = max((max(shape, default=1) for shape in shapes.values()), default=1)
     _check_number("num_classes", num_classes, max(longest, _SMALL))
     _check_number("image_size", image_size, MAX_IMAGE_SIZE)
@@ -55,7 +53,7 @@ def recorded_builder(
         key: _checked(key, value, max(longest, _SMALL)) for key, value in model_args.items()
     }
     built = functools.partial(
-        build, num_classes=num_classes, image_size=image_size, dtype=dtype, **arguments
+        entry.build, num_classes=num_classes, image_size=image_size, dtype=dtype, **arguments
     )
     limit = _DRAWS_PER_ARRAY * len(shapes) + _MORE_DRAWS
     try:
@@ -64,13 +62,13 @@ def recorded_builder(
         raise
     except Exception as error:  # a constructor can raise anything for values that it did not expect
         reason = str(error).partition("\n")[0][:200]
-        raise UserError(f"{name} cannot be built from its record: {reason}.") from error
+        raise UserError(f"{entry.name} cannot be built from its record: {reason}.") from error
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     held = sum(map(math.prod, shapes.values()))
     if size > held:
         raise UserError(
-            f"{name} as its record describes it has {size:,} parameters, but the weights beside it "
-            f"hold {held:,} numbers."
+            f"{entry.name} as its record describes it has {size:,} parameters, but the "
+            f"weights beside it hold {held:,} numbers."
         )
     return built
 

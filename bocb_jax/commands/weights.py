@@ -7,6 +7,7 @@ weights are in `checkpoints/best`. So `train --init` and `export-weights` take e
 import contextlib
 import dataclasses
 import logging
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +24,10 @@ from bocb_jax.engine.checkpoint import Checkpoints, read_best
 from bocb_jax.engine.steps import weights_of
 from bocb_jax.errors import UserError
 from bocb_jax.models import create_model
-from bocb_jax.models.factory import MODELS
-from bocb_jax.storage.files import read_json, write_json
+from bocb_jax.models.factory import MODELS, ModelEntry
+from bocb_jax.models.recorded import Shapes, recorded_builder
+from bocb_jax.run_files import read_config
+from bocb_jax.storage.files import write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,9 @@ class ExportOptions:
     # The library whose names to use; a backbone has those of its reference only.
     to: Literal["timm", "torchvision", "official"] | None = None
     out: str | None = None  # the new file; None: RUN/MODEL.safetensors
+    # The import path of the run's backbone, if it is one of yours. A run directory may come from
+    # somebody else, so the path in its config.json is not followed.
+    model: str | None = None
 
 
 def import_main(arguments: list[str]) -> int:
@@ -101,18 +107,20 @@ def export_weights(options: ExportOptions) -> Path:
       UserError: the run has no weights, the model has no names of that library, or the file exists.
     """
     run = Path(options.run)
-    stored = read_json(run / "config.json")
+    stored = read_config(run)
     if stored is None:
         raise UserError(f"{run} is not a run directory: there is no config.json in it.")
-    config, resolved = stored["config"], stored["resolved"]
-    name = config["model"]
-    out = _new(Path(options.out or run / f"{MODELS.canonical(name)}.safetensors"))
-    model = _abstract(name, resolved["num_classes"], resolved["image_size"], config["model_args"])
+    name = stored["config"]["model"]
+    entry = _recorded_entry(name, options.model)
+    file_name = re.sub(r"[^A-Za-z0-9_.-]+", "_", MODELS.canonical(name))
+    out = _new(Path(options.out or run / f"{file_name}.safetensors"))
+    weights = read_best(run)
+    model = _recorded_model(entry, stored, {key: array.shape for key, array in weights.items()})
     known = getattr(type(model), "torch_sources", ())
     if options.to and options.to not in known:
         has = f"those of {' and '.join(known)}" if known else "its own"
         raise UserError(f"The weights of {name} cannot have the names of {options.to}, only {has}.")
-    torch_weights.load_weights(model, read_best(run))
+    torch_weights.load_weights(model, weights)
     # Readers of PyTorch weights look for "format" in the metadata.
     metadata = {"format": "pt", "model": name}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -129,6 +137,33 @@ def _abstract(
             name, num_classes=num_classes, image_size=image_size, rngs=nnx.Rngs(0), **model_args
         )
     )
+
+
+def _recorded_entry(name: str, given: str | None) -> ModelEntry:
+    """Return the backbone that a run names; an import path counts only if it is given too."""
+    if given is None:
+        if ":" in name and name not in MODELS:
+            raise UserError(
+                f"The run's backbone is {name}, which is not registered, and nothing that a run "
+                f"names is imported. If it is yours, add --model {name}."
+            )
+        return MODELS.get(name)
+    if MODELS.canonical(given) != MODELS.canonical(name):
+        raise UserError(f"--model is {given}, but the run is one of {name}.")
+    return MODELS.resolve(given)
+
+
+def _recorded_model(entry: ModelEntry, stored: dict[str, Any], shapes: Shapes) -> nnx.Module:
+    """Build the model of a run, with shapes for parameters."""
+    resolved = stored.get("resolved") or {}
+    build = recorded_builder(
+        entry,
+        stored["config"].get("model_args") or {},
+        num_classes=resolved.get("num_classes"),
+        image_size=resolved.get("image_size"),
+        shapes=shapes,
+    )
+    return nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
 
 
 def _num_classes(model: nnx.Module, weights: dict[str, np.ndarray]) -> int:
