@@ -51,15 +51,15 @@ def test_command_line_wins_over_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"lr": 0}, "lr is 0; it must be positive"),
-        ({"lr": -1e-3}, "lr is -0.001; it must be positive"),
-        ({"epochs": 0}, "epochs is 0; it must be at least 1"),
+        ({"lr": 0}, "lr is 0; it must be a positive number"),
+        ({"lr": -1e-3}, "lr is -0.001; it must be a positive number"),
+        ({"epochs": 0}, "epochs is 0; it must be a whole number of at least 1"),
         ({"batch_size": 10, "step": {"accumulate": 3}}, "accumulate=3 does not divide"),
-        ({"step": {"ema": 1.0}}, r"step.ema is 1.0; it must be in \[0, 1\)"),
+        ({"step": {"ema": 1.0}}, r"step.ema is 1.0; it must be a number in \[0, 1\)"),
         ({"learning_rate": 1}, "There is no setting learning_rate"),
         ({"step": {"emma": 0.9}}, "There is no setting step.emma"),
         ({"step": 3}, "step is a table of settings, not 3"),
-        ({"lr": "fast"}, "wrong type"),
+        ({"lr": "fast"}, "lr is 'fast'; it must be a positive number"),
         ({"schedule": {"boundaries": [0.6, 0.3]}}, "rising"),
     ],
 )

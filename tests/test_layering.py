@@ -22,7 +22,8 @@ STDLIB = set(sys.stdlib_module_names)
 RULES = {
     "bocb_jax/errors.py": set(),
     "bocb_jax/registry.py": {"ours:errors"},
-    "bocb_jax/config.py": {"ours:errors"},
+    "bocb_jax/checked.py": {"pydantic", "ours:errors"},
+    "bocb_jax/config.py": {"pydantic", "ours:errors", "ours:checked"},
     "bocb_jax/recipes.py": {"ours:errors"},
     "bocb_jax/console.py": {"rich"},
     "bocb_jax/run_files.py": {
@@ -70,10 +71,10 @@ RULES = {
     },
     # Its worker is a process of its own that trains as `bocb train` does.
     "bocb_jax/study": {
-        "rich", "scipy", "ray", "jax", "flax", "ours:errors", "ours:config", "ours:console",
-        "ours:results", "ours:run_files", "ours:storage", "ours:paper", "ours:models",
-        "ours:optim", "ours:data", "ours:engine", "ours:resolve", "ours:build", "ours:train",
-        "ours:train_population",
+        "rich", "scipy", "ray", "jax", "flax", "pydantic", "ours:errors", "ours:checked",
+        "ours:config", "ours:console", "ours:results", "ours:run_files", "ours:storage",
+        "ours:paper", "ours:models", "ours:optim", "ours:data", "ours:engine", "ours:resolve",
+        "ours:build", "ours:train", "ours:train_population",
     },
 }  # fmt: skip
 # What a person starts. They see what they need, and nothing sees them but one another.

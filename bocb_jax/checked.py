@@ -1,0 +1,278 @@
+"""Settings that are checked when they are made: one declaration a field, for every door.
+
+`@settings` makes a frozen dataclass whose fields pydantic checks against their annotations (type,
+range, choices), without converting anything. What does not fit is a `UserError` that names the
+field and says what it must be, whether it came from a file, the command line or Python.
+"""
+
+import dataclasses
+import math
+import os
+import stat
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, WrapValidator
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from bocb_jax.errors import UserError
+
+T = TypeVar("T")
+MOST_BYTES = 10_000_000  # of a file of settings
+MOST_NESTED = 20  # tables and lists in one another
+
+_CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a field must be, in words, where its annotation does not say it well."""
+
+    words: str
+
+
+# --- Types of fields ------------------------------------------------------------------------------
+
+
+def _as_given(value: Any, check: Callable[[Any], Any]) -> Any:
+    """Check a number and return it as it was given: run ids are hashes that tell 1 from 1.0."""
+    check(value)
+    return value
+
+
+Number = Annotated[float, WrapValidator(_as_given)]
+NonNegative = Annotated[Number, Field(ge=0, le=1e9)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+FractionBelowOne = Annotated[Number, Field(ge=0, lt=1)]
+Share = Annotated[Number, Field(gt=0, le=1)]
+# float32 has neither 1e-50 nor 1e50: such a rate would be zero or infinite.
+Rate = Annotated[Number, Field(ge=1e-30, le=1e6), Rule("a positive number of at most 1e6")]
+Decay = Annotated[Number, Field(ge=0, le=1e6)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+# The upper bounds keep slips such as an extra row of zeros from running for ever.
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+CountOrZero = Annotated[int, Field(ge=0, le=1_000_000)]
+Pixels = Annotated[int, Field(ge=1, le=16_384)]
+
+
+def _printable(text: str) -> str:
+    if any(ord(sign) < 32 or ord(sign) == 127 for sign in text):
+        raise ValueError("control characters")
+    return text
+
+
+def _plain_name(text: str) -> str:
+    """Refuse what would lead out of the folder in which a name is made."""
+    if text in (".", "..") or set(text) & set("/\\"):
+        raise ValueError("no name")
+    return _printable(text)
+
+
+Text = Annotated[str, Field(max_length=4096), AfterValidator(_printable), Rule("printable text")]
+FolderName = Annotated[
+    str, Field(min_length=1, max_length=200), AfterValidator(_plain_name),
+    Rule("a plain name of a folder, without slashes"),
+]  # fmt: skip
+FilePath = Annotated[Text, AfterValidator(os.path.expanduser)]  # ~ is the user's home
+
+
+def _plain_values(values: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what JSON does not have, at any depth."""
+    for value in values.values():
+        _check_plain(value, 0)
+    return values
+
+
+def _check_plain(value: Any, depth: int) -> None:
+    if depth > MOST_NESTED:
+        raise ValueError("nested too deeply")
+    if isinstance(value, dict):
+        if not all(isinstance(name, str) for name in value):
+            raise ValueError("names must be text")
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for inner in value:
+            _check_plain(inner, depth + 1)
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError("not finite")
+    elif isinstance(value, str):
+        _printable(value)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) >= 2**63:
+            raise ValueError("too large")
+    elif not isinstance(value, bool | None):
+        raise ValueError("no plain value")
+
+
+Table = Annotated[
+    dict[str, Any], AfterValidator(_plain_values),
+    Rule("a table of texts, truth values, finite numbers below 2**63, and lists of these"),
+]  # fmt: skip
+
+
+# --- The decorator --------------------------------------------------------------------------------
+
+
+@typing.dataclass_transform(frozen_default=True)
+def settings(table: str = "") -> Callable[[type[T]], type[T]]:
+    """Return a decorator that makes a class a frozen dataclass whose fields are checked.
+
+    Args:
+      table: name of the table in files that the class stands for, for messages; "" at the top.
+    """
+    where = f"{table}." if table else ""
+
+    def decorate(kind: type[T]) -> type[T]:
+        made: Any = checked_dataclass(frozen=True, config=_CONFIG)(kind)
+        unchecked = made.__init__
+
+        def __init__(self: Any, *args: Any, **given: Any) -> None:
+            try:
+                unchecked(self, *args, **given)
+            except ValidationError as error:
+                names = (field.name for field in dataclasses.fields(made))
+                raise UserError(
+                    _sentence(made, where, error, dict(zip(names, args, strict=False)) | given)
+                ) from None
+
+        made.__init__ = __init__
+        return made
+
+    return decorate
+
+
+def _sentence(kind: type, where: str, error: ValidationError, given: dict[str, Any]) -> str:
+    """Describe the first field of a class that does not fit."""
+    name = str(error.errors(include_url=False, include_context=False)[0]["loc"][0])
+    hints = typing.get_type_hints(kind, include_extras=True)
+    if name not in hints:
+        return no_such_setting([where + name], hints)
+    if name not in given:
+        return f"{where}{name} is missing; it must be {rule_of(hints[name])}."
+    return misfit(where + name, given[name], rule_of(hints[name], given[name]))
+
+
+def no_such_setting(names: Iterable[str], known: Iterable[str]) -> str:
+    """Say that settings are unknown, and which there are."""
+    return f"There is no setting {', '.join(names)}. There are: {', '.join(known)}."
+
+
+def misfit(name: str, value: Any, rule: str) -> str:
+    """Say that a value is not what it must be."""
+    return f"{name} is {said(value)}; it must be {rule}."
+
+
+def said(value: Any) -> str:
+    """Return a value for a message: as in TOML, and not longer than a line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return f"a number of about {int(value.bit_length() * math.log10(2)):,} digits"
+    if isinstance(value, tuple):
+        value = list(value)
+    try:
+        text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    except (ValueError, RecursionError):  # a huge number, or tables within tables, in a list
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"
+
+
+# --- What a field must be, in words ---------------------------------------------------------------
+
+_COUNTS = ("none", "one", "two", "three", "four")
+
+
+def rule_of(hint: Any, value: Any = None) -> str:
+    """Return what an annotation asks for, in words.
+
+    Args:
+      hint: the annotation.
+      value: what was given; an upper bound that only guards against slips is left out unless it is
+        the reason.
+    """
+    if typing.get_origin(hint) is Annotated:
+        hint, *rules = typing.get_args(hint)
+    else:
+        rules = []
+    written = [rule.words for rule in rules if isinstance(rule, Rule)]
+    if written:
+        return written[-1]
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(rule_of(part, value) for part in parts if part is not type(None))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if origin is tuple:
+        inner = [part for part in parts if part is not Ellipsis]
+        number = f" of {_COUNTS[len(inner)]}" if Ellipsis not in parts else ""
+        return f"a list{number}, each {rule_of(inner[0])}"
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    return kinds.get(hint, "a table of settings") + _bounds(rules, value)
+
+
+def _bounds(rules: Iterable[Any], value: Any) -> str:
+    """Return the range of a number: " in [0, 1)", " of at least 1", or nothing."""
+    found: dict[str, float] = {}
+    for rule in rules:
+        for part in getattr(rule, "metadata", ()):
+            found |= {n: getattr(part, n) for n in ("ge", "gt", "le", "lt") if hasattr(part, n)}
+    low, high = found.get("ge", found.get("gt")), found.get("le", found.get("lt"))
+    if low is None or high is None:
+        return ""
+    if high >= 1000:
+        too_high = isinstance(value, int | float) and not isinstance(value, bool) and value >= high
+        if too_high and value != math.inf:
+            return f" of at most {high if 'le' in found else high - 1:,.0f}"
+        return f" of at least {low:g}" if "ge" in found else f" above {low:g}"
+    return f" in {'[' if 'ge' in found else '('}{low:g}, {high:g}{']' if 'le' in found else ')'}"
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+
+def read_toml(path: str | Path, what: str) -> dict[str, Any]:
+    """Read a TOML file in UTF-8, with or without a byte order mark.
+
+    Args:
+      path: the file; ~ is the user's home.
+      what: "config" or the like, for messages.
+
+    Raises:
+      UserError: it cannot be read, or is not TOML; a sentence that names it.
+    """
+    path = Path(path).expanduser()
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            kind = "a folder" if path.is_dir() else "no regular file"
+            raise UserError(f"The {what} {path} cannot be read: it is {kind}.")
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(
+                f"The {what} {path} has more than {MOST_BYTES / 1e6:g} MB; it is no file of "
+                "settings."
+            )
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"The {what} {said(str(path))[1:-1]} cannot be read: {reason}.") from error
+    try:
+        found = tomllib.loads(content.decode("utf-8-sig"))
+        _check_plain(found, -1)
+        return found
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"The {what} {path} is not UTF-8 text (byte {error.start + 1}); save it as UTF-8."
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"The {what} {path} is not valid TOML: {error}.") from error
+    except RecursionError as error:
+        raise UserError(
+            f"The {what} {path} has tables within tables too deep to read; settings have at most "
+            f"{MOST_NESTED}."
+        ) from error
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"The {what} {path} has a value that no setting takes: {error}.") from error
