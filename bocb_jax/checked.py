@@ -6,6 +6,7 @@ field and says what it must be, whether it came from a file, the command line or
 """
 
 import dataclasses
+import datetime
 import math
 import os
 import stat
@@ -82,21 +83,20 @@ FilePath = Annotated[Text, AfterValidator(os.path.expanduser)]  # ~ is the user'
 
 def _plain_values(values: dict[str, Any]) -> dict[str, Any]:
     """Refuse what JSON does not have, at any depth."""
-    for value in values.values():
-        _check_plain(value, 0)
+    if _depth(values) > MOST_NESTED:
+        raise ValueError("nested too deeply")
+    _check_plain(values)
     return values
 
 
-def _check_plain(value: Any, depth: int) -> None:
-    if depth > MOST_NESTED:
-        raise ValueError("nested too deeply")
+def _check_plain(value: Any) -> None:
     if isinstance(value, dict):
         if not all(isinstance(name, str) for name in value):
             raise ValueError("names must be text")
         value = list(value.values())
     if isinstance(value, list | tuple):
         for inner in value:
-            _check_plain(inner, depth + 1)
+            _check_plain(inner)
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError("not finite")
@@ -113,6 +113,13 @@ Table = Annotated[
     dict[str, Any], AfterValidator(_plain_values),
     Rule("a table of texts, truth values, finite numbers below 2**63, and lists of these"),
 ]  # fmt: skip
+
+
+def _depth(value: Any) -> int:
+    """Return how many tables and lists are in one another."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return 1 + max(map(_depth, value), default=0) if isinstance(value, list | tuple) else 0
 
 
 # --- The decorator --------------------------------------------------------------------------------
@@ -175,6 +182,8 @@ def said(value: Any) -> str:
         return f"a number of about {int(value.bit_length() * math.log10(2)):,} digits"
     if isinstance(value, tuple):
         value = list(value)
+    if isinstance(value, datetime.date | datetime.time):
+        return str(value)
     try:
         text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     except (ValueError, RecursionError):  # a huge number, or tables within tables, in a list
@@ -225,8 +234,7 @@ def _bounds(rules: Iterable[Any], value: Any) -> str:
     if low is None or high is None:
         return ""
     if high >= 1000:
-        too_high = isinstance(value, int | float) and not isinstance(value, bool) and value >= high
-        if too_high and value != math.inf:
+        if isinstance(value, int) and value >= high:
             return f" of at most {high if 'le' in found else high - 1:,.0f}"
         return f" of at least {low:g}" if "ge" in found else f" above {low:g}"
     return f" in {'[' if 'ge' in found else '('}{low:g}, {high:g}{']' if 'le' in found else ')'}"
@@ -261,7 +269,8 @@ def read_toml(path: str | Path, what: str) -> dict[str, Any]:
         raise UserError(f"The {what} {said(str(path))[1:-1]} cannot be read: {reason}.") from error
     try:
         found = tomllib.loads(content.decode("utf-8-sig"))
-        _check_plain(found, -1)
+        if _depth(found) > MOST_NESTED:
+            raise RecursionError
         return found
     except UnicodeDecodeError as error:
         raise UserError(
@@ -271,8 +280,7 @@ def read_toml(path: str | Path, what: str) -> dict[str, Any]:
         raise UserError(f"The {what} {path} is not valid TOML: {error}.") from error
     except RecursionError as error:
         raise UserError(
-            f"The {what} {path} has tables within tables too deep to read; settings have at most "
-            f"{MOST_NESTED}."
+            f"The {what} {path} has tables within tables too deep: at most {MOST_NESTED} are read."
         ) from error
     except ValueError as error:  # a number of thousands of digits
         raise UserError(f"The {what} {path} has a value that no setting takes: {error}.") from error

@@ -348,7 +348,7 @@ def dotted(arguments: list[str], name: str) -> dict[str, Any]:
     found = {}
     for word, value in itertools.pairwise([*words, ""]):
         flag, _, key = word.replace("-", "_").partition(".")
-        if flag == f"__{name}":
+        if flag == f"__{name}" and key:
             with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
                 value = ast.literal_eval(value)
             found[key] = value

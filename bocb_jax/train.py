@@ -6,7 +6,6 @@ run that was stopped, and leaves the same bits as an uninterrupted run.
 Exit codes: 0 finished, 2 a setting is wrong, 3 diverged, 130 or 143 interrupted and saved.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -17,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import tyro
 
+from bocb_jax import command_line
 from bocb_jax.build import compiled_program, program_spec, starting_weights
+from bocb_jax.command_line import Parser
 from bocb_jax.config import TrainConfig, dotted, from_toml, present_flags
 from bocb_jax.console import console, duration, reporter
 from bocb_jax.data.dataset import Dataset
@@ -55,10 +55,10 @@ def main(arguments: list[str]) -> int:
 
 def parse(arguments: list[str]) -> TrainConfig:
     """Return the config of command-line arguments; `--config FILE.toml` replaces the defaults."""
-    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    before = Parser(prog="bocb train", add_help=False)
     before.add_argument("--config")
     known, arguments = before.parse_known_args(present_flags(arguments))
-    default = from_toml(known.config) if known.config else TrainConfig()
+    default = TrainConfig() if known.config is None else from_toml(known.config)
     # Arguments of one backbone or optimizer are no fields of the config. Those on the command line
     # join the defaults, where tyro finds their types.
     default = dataclasses.replace(
@@ -66,7 +66,7 @@ def parse(arguments: list[str]) -> TrainConfig:
         model_args=default.model_args | dotted(arguments, "model_args"),
         opt_args=default.opt_args | dotted(arguments, "opt_args"),
     )
-    return tyro.cli(TrainConfig, args=arguments, default=default, prog="bocb train")
+    return command_line.parse(TrainConfig, arguments, prog="bocb train", default=default)
 
 
 # --- The run -----------------------------------------------------------------------------------

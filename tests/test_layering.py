@@ -23,6 +23,7 @@ RULES = {
     "bocb_jax/errors.py": set(),
     "bocb_jax/registry.py": {"ours:errors"},
     "bocb_jax/checked.py": {"pydantic", "ours:errors"},
+    "bocb_jax/command_line.py": {"pydantic", "tyro", "ours:errors", "ours:checked"},
     "bocb_jax/config.py": {"pydantic", "ours:errors", "ours:checked"},
     "bocb_jax/recipes.py": {"ours:errors"},
     "bocb_jax/console.py": {"rich"},
@@ -71,6 +72,7 @@ RULES = {
     },
     # Its worker is a process of its own that trains as `bocb train` does.
     "bocb_jax/study": {
+        "rich", "scipy", "ray", "jax", "flax", "pydantic", "ours:errors", "ours:checked",
         "rich", "scipy", "ray", "jax", "flax", "pydantic", "ours:errors", "ours:checked",
         "ours:config", "ours:console", "ours:results", "ours:run_files", "ours:storage",
         "ours:paper", "ours:models", "ours:optim", "ours:data", "ours:engine", "ours:resolve",

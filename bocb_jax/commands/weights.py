@@ -17,7 +17,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 from tyro.conf import Positional
 
-from bocb_jax import torch_weights
+from bocb_jax import command_line, torch_weights
 from bocb_jax.config import dotted
 from bocb_jax.engine import run_dir
 from bocb_jax.engine.checkpoint import Checkpoints, read_best
@@ -59,7 +59,9 @@ def import_main(arguments: list[str]) -> int:
     default = ImportOptions(tyro.MISSING, tyro.MISSING, model_args=dotted(arguments, "model_args"))
     print(
         import_weights(
-            tyro.cli(ImportOptions, args=arguments, default=default, prog="bocb import-weights")
+            command_line.parse(
+                ImportOptions, arguments, prog="bocb import-weights", default=default
+            )
         )
     )
     return 0
@@ -68,7 +70,7 @@ def import_main(arguments: list[str]) -> int:
 def export_main(arguments: list[str]) -> int:
     """Export weights as the command line says, and return the exit code."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's errors; ours is one sentence
-    print(export_weights(tyro.cli(ExportOptions, args=arguments, prog="bocb export-weights")))
+    print(export_weights(command_line.parse(ExportOptions, arguments, prog="bocb export-weights")))
     return 0
 
 
