@@ -84,7 +84,8 @@ def parse(kind: type[T], arguments: list[str], *, prog: str, default: T | None =
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=arguments, default=default, prog=prog)
+            found = tyro.cli(kind, args=arguments, default=default, prog=prog)
+        return typing.cast(T, found)
     except SystemExit as stop:
         if stop.code != 2:  # --help
             raise

@@ -73,7 +73,6 @@ RULES = {
     # Its worker is a process of its own that trains as `bocb train` does.
     "bocb_jax/study": {
         "rich", "scipy", "ray", "jax", "flax", "pydantic", "ours:errors", "ours:checked",
-        "rich", "scipy", "ray", "jax", "flax", "pydantic", "ours:errors", "ours:checked",
         "ours:config", "ours:console", "ours:results", "ours:run_files", "ours:storage",
         "ours:paper", "ours:models", "ours:optim", "ours:data", "ours:engine", "ours:resolve",
         "ours:build", "ours:train", "ours:train_population",

@@ -172,7 +172,7 @@ FLAGS = [
     ("--log.every-steps 0", f"log.every_steps is 0; it {WHOLE} 1"),
     ("--log.evaluate-every-epochs 0", f"log.evaluate_every_epochs is 0; it {WHOLE} 1"),
     ("--log.progress graph", "--log.progress is 'graph'; it must be one of auto, bar, lines, none"),
-    ("--model-args 3", "--model-args.*table"),
+    ("--model-args 3", "There is no option --model-args"),
     ("--model-args.depth", "--model-args.depth needs a value"),
 ]
 
