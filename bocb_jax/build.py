@@ -23,6 +23,7 @@ from bocb_jax.augment.preprocess import Augmentation, preprocess
 from bocb_jax.config import TrainConfig
 from bocb_jax.data.dataset import Dataset
 from bocb_jax.engine.checkpoint import by_path, read_best
+from bocb_jax.engine.own import check_backbone
 from bocb_jax.engine.population import Population
 from bocb_jax.engine.program import Program, init_compiler_options
 from bocb_jax.engine.sharding import make_mesh, members_are_split, platform_of
@@ -212,9 +213,26 @@ def build_steps(spec: ProgramSpec, mesh: Mesh) -> Steps:
 
 @functools.lru_cache(maxsize=64)
 def compiled_program(spec: ProgramSpec) -> Program:
-    """Return the program of a spec. Runs with equal specs share one, and its compilation."""
+    """Return the program of a spec. Runs with equal specs share one, and its compilation.
+
+    Raises:
+      UserError: the user's own backbone or optimizer is not what a run can train; nothing was
+        compiled.
+    """
     mesh = make_mesh(spec.fsdp, spec.devices)
-    return Program(build_steps(spec, mesh), mesh)
+    steps = build_steps(spec, mesh)
+    if MODELS.resolve(spec.model).own:
+        check_backbone(
+            steps,
+            spec.model,
+            num_classes=spec.num_classes,
+            image_size=spec.image_size,
+            test_size=spec.test_size,
+            batch_size=2 * spec.batch_norm_groups,
+        )
+    if optim.optimizer_info(spec.opt).own:
+        steps.trace_update()
+    return Program(steps, mesh)
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,5 +1,8 @@
 """Errors for users: sentences that say what is wrong, where, and what to do."""
 
+import os
+import traceback
+
 
 class UserError(Exception):
     """Something the user can put right; `bocb` prints the message alone and exits with 2."""
@@ -35,3 +38,19 @@ class Interrupted(Exception):
     def __init__(self, message: str, *, signal_number: int):
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def described(error: BaseException) -> str:
+    """Return an error of the user's own code in a few words: type, message, file and line."""
+    message = str(error).strip().partition("\n")[0][:200].rstrip(". ")
+    here = os.path.dirname(os.path.abspath(__file__))
+    libraries = ("<", here, os.path.join(os.path.dirname(here), "models"))
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(libraries) and "site-packages" not in frame.filename
+    ]
+    where = (
+        f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+    )
+    return f"{type(error).__name__}: {message}{where}" if message else type(error).__name__ + where

@@ -10,12 +10,12 @@ from typing import Any
 from flax import nnx
 
 from bocb_jax.errors import UserError
+from bocb_jax.models import own
+from bocb_jax.models.own import Builder
 from bocb_jax.paper import taxonomy
 from bocb_jax.registry import Registry
 
 MINI_SIZE = 32  # NAME_mini, the small twin of every backbone of the paper, takes 32x32 images
-
-Builder = Callable[..., nnx.Module]  # (*, num_classes, image_size, rngs, dtype, **overrides)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +77,7 @@ class ModelEntry:
     card: ModelCard = ModelCard()
     image_size: int = 224  # side in pixels that it was designed for
     overrides: tuple[str, ...] = ()  # keyword arguments of `build` beyond the common ones
+    own: bool = False  # of the user's; what it is and returns is checked
 
 
 def _entry(name: str, found: object) -> ModelEntry:
@@ -88,31 +89,13 @@ def _entry(name: str, found: object) -> ModelEntry:
             f"The model '{name}' is {found!r}; it must be a class or a function that returns one."
         )
     card = ModelCard(paper=(inspect.getdoc(found) or "").partition("\n")[0])
-    return ModelEntry(name, _tolerant(found), card, overrides=tuple(_signature(found)))
+    overrides = tuple(own.parameters_of(found))
+    return ModelEntry(name, own.builder(name, found), card, overrides=overrides, own=True)
 
 
 MODELS: Registry[ModelEntry] = Registry(
     "model", package="bocb_jax.models", entry_points="bocb_jax.models", adapt=_entry
 )
-
-
-def _signature(builder: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    # The signature of an NNX class is that of its metaclass, which accepts anything.
-    return inspect.signature(builder.__init__ if inspect.isclass(builder) else builder).parameters
-
-
-def _tolerant(builder: Builder) -> Builder:
-    """Return a builder that drops `image_size` and `dtype` where the user's declares neither."""
-    accepted = _signature(builder)
-    accepts_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-
-    def build(**arguments: Any) -> nnx.Module:
-        for optional in ("image_size", "dtype"):
-            if not accepts_any and optional not in accepted:
-                arguments.pop(optional)
-        return builder(**arguments)
-
-    return build
 
 
 def register_model(builder: Builder | None = None, *, name: str | None = None) -> Callable:

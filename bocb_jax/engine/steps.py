@@ -5,6 +5,7 @@ only file that splits and merges NNX modules; everywhere else parameters are nes
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -287,10 +288,59 @@ class Steps:
         key: jax.Array | None,
     ) -> tuple[jax.Array, Params]:
         """Return float32 logits (batch, classes), and the model state after the pass."""
+        logits, model_state = self._call(graph, params, model_state, images, key)
+        return logits.astype(jnp.float32), model_state
+
+    def _call(
+        self,
+        graph: nnx.GraphDef,
+        params: Params,
+        model_state: Params,
+        images: jax.Array,
+        key: jax.Array | None,
+    ) -> tuple[Any, Params]:
+        """Return what the backbone returns, and the model state after the pass."""
         model = nnx.merge(graph, params, model_state)
         rngs = {"rngs": _Rngs(dropout=key)} if self._takes_rngs and key is not None else {}
-        logits = model(images, **rngs)
-        return logits.astype(jnp.float32), nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+        return model(images, **rngs), nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+
+    # --- Without computing ------------------------------------------------------------------------
+
+    def abstract_outputs(self, image_shape: tuple[int, ...], *, training: bool) -> tuple[Any, Any]:
+        """Return shapes and types of what the backbone returns, and of the model state after it.
+
+        Args:
+          image_shape: (batch, height, width, channels).
+          training: in training mode, else in evaluation mode.
+        """
+        weights = weights_of(self.abstract_model)
+        graph = self._train_graph if training else self._eval_graph
+        images = jax.ShapeDtypeStruct(image_shape, jnp.float32)
+        key = jax.eval_shape(lambda: jax.random.key(0)) if training else None
+        return jax.eval_shape(
+            functools.partial(self._call, graph),
+            weights["params"], weights["model_state"], images, key,
+        )  # fmt: skip
+
+    def trace_update(self) -> None:
+        """Trace the first state and an update, for what a user's optimizer raises there."""
+        scalar = jax.ShapeDtypeStruct((), jnp.float32)
+        weights = weights_of(self.abstract_model)
+        state = jax.eval_shape(self.init_state, weights, scalar, scalar)
+
+        def update(params: Params, opt_state: Any) -> Any:
+            return self._optimizer.update(
+                params,
+                opt_state,
+                params,
+                value=jnp.zeros(()),
+                key=jax.random.key(0),
+                batch_size=1,
+                value_and_grad_fn=lambda params: (jnp.zeros(()), params),
+                sampled_label_grad_fn=lambda params, key: params,
+            )
+
+        jax.eval_shape(update, state.params, state.opt_state)
 
     # --- Evaluation -------------------------------------------------------------------------------
 

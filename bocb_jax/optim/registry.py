@@ -15,8 +15,8 @@ import jax
 import optax
 
 from bocb_jax import paper
-from bocb_jax.errors import UserError
-from bocb_jax.optim import masks
+from bocb_jax.errors import UserError, described
+from bocb_jax.optim import masks, own
 from bocb_jax.optim.bounds import (
     Hyperparameter,
     check_hyperparameters,
@@ -53,6 +53,7 @@ class OptimizerInfo:
     extra_args: tuple[str, ...] = ()  # extra arguments that its `update` cannot do without
     evaluation_parameters: Callable[[OptimizerState, Any], Any] | None = None
     cautious: bool = False  # does the direction keep only what agrees with the gradient?
+    own: bool = False  # the user's, alone or in a wrapper; what it returns is checked
     notes: str = ""
 
     @property
@@ -121,17 +122,24 @@ def _adapt(name: str, found: object) -> OptimizerInfo:
             hyperparameters["weight_decay"] = ctx.weight_decay
             if takes_mask:
                 hyperparameters["mask"] = ctx.mask
-        whole = found(learning_rate=ctx.learning_rate, **hyperparameters)
-        return optax.chain(whole, ctx.scale_by_multipliers())
+        try:
+            whole = found(learning_rate=ctx.learning_rate, **hyperparameters)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"The optimizer '{name}' cannot be made: {described(error)}."
+            ) from error
+        return optax.chain(own.checked(name, whole), ctx.scale_by_multipliers())
 
     shared = ("learning_rate", "weight_decay", "mask")
-    own = [
+    others = [
         p.replace(kind=p.KEYWORD_ONLY)
         for k, p in parameters.items()
         if k not in shared and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
     first = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_ONLY)
-    set_signature(build, inspect.Signature([first, *own]))
+    set_signature(build, inspect.Signature([first, *others]))
 
     def default(key: str, fallback: float) -> float:
         value = parameters[key].default if key in parameters else fallback
@@ -144,6 +152,7 @@ def _adapt(name: str, found: object) -> OptimizerInfo:
         decays=("decoupled",) if takes_decay else (),
         default_learning_rate=default("learning_rate", 1e-3),
         default_weight_decay=default("weight_decay", 0.0),
+        own=True,
     )
 
 
