@@ -67,7 +67,8 @@ def _failed(name: str, function: str, error: Exception) -> Exception:
 
 def _check_form(name: str, what: str, found: Any, expected: Any, like: str, *, types: bool) -> None:
     """Raise UserError unless two trees have the same structure, shapes and, if asked, types."""
-    if jax.tree.structure(found) != jax.tree.structure(expected):
+    structure: Any = jax.tree.structure(found)
+    if structure != jax.tree.structure(expected):
         raise UserError(
             f"The optimizer '{name}' returns {what} of another structure than {like}; return a "
             "tree with the same keys and types of containers."
