@@ -81,7 +81,7 @@ class DeviceBatches(Batches):
             ]
             self._epoch = epoch
         self._step += 1
-        take = _compiled_take(plan.state["batch_size"], split.sharding)
+        take = _compiled_take(plan.identity["batch_size"], split.sharding)
         return take(split.images, split.labels, split.index, *self._order, np.int32(position))
 
 

@@ -5,9 +5,9 @@ and the batch of a step is a slice of it. The state of an iterator is therefore 
 next step, a run can resume on another number of processes, and each process reads only those rows
 of the global batch that its own devices hold.
 
-Grain reads batches by number (threads or worker processes for images that must be decoded, one
-gather for arrays), `jax.make_array_from_process_local_data` places them on the devices, and a
-thread keeps a few of them ready.
+Grain reads batches by number: arrays by one gather, images that must be decoded by threads or
+worker processes. `jax.make_array_from_process_local_data` places a batch on the devices. A thread
+keeps a few batches ready.
 """
 
 import abc
@@ -41,15 +41,16 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
 
 
 class Plan(abc.ABC):
-    """Which examples make up which batch: a pure function of what `state` holds.
+    """Which examples make up which batch: a pure function of the settings in `identity`.
 
     Attributes:
       steps: batches in one epoch.
-      state: what must be equal for a step to mean the same batch.
+      identity: the settings that fix the order of batches; saved positions are checked against
+        them.
     """
 
     steps: int
-    state: dict[str, int]
+    identity: dict[str, int]
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -63,15 +64,20 @@ class Plan(abc.ABC):
         """
 
     def check(self, state: dict[str, int]):
-        """Refuse the state of an iterator over another plan.
+        """Refuse a saved position in another plan.
+
+        Args:
+          state: what `Batches.get_state` returned.
 
         Raises:
-          UserError: the state belongs to another order of batches.
+          UserError: the position belongs to another order of batches.
         """
-        for key, ours in self.state.items():
-            if state.get(key) != ours:
+        theirs_by_key, ours_by_key = ({"repeats": 1} | each for each in (state, self.identity))
+        for key, ours in ours_by_key.items():
+            theirs = theirs_by_key.get(key)
+            if theirs != ours:
                 raise UserError(
-                    f"The saved data position was made with {key} = {state.get(key)}, this run has "
+                    f"The saved data position was made with {key} = {theirs}, this run has "
                     f"{key} = {ours}; its batches would be different. Resume with the settings "
                     "that the run was started with."
                 )
@@ -79,7 +85,7 @@ class Plan(abc.ABC):
     def batch(self, step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the example indices at some rows of a global batch, and their weights."""
         epoch, step = divmod(step, self.steps)
-        positions = step * self.state["batch_size"] + rows
+        positions = step * self.identity["batch_size"] + rows
         order, weight = self.epoch(epoch)
         return order[positions], None if weight is None else weight[positions]
 
@@ -89,28 +95,28 @@ class TrainPlan(Plan):
 
     With repeated augmentation (Hoffer et al., 2020, arXiv 1901.09335) each image comes `repeats`
     times in a row, to be augmented differently. An epoch keeps its number of steps and so shows
-    one in `repeats` of the images.
+    only 1/`repeats` of the images.
     """
 
     def __init__(self, examples: int, batch_size: int, seed: int, repeats: int = 1):
-        self.state = {"examples": examples, "batch_size": batch_size, "seed": seed}
+        self.identity = {"examples": examples, "batch_size": batch_size, "seed": seed}
         if repeats > 1:
-            self.state["repeats"] = repeats
+            self.identity["repeats"] = repeats
         self.steps = steps_per_epoch(examples, batch_size)
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def epoch(self, number: int) -> tuple[np.ndarray, None]:
-        state = self.state
-        return _epoch_order(state["examples"], state["seed"], number, state.get("repeats", 1)), None
+        plan = self.identity
+        return _epoch_order(plan["examples"], plan["seed"], number, plan.get("repeats", 1)), None
 
 
 class EvaluationPlan(Plan):
     """Every example once, in order; the last batch is filled up with examples of weight 0."""
 
     def __init__(self, examples: int, batch_size: int):
-        self.state = {"examples": examples, "batch_size": batch_size}
+        self.identity = {"examples": examples, "batch_size": batch_size}
         self.steps = -(-examples // batch_size)
 
     def __len__(self) -> int:
@@ -118,8 +124,8 @@ class EvaluationPlan(Plan):
 
     def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         del number  # every pass is the same
-        positions = np.arange(self.steps * self.state["batch_size"])
-        real = positions < self.state["examples"]
+        positions = np.arange(self.steps * self.identity["batch_size"])
+        real = positions < self.identity["examples"]
         return np.where(real, positions, 0).astype(np.int32), real.astype(np.float32)
 
 
@@ -132,8 +138,8 @@ class Batches(Iterator[Batch]):
     """Iterator over the batches of a plan; also a context manager that closes itself.
 
     `get_state` returns a small dictionary for JSON; `set_state` of an iterator over the same plan
-    continues there, whichever way its batches take. The state counts the batches handed out, not
-    those read ahead.
+    continues there, whether batches come from the host or from device memory. The state counts the
+    batches handed out, not those read ahead.
 
     Attributes:
       total: number of batches in all; in training, practically infinite.
@@ -144,8 +150,8 @@ class Batches(Iterator[Batch]):
         self.total = len(plan)
 
     def get_state(self) -> dict[str, int]:
-        """Return the next step, and what must be equal for it to mean the same batch."""
-        return {"step": self._step, **self._plan.state}
+        """Return the next step and the plan's identity."""
+        return {"step": self._step, **self._plan.identity}
 
     def set_state(self, state: dict[str, int]):
         """Continue at a state that `get_state` returned.
@@ -221,9 +227,9 @@ def evaluation_batches(
 ) -> "HostBatches":
     """Return one pass over a split, in order: batches of {"image", "label", "index", "weight"}.
 
-    Every example comes once with weight 1. The last batch is filled up with examples of weight 0,
-    so that shapes never change; "weight" is (B,) float32. A skipped unreadable image also has
-    weight 0. Arguments are those of `train_batches`.
+    Every readable example comes once with weight 1. Skipped unreadable images have weight 0, and so
+    do the examples that fill up the last batch, so that shapes never change; "weight" is (B,)
+    float32. Arguments are those of `train_batches`.
     """
     rows = _local_rows(batch_size, sharding, process_index, process_count)
     plan = EvaluationPlan(len(split), batch_size)
@@ -231,7 +237,17 @@ def evaluation_batches(
 
 
 class HostBatches(Batches):
-    """Batches read on the host, ahead of their use. Arguments are those of `train_batches`."""
+    """Batches read on the host, ahead of their use.
+
+    Args:
+      split: all images of one size.
+      plan: which examples make up which batch.
+      rows: of the global batch, read by this process.
+      sharding: of the batches over devices; None leaves them on the host.
+      prefetch: batches kept ready.
+      workers: processes that decode; 0 for threads.
+      step: the first batch.
+    """
 
     def __init__(
         self,
@@ -305,7 +321,7 @@ class _Reader:
     def __getitem__(self, number: int) -> Batch:
         step = self._first + number
         indices, weight = self._plan.batch(step, self._rows)
-        seed = self._plan.state.get("seed", 0)
+        seed = self._plan.identity.get("seed", 0)
         batch = self._split.gather(indices, [(seed, step, row) for row in self._rows.tolist()])
         if weight is not None:
             # A skipped unreadable image comes back under another index.
@@ -330,7 +346,7 @@ def _local_rows(
 
 
 def _copy(batch: Batch) -> Batch:
-    # Out of the memory shared with the worker, which ends with the iterator.
+    # The batch lies in memory shared with the worker, which is freed with the iterator.
     return {key: np.array(value) for key, value in batch.items()}
 
 

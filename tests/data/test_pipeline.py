@@ -132,7 +132,12 @@ def test_state_survives_json_and_counts_what_was_handed_out(split):
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"seed": 1}, "seed"), ({"batch_size": 10}, "batch_size"), ({"size": 49}, "examples")],
+    [
+        ({"seed": 1}, "seed"),
+        ({"batch_size": 10}, "batch_size"),
+        ({"size": 49}, "examples"),
+        ({"repeats": 3}, "repeats"),
+    ],
 )
 def test_a_state_of_another_order_is_refused(change, named):
     def make(size=50, **kwargs):
@@ -140,6 +145,8 @@ def test_a_state_of_another_order_is_refused(change, named):
 
     with pytest.raises(UserError, match=named):
         make(**change).set_state(make().get_state())
+    with pytest.raises(UserError, match=named):
+        make().set_state(make(**change).get_state())
 
 
 @SPLITS
