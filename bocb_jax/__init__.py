@@ -45,7 +45,7 @@ _PUBLIC = {
     "register_optimizer": "bocb_jax.optim",
     "load_torch_weights": "bocb_jax.torch_weights",
     "to_torch_state_dict": "bocb_jax.torch_weights",
-    "read_weights": "bocb_jax.torch_weights",
+    "read_weights": "bocb_jax.weight_files.read",
 }
 _RENAMED = {"published": ("bocb_jax.paper", "table")}
 __all__ = ["__version__", *sorted([*_PUBLIC, *_RENAMED])]

@@ -43,6 +43,7 @@ from bocb_jax.models.parameters import parameter_kinds
 from bocb_jax.models.recorded import Shapes, recorded_builder
 from bocb_jax.optim import schedules
 from bocb_jax.resolve import ResolvedConfig
+from bocb_jax.weight_files.read import Say, read_weights, warn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,7 +246,9 @@ def compiled_population(spec: ProgramSpec, members: int) -> Population:
     return Population(alone, steps, members)
 
 
-def starting_weights(spec: ProgramSpec, source: str, key: jax.Array) -> tuple[Params, list[str]]:
+def starting_weights(
+    spec: ProgramSpec, source: str, key: jax.Array, *, ema: bool = False, say: Say = warn
+) -> tuple[Params, list[str]]:
     """Read the weights that `Program.init` starts from.
 
     Args:
@@ -253,6 +256,8 @@ def starting_weights(spec: ProgramSpec, source: str, key: jax.Array) -> tuple[Pa
       source: a `.safetensors` or `.pth` file with PyTorch's names, or the folder of a run, of its
         `checkpoints/best`, or of what `bocb import-weights` made.
       key: of the run. A new classifier starts as it would without `source`.
+      ema: take the averaged weights of a checkpoint that holds both.
+      say: called with a sentence about what was chosen, resized or left out.
 
     Returns:
       "params" and "model_state", and the names of the parameters that are new: those of the
@@ -262,12 +267,16 @@ def starting_weights(spec: ProgramSpec, source: str, key: jax.Array) -> tuple[Pa
       UserError: the source cannot be read, or belongs to another model; it names every difference.
     """
     model = nnx.eval_shape(lambda: build_model(spec, nnx.Rngs(0)))
-    if Path(source).is_dir():
-        new = torch_weights.load_weights(model, read_best(Path(source)), new_head=True)
-    else:
-        new = torch_weights.load_torch_weights(
-            model, torch_weights.read_weights(source), new_head=True
+    path = Path(source).expanduser()
+    if path.is_dir() and ema:
+        raise UserError(
+            f"{source} is a folder of a run, which holds one set of weights; omit --init-ema."
         )
+    if path.is_dir():
+        new = torch_weights.load_weights(model, read_best(path), new_head=True, say=say)
+    else:
+        weights = read_weights(path, ema=ema, say=say)
+        new = torch_weights.load_torch_weights(model, weights, new_head=True, say=say)
     leaves, structure = jax.tree.flatten(weights_of(model))
     missing = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct)]
 

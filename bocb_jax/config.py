@@ -194,6 +194,7 @@ class TrainConfig:
     hparams: Literal["default", "paper"] = "default"  # paper: the tuned lr and weight decay
     protocol: Literal["held_out", "paper"] = "held_out"  # paper: tune on the test split, as it did
     init: FilePath | None = None  # weights to start from: .safetensors, .pth or a run directory
+    init_ema: bool = False  # of a checkpoint that holds both, take the averaged weights
     epochs: Count | None = None  # passes over the training split
     batch_size: Count | None = None  # over all devices together
     lr: Rate | None = None  # peak learning rate
@@ -223,6 +224,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         size = self.batch_size
+        if self.init_ema and self.init is None:
+            raise UserError("init_ema chooses among the weights of a file; give it as init.")
         if size is not None and size % self.step.accumulate:
             raise UserError(
                 f"batch_size is {size}, which step.accumulate={self.step.accumulate} "
@@ -243,6 +246,8 @@ class TrainConfig:
             "checkpoint",
         ):
             del settings[name]
+        if not self.init_ema:  # absent in the ids of runs made before this setting existed
+            del settings["init_ema"]
         if self.test:  # absent in the ids of runs made before this setting existed
             del settings["test"]
         for name in ("distributed", "coordinator", "processes", "process"):

@@ -1,4 +1,4 @@
-"""Weights in PyTorch's names and layouts, to and from our models; reading of weight files.
+"""Weights in PyTorch's names and layouts, to and from our models.
 
 Attributes of a backbone mirror its reference: the path of a parameter, joined by dots, is the
 PyTorch name once `kernel` and `scale` read `weight`, and `mean` and `var` read `running_mean` and
@@ -7,21 +7,17 @@ and a replacement. Only kernels change their layout: (height, width, in, out) be
 (out, in, height, width), and (in, out) becomes (out, in).
 """
 
-import math
-import pickle
+import itertools
 import re
-import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from os import PathLike
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from bocb_jax.errors import UserError
+from bocb_jax.weight_files.read import Say, warn
 
 NamePath = tuple[Any, ...]  # of a variable in a model, such as ("layer1", 0, "conv1", "kernel")
 Named = dict[str, tuple[str, nnx.Variable]]  # name -> (last part of the path, variable)
@@ -31,6 +27,10 @@ _BUFFERS = re.compile(
     r"(^|\.)(num_batches_tracked|relative_position_index|relative_coords_table|attn_mask"
     r"|relative_pos_index|seq_length_scale|padding_mask)$"
 )
+
+# First parts of the names of a backbone inside another module, and how many may follow another.
+_PREFIXES = frozenset(("module", "model", "backbone", "net", "network", "encoder"))
+_DEPTH = 3
 
 
 def torch_name(model: nnx.Module, path: NamePath, variable: nnx.Variable) -> str:
@@ -53,67 +53,133 @@ def torch_name(model: nnx.Module, path: NamePath, variable: nnx.Variable) -> str
 
 
 def load_torch_weights(
-    model: nnx.Module, state_dict: Mapping[str, np.ndarray], *, new_head: bool = False
+    model: nnx.Module,
+    state_dict: Mapping[str, np.ndarray],
+    *,
+    new_head: bool = False,
+    say: Say = warn,
 ) -> list[str]:
     """Load a PyTorch state dict into a model, in place.
 
     Entries of the reference that are not learned (counters and other integers, index tables) are
-    ignored. The model is unchanged unless everything fits.
+    ignored. Position tables for another image size are resized. The model is unchanged unless
+    everything fits.
 
     Args:
       model: backbone of this project.
-      state_dict: arrays of any floating type by the reference's names, in PyTorch's layout.
+      state_dict: arrays of any floating type by the reference's names, in PyTorch's layout; the
+        names may share a prefix, as in `without_prefix`.
       new_head: keep the model's classifier if the checkpoint's is missing or of another shape, as
         for fine-tuning on other classes.
+      say: called with a sentence about what was resized or left out.
 
     Returns:
       Names of the variables that kept their values: none, or the classifier's with `new_head`.
 
     Raises:
-      UserError: lists all entries that are missing, unexpected or of another shape.
+      UserError: lists all entries that are missing, unexpected, of another shape or no floats.
     """
-    return _fill(model, _named_variables(model), state_dict, new_head)
+    named = _named_variables(model)
+    return _fill(model, named, without_prefix(model, state_dict, say), new_head, say)
 
 
 def load_weights(
-    model: nnx.Module, arrays: Mapping[str, np.ndarray], *, new_head: bool = False
+    model: nnx.Module,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    new_head: bool = False,
+    say: Say = warn,
 ) -> list[str]:
     """Load arrays in our own names and layouts into a model, in place.
 
     Args:
       model: backbone.
       arrays: by the path of the variable, joined by dots, such as "layer1.0.conv1.kernel".
-      new_head: as in `load_torch_weights`.
+      new_head, say: as in `load_torch_weights`.
 
     Returns:
       Names of the variables that kept their values.
 
     Raises:
-      UserError: lists all entries that are missing, unexpected or of another shape.
+      UserError: lists all entries that are missing, unexpected, of another shape or no floats.
     """
     named = {".".join(map(str, path)): ("", variable) for path, variable in variables(model)}
-    return _fill(model, named, arrays, new_head)
+    return _fill(model, named, arrays, new_head, say)
+
+
+def without_prefix(
+    model: nnx.Module, state_dict: Mapping[str, np.ndarray], say: Say = warn
+) -> Mapping[str, np.ndarray]:
+    """Return the entries that belong to a model, by the model's names.
+
+    A backbone inside another module has names that begin with "model.", "backbone." or the like;
+    what lies outside of that prefix belongs to another part, such as a loss.
+
+    Args:
+      model: backbone.
+      state_dict: arrays by PyTorch's names.
+      say: called with a sentence if entries are left out.
+
+    Raises:
+      UserError: the weights of several models are there, under different prefixes.
+    """
+    ours = _named_variables(model).keys()
+    fitting = {"": len(ours & state_dict.keys())}
+    for name in state_dict:
+        parts = itertools.takewhile(_PREFIXES.__contains__, name.split(".")[:_DEPTH])
+        for prefix in itertools.accumulate(f"{part}." for part in parts):
+            if prefix not in fitting:
+                fitting[prefix] = sum(prefix + wanted in state_dict for wanted in ours)
+    most = max(fitting.values())
+    best = [prefix for prefix, count in fitting.items() if count == most]
+    if best[0] == "":
+        return state_dict
+    if len(best) > 1:
+        raise UserError(
+            f"The weights of several {type(model).__name__}s are there, under "
+            f"{' and '.join(repr(prefix) for prefix in best)}; save the one you want alone."
+        )
+    [prefix] = best
+    others = [name for name in state_dict if not name.startswith(prefix)]
+    if others:
+        say(
+            f"The weights under {prefix!r} are taken; {len(others)} others are not "
+            f"({_some(others, 3)})."
+        )
+    return {name.removeprefix(prefix): state_dict[name] for name in state_dict
+            if name.startswith(prefix)}  # fmt: skip
 
 
 def _fill(
-    model: nnx.Module, named: Named, given: Mapping[str, np.ndarray], new_head: bool
+    model: nnx.Module, named: Named, given: Mapping[str, np.ndarray], new_head: bool, say: Say
 ) -> list[str]:
     """Copy arrays into named variables and return the names that kept their values."""
     missing, misshapen, kept, arrays = [], [], [], {}
+    resized, no_floats = [], []
     heads = _head_variables(model) if new_head else []
     for name, (leaf, variable) in named.items():
         theirs = tuple(given[name].shape) if name in given else None
         ours = _torch_shape(leaf, variable.shape)
-        if theirs == ours:
+        if theirs is not None and (kind := np.asarray(given[name]).dtype).kind in "iubc":
+            no_floats.append(f"{name} ({kind})")
+        elif theirs == ours:
             arrays[name] = _from_torch(leaf, np.asarray(given[name]))
         elif any(variable is head for head in heads):
             kept.append(name)
         elif theirs is None:
             missing.append(name)
+        elif (table := _resized(model, name, given[name], ours)) is not None:
+            arrays[name] = table
+            resized.append(f"{name} ({_written(theirs)} to {_written(ours)})")
         else:
             misshapen.append(f"{name} ({_written(theirs)}, expected {_written(ours)})")
     unexpected = [name for name in given if name not in named and not _is_buffer(name, given)]
-    faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    faults = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "of another shape": misshapen,
+        "not of floats": no_floats,
+    }
     if any(faults.values()):
         listed = "; ".join(f"{what}: {_some(names)}" for what, names in faults.items() if names)
         raise UserError(
@@ -123,7 +189,21 @@ def _fill(
     for name, array in arrays.items():
         variable = named[name][1]
         variable.set_value(jnp.array(array, dtype=variable.dtype))
+    if resized:
+        say(
+            "Position tables of another image size were resized, as timm does: "
+            f"{_some(resized, 3)}."
+        )
     return kept
+
+
+def _resized(
+    model: nnx.Module, name: str, given: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray | None:
+    """Return a position table resized to a shape; None if it cannot be, or is no such table."""
+    tables = getattr(type(model), "position_tables", {})
+    resize = tables.get(name.rpartition(".")[2])
+    return resize and resize(np.asarray(given, np.float32), shape)
 
 
 def to_torch_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -156,10 +236,10 @@ def _named_variables(model: nnx.Module) -> Named:
     return found
 
 
-def _some(names: Sequence[str]) -> str:
-    """Return up to twenty names as text: all of a near miss, a sample of another model's."""
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return ", ".join(names[:20]) + more
+def _some(names: Sequence[str], most: int = 20) -> str:
+    """Return some names as text: all of a near miss, a sample of another model's."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(name[:200] for name in names[:most]) + more
 
 
 def _head_variables(model: nnx.Module) -> list[nnx.Variable]:
@@ -170,7 +250,7 @@ def _head_variables(model: nnx.Module) -> list[nnx.Variable]:
 
 
 def _is_buffer(name: str, given: Mapping[str, np.ndarray]) -> bool:
-    return bool(_BUFFERS.search(name)) or np.asarray(given[name]).dtype.kind in "iub"
+    return bool(_BUFFERS.search(name)) or np.asarray(given[name]).dtype.kind in "iubc"
 
 
 def _to_torch(leaf: str, array: np.ndarray) -> np.ndarray:
@@ -190,184 +270,3 @@ def _torch_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _written(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "a scalar"
-
-
-def read_weights(path: str | PathLike[str]) -> dict[str, np.ndarray]:
-    """Read a `.safetensors`, `.pth`, `.pt` or `.bin` file, without PyTorch.
-
-    A training checkpoint gives what lies under "state_dict" or "model", and a prefix "module." of
-    names is removed. A `.pth` file is a pickle, but nothing in it is executed: tensors and plain
-    containers are read, and all other objects become empty placeholders.
-
-    Args:
-      path: file, in PyTorch's zip format or the older one.
-
-    Returns:
-      Arrays by name, for `load_torch_weights`.
-
-    Raises:
-      UserError: the file does not exist, is damaged, or holds no weights.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"There is no file of weights at {path}.")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file
-
-            found: Any = load_file(path)
-        else:
-            with path.open("rb") as file:
-                found = _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)
-    except Exception as error:  # whatever a damaged or hostile file provokes
-        raise UserError(f"{path} cannot be read as PyTorch weights: {error}.") from error
-    for key in ("state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not any(
-        isinstance(value, np.ndarray | _Tensor) for value in found.values()
-    ):
-        raise UserError(f"{path} holds no state dict: there are no tensors with names in it.")
-    try:
-        return {
-            name.removeprefix("module."): v.array() if isinstance(v, _Tensor) else v
-            for name, v in found.items()
-            if isinstance(v, np.ndarray | _Tensor)
-        }
-    except Exception as error:
-        raise UserError(f"{path} is damaged: {error}.") from error
-
-
-_STORAGE_TYPES = {
-    "FloatStorage": np.float32,
-    "DoubleStorage": np.float64,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": jnp.bfloat16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "ShortStorage": np.int16,
-    "CharStorage": np.int8,
-    "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
-}
-
-
-class _Storage:
-    """The flat memory that tensors are views of; `data` is set once it has been read."""
-
-    def __init__(self, kind: str):
-        self.dtype = np.dtype(_STORAGE_TYPES[kind])
-        self.data: np.ndarray | None = None
-
-
-class _Tensor:
-    """A strided view of a storage."""
-
-    def __init__(
-        self, storage: _Storage, offset: int, shape: Sequence[int], strides: Sequence[int], *_: Any
-    ):
-        self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
-
-    def array(self) -> np.ndarray:
-        """Return a copy of the tensor.
-
-        Raises:
-          ValueError: the view reaches outside the memory that was read.
-        """
-        flat, size = self.storage.data, math.prod(self.shape)
-        last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
-        if flat is None or self.offset < 0 or min(self.strides, default=0) < 0:
-            raise ValueError("a tensor's memory is missing")
-        if size and last >= len(flat):
-            raise ValueError("a tensor reaches beyond its memory")
-        strides = [s * flat.itemsize for s in self.strides]
-        return np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides).copy()
-
-
-class _Placeholder:
-    """Stands for any other object of a pickle, and ignores all that the pickle does to it."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, item: Any) -> None:
-        """Do nothing."""
-
-    def extend(self, items: Any) -> None:
-        """Do nothing."""
-
-
-class _WeightsOnly(pickle.Unpickler):
-    """An unpickler of tensors and plain containers that cannot call anything else."""
-
-    def __init__(self, file: IO[bytes]):
-        super().__init__(file)
-        self.storages: dict[str, _Storage] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        # Returns nothing that a pickle could alter: functions made here, built-in types, and the
-        # name of a storage type.
-        if module == "torch" and name in _STORAGE_TYPES:
-            return name
-        known = {
-            ("collections", "OrderedDict"): OrderedDict,
-            ("torch", "Size"): tuple,
-            ("torch._utils", "_rebuild_tensor_v2"): lambda *view: _Tensor(*view),
-            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-        }
-        return known.get((module, name), _Placeholder)
-
-    def persistent_load(self, saved: Any) -> _Storage:
-        _, kind, key, *_ = saved
-        return self.storages.setdefault(key, _Storage(kind))
-
-
-def _read_zip(file: IO[bytes]) -> Any:
-    """Read PyTorch's format since 1.6: a zip archive of a pickle and one member per storage."""
-    with zipfile.ZipFile(file) as archive:
-        names = archive.namelist()
-        roots = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")]
-        if not roots:
-            raise ValueError("it is a zip archive without a data.pkl")
-        root = roots[0]
-        order = "little"
-        if f"{root}byteorder" in names:
-            order = archive.read(f"{root}byteorder").decode()
-        with archive.open(f"{root}data.pkl") as member:
-            unpickler = _WeightsOnly(member)
-            found = unpickler.load()
-        for key, storage in unpickler.storages.items():
-            storage.data = _flat(archive.read(f"{root}data/{key}"), storage.dtype, order)
-    return found
-
-
-def _read_legacy(file: IO[bytes]) -> Any:
-    """Read PyTorch's older format.
-
-    Pickles of a magic number, a version, the system, the object and the keys of its storages; then
-    the length and the bytes of each storage.
-    """
-    file.seek(0)
-    if _WeightsOnly(file).load() != 0x1950A86A20F9469CFC6C:
-        raise ValueError("it is neither a zip archive nor in PyTorch's older format")
-    for _ in range(2):
-        _WeightsOnly(file).load()
-    unpickler = _WeightsOnly(file)
-    found = unpickler.load()
-    for key in _WeightsOnly(file).load():
-        storage = unpickler.storages[key]
-        count = int.from_bytes(file.read(8), "little")
-        storage.data = _flat(file.read(count * storage.dtype.itemsize), storage.dtype)
-    return found
-
-
-def _flat(data: bytes, dtype: np.dtype, order: str = "little") -> np.ndarray:
-    if order != "little":
-        raise ValueError(f"its byte order is {order}; save it on a little-endian machine")
-    return np.frombuffer(data, dtype)

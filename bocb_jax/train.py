@@ -250,17 +250,20 @@ class Run:
         )
 
     def _starting_weights(self) -> Params | None:
-        """Return the weights that `--init` names, or None; say so if the classifier is new."""
+        """Return the weights that `--init` names, or None; say what was chosen."""
         config, spec = self.config, self.spec
         if config.init is None:
             return None
-        weights, new = starting_weights(spec, config.init, self.key)
-        if new and jax.process_index() == 0:
-            console.print(
+
+        def say(text: str) -> None:
+            if jax.process_index() == 0:
+                console.print(text, markup=False, soft_wrap=True)
+
+        weights, new = starting_weights(spec, config.init, self.key, ema=config.init_ema, say=say)
+        if new:
+            say(
                 f"{config.init} has another number of classes than the {spec.num_classes} of "
-                f"{config.dataset}: the classifier ({', '.join(new)}) starts from random weights.",
-                markup=False,
-                soft_wrap=True,
+                f"{config.dataset}: the classifier ({', '.join(new)}) starts from random weights."
             )
         return weights
 

@@ -7,6 +7,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from bocb_jax.errors import UserError
@@ -16,6 +17,9 @@ from bocb_jax.paper import taxonomy
 from bocb_jax.registry import Registry
 
 MINI_SIZE = 32  # NAME_mini, the small twin of every backbone of the paper, takes 32x32 images
+
+# (table, wanted shape) -> the table in that shape, or None where that is not possible
+Resize = Callable[[np.ndarray, tuple[int, ...]], np.ndarray | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +139,7 @@ def register_family(
     *,
     torch_names: Sequence[tuple[str, str]] = (),
     torch_sources: Sequence[str] = ("timm",),
+    position_tables: Mapping[str, Resize] | None = None,
 ) -> None:
     """Register all published variants of a family.
 
@@ -148,9 +153,12 @@ def register_family(
         differ; `bocb_jax.torch_weights` reads them from the class.
       torch_sources: origin of those names: "timm", "torchvision", or "official" for the authors'
         own repository.
+      position_tables: parameters whose shape depends on the image size: last part of the name ->
+        how a table for another size is resized.
     """
     module.torch_names = tuple(torch_names)  # type: ignore[attr-defined]  # class attributes of ours
     module.torch_sources = tuple(torch_sources)  # type: ignore[attr-defined]
+    module.position_tables = dict(position_tables or {})  # type: ignore[attr-defined]
     for name, variant in variants.items():
         image_size = MINI_SIZE if name.endswith("_mini") else 224
         entry = ModelEntry(

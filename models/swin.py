@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from bocb_jax.errors import UserError
-from bocb_jax.models import layers
+from bocb_jax.models import layers, position_tables
 from bocb_jax.models.factory import ModelCard, Variant, check_lengths, register_family, sizes_of
 
 INIT = layers.trunc_normal(0.02)
@@ -316,4 +316,5 @@ register_family(
             {"patch_size": 2, "width": 24, "depths": (2, 2, 2), "heads": (2, 4, 8), "window": 4},
         ),
     },
+    position_tables={"relative_position_bias_table": position_tables.resize_relative},
 )  # fmt: skip

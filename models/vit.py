@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bocb_jax.errors import UserError
-from bocb_jax.models import layers
+from bocb_jax.models import layers, position_tables
 from bocb_jax.models.factory import ModelCard, Variant, register_family, sizes_of
 
 LAYER_NORM_EPSILON = 1e-6
@@ -215,4 +215,5 @@ register_family(
             {"patch_size": 4, "width": 64, "depth": 4, "heads": 4}
         ),
     },
+    position_tables={"pos_embed": position_tables.resize_absolute},
 )  # fmt: skip

@@ -47,8 +47,9 @@ RULES = {
         "ours:errors", "ours:config", "ours:storage",
     },
     "bocb_jax/torch_weights.py": {
-        "jax", "flax", "numpy", "safetensors", "ours:errors", "ours:models",
+        "jax", "flax", "numpy", "ours:errors", "ours:models", "ours:weight_files",
     },
+    "bocb_jax/weight_files": {"numpy", "ml_dtypes", "ours:errors"},
     "bocb_jax/resolve.py": {
         "jax", "ours:errors", "ours:config", "ours:recipes", "ours:paper", "ours:models",
         "ours:optim", "ours:data",
@@ -56,15 +57,15 @@ RULES = {
     "bocb_jax/build.py": {
         "jax", "flax", "optax", "numpy", "ours:errors", "ours:config", "ours:resolve",
         "ours:models", "ours:optim", "ours:data", "ours:augment", "ours:engine",
-        "ours:torch_weights",
+        "ours:torch_weights", "ours:weight_files",
     },
     "bocb_jax/coupling": {
         "numpy", "pandas", "scipy", "statsmodels", "scikit_posthocs", "ours:errors", "ours:paper",
     },
     "bocb_jax/patterns": {
-        "numpy", "pandas", "scipy", "sklearn", "joblib", "threadpoolctl", "safetensors", "rich",
-        "ours:errors", "ours:coupling", "ours:engine", "ours:build", "ours:torch_weights",
-        "ours:run_files", "ours:storage",
+        "numpy", "pandas", "scipy", "sklearn", "joblib", "threadpoolctl", "rich",
+        "ours:errors", "ours:coupling", "ours:engine", "ours:build", "ours:run_files",
+        "ours:storage", "ours:weight_files",
     },
     "bocb_jax/report": {
         "numpy", "pandas", "matplotlib", "ours:errors", "ours:paper", "ours:storage",
@@ -213,7 +214,9 @@ def test_importing_the_package_starts_no_backend():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("module", ["sweep", "analyze", "paper", "storage.mirror", "recipes"])
+@pytest.mark.parametrize(
+    "module", ["sweep", "analyze", "paper", "storage.mirror", "recipes", "weight_files.read"]
+)
 def test_needs_no_jax(module):
     code = (
         f"import sys, bocb_jax.{module}; assert not {{'jax', 'flax', 'optax'}} & set(sys.modules)"

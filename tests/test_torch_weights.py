@@ -13,6 +13,8 @@ from helpers import filled
 import bocb_jax
 from bocb_jax import torch_weights
 from bocb_jax.errors import UserError
+from bocb_jax.weight_files import torch_pickle
+from bocb_jax.weight_files.read import read_weights
 
 MINIS = bocb_jax.list_models("*_mini")
 
@@ -144,7 +146,7 @@ FILES = pathlib.Path(__file__).parent / "golden" / "torch"
 def test_files_of_pytorch_are_read_without_pytorch(name):
     """Both files were written by `torch.save`: a state dict under "state_dict" with a prefix
     "module.", beside an `argparse.Namespace` and the state of an optimizer."""
-    weights = torch_weights.read_weights(FILES / name)
+    weights = read_weights(FILES / name)
     assert weights.keys() == {
         "conv.weight", "half", "brain", "view", "alias", "bn.num_batches_tracked"
     }  # fmt: skip
@@ -160,7 +162,7 @@ def test_files_of_pytorch_are_read_without_pytorch(name):
 def test_safetensors_are_read(tmp_path, state_dict):
     numpy = pytest.importorskip("safetensors.numpy")
     numpy.save_file(state_dict, tmp_path / "weights.safetensors")
-    weights = torch_weights.read_weights(tmp_path / "weights.safetensors")
+    weights = read_weights(tmp_path / "weights.safetensors")
     model = build("resnet_mini", seed=1)
     torch_weights.load_torch_weights(model, weights)
     for name, array in torch_weights.to_torch_state_dict(model).items():
@@ -178,10 +180,10 @@ class Hostile:
 
 
 class Tampering:
-    """Tries to give a tensor's class another `array`."""
+    """Tries to take a part out of a class of ours."""
 
     def __reduce__(self):
-        return (getattr, (torch_weights._Tensor, "array"))
+        return (getattr, (torch_pickle.Tensor, "shape"))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -195,7 +197,7 @@ def test_no_pickle_is_executed(tmp_path, zipped):
         header = [pickle.dumps(part) for part in (0x1950A86A20F9469CFC6C, 1001, {})]
         file.write_bytes(b"".join([*header, pickled, pickle.dumps([])]))
     with pytest.raises(UserError, match="no state dict"):
-        torch_weights.read_weights(file)
+        read_weights(file)
     assert not trap.exists()
 
 
@@ -204,15 +206,15 @@ def test_unreadable_files_are_refused_in_one_sentence(tmp_path):
         if content is not None:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError) as caught:
-            torch_weights.read_weights(tmp_path / name)
+            read_weights(tmp_path / name)
         assert name in str(caught.value)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
     assert "no file" in message("absent.pth")
-    assert "cannot be read" in message("noise.pth", b"not a pickle")
+    assert "no file of weights" in message("noise.pth", b"not a pickle")
     assert "older format" in message("other.pth", pickle.dumps({"a": 1}))
     whole = (FILES / "checkpoint.pth").read_bytes()
-    assert "cannot be read" in message("cut.pth", whole[: len(whole) // 2])
+    assert "is damaged" in message("cut.pth", whole[: len(whole) // 2])
     old = (FILES / "checkpoint_before_1_6.pth").read_bytes()
     assert "is damaged" in message("cut_old.pth", old[:-40])

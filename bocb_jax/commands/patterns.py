@@ -1,6 +1,6 @@
 """Patterns in trained weights: `bocb patterns PATH... [--output FILE] [--plot FILE]`.
 
-PATH is a run directory, a folder of them, or a .safetensors, .pth, .pt or .bin file of any
+PATH is a run directory, a folder of them, or a .safetensors, .pth, .pt, .bin or .ckpt file of any
 framework; or the URL of one of these.
 """
 

@@ -7,18 +7,22 @@ weights are in `checkpoints/best`. So `train --init` and `export-weights` take e
 import contextlib
 import dataclasses
 import logging
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import tyro
 from flax import nnx
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from tyro.conf import Positional
 
 from bocb_jax import command_line, torch_weights
 from bocb_jax.config import dotted
+from bocb_jax.console import console
 from bocb_jax.engine import run_dir
 from bocb_jax.engine.checkpoint import Checkpoints, read_best
 from bocb_jax.engine.steps import weights_of
@@ -28,16 +32,18 @@ from bocb_jax.models.factory import MODELS, ModelEntry
 from bocb_jax.models.recorded import Shapes, recorded_builder
 from bocb_jax.run_files import read_config
 from bocb_jax.storage.files import write_json
+from bocb_jax.weight_files.read import read_weights
 
 
 @dataclasses.dataclass(frozen=True)
 class ImportOptions:
     """Turn a file of PyTorch weights into a folder for `train --init` and `export-weights`."""
 
-    file: Positional[str]  # .safetensors, .pth, .pt or .bin
+    file: Positional[str]  # .safetensors, .pth, .pt, .bin or .ckpt
     model: str  # the backbone that the weights belong to
     out: str | None = None  # the new folder; None: weights/MODEL
     image_size: int | None = None  # pixels that the weights are for; None: the model's default
+    init_ema: bool = False  # of a checkpoint that holds both, take the averaged weights
     model_args: dict[str, Any] = dataclasses.field(default_factory=dict)  # --model-args.stem cifar
 
 
@@ -84,11 +90,17 @@ def import_weights(options: ImportOptions) -> Path:
     """
     entry = MODELS.resolve(options.model)
     out = _new(Path(options.out or Path("weights") / entry.name))
-    weights = torch_weights.read_weights(options.file)
-    size = options.image_size or entry.image_size
-    num_classes = _num_classes(_abstract(options.model, 1000, size, options.model_args), weights)
-    model = _abstract(options.model, num_classes, size, options.model_args)
-    torch_weights.load_torch_weights(model, weights)
+    size = entry.image_size if options.image_size is None else options.image_size
+    if size < 1:
+        raise UserError(f"image_size is {size}; it must be at least 1.")
+    weights = read_weights(options.file, ema=options.init_ema, say=_say)
+    # The classifier's width is known once the names are.
+    model = _abstract(options.model, 1000, size, options.model_args)
+    named = torch_weights.without_prefix(model, weights, _say)
+    num_classes = _num_classes(model, named)
+    if num_classes != 1000:
+        model = _abstract(options.model, num_classes, size, options.model_args)
+    torch_weights.load_torch_weights(model, named, say=_say)
     with contextlib.closing(Checkpoints(out / "checkpoints")) as checkpoints:
         checkpoints.save_best(0, weights_of(model), {})
         checkpoints.wait()
@@ -125,9 +137,20 @@ def export_weights(options: ExportOptions) -> Path:
     torch_weights.load_weights(model, weights)
     # Readers of PyTorch weights look for "format" in the metadata.
     metadata = {"format": "pt", "model": name}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(torch_weights.to_torch_state_dict(model), out, metadata)
+    # Written beside it first, so that a full disk leaves no file that looks whole.
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_file(torch_weights.to_torch_state_dict(model), temporary, metadata)
+        os.replace(temporary, out)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{out} cannot be written: {error}.") from error
     return out
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def _abstract(
@@ -168,12 +191,12 @@ def _recorded_model(entry: ModelEntry, stored: dict[str, Any], shapes: Shapes) -
     return nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
 
 
-def _num_classes(model: nnx.Module, weights: dict[str, np.ndarray]) -> int:
+def _num_classes(model: nnx.Module, weights: Mapping[str, np.ndarray]) -> int:
     """Return the width of the classifier in a file, or 1000 if it has none."""
     for path, variable in torch_weights.variables(model):
         if variable.get_metadata().get("kind") == "head":
             found = weights.get(torch_weights.torch_name(model, path, variable))
-            return 1000 if found is None else len(found)
+            return len(found) if found is not None and found.ndim and len(found) else 1000
     return 1000
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import os
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,17 @@ from rich.console import Console
 from rich.progress import track
 
 from bocb_jax.errors import UserError
-from bocb_jax.patterns.spectra import METRICS, analyze_weights, random_weights
+from bocb_jax.patterns.spectra import METRICS, analyze_weights, layer_name, random_weights
 from bocb_jax.run_files import read_config, read_result
 from bocb_jax.storage.files import check_regular
-
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+from bocb_jax.weight_files.read import (
+    INDEX,
+    SUFFIXES,
+    files_of,
+    is_weight_file,
+    keeps_order,
+    read_weights,
+)
 
 # layer -> its shape and its METRICS
 _Initial = dict[str, tuple[tuple[int, ...], tuple[float, ...]]]
@@ -49,7 +56,7 @@ def find_weights(paths: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_file():
-            if path.suffix not in SUFFIXES:
+            if not is_weight_file(path):
                 raise UserError(
                     f"{path} is no file of weights: its name ends in none of {', '.join(SUFFIXES)}."
                 )
@@ -62,7 +69,7 @@ def find_weights(paths: Iterable[str | Path]) -> list[Path]:
                 f"{path} does not exist; give a run directory, a folder of them, or a file."
             )
         here = [best.parent.parent for best in sorted(path.rglob("checkpoints/best"))]
-        here += sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+        here += _files_in(path)
         if not here:
             raise UserError(
                 f"{path} holds no weights: no run with checkpoints/best under it, and no file "
@@ -72,23 +79,28 @@ def find_weights(paths: Iterable[str | Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def _files_in(folder: Path) -> list[Path]:
+    """Return the files of weights under a folder; an index stands for the files that it names."""
+    found = {p for p in folder.rglob("*") if is_weight_file(p) and p.is_file()}
+    for path in [p for p in found if p.name.lower().endswith(INDEX)]:
+        found -= set(files_of(path))
+    return sorted(found)
+
+
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], bool]:
     """Return the arrays of one run or file, and whether they come in the order of the network.
 
     Raises:
       UserError: they cannot be read.
     """
-    if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file
-
-        try:
-            return load_file(path), False
-        except Exception as error:  # a damaged file can raise anything
-            raise UserError(f"{path} cannot be read as safetensors: {error}.") from error
-    if path.is_file():
-        from bocb_jax.torch_weights import read_weights
-
-        return read_weights(path), True  # state dicts keep the order of definition
+    if not path.is_dir():
+        arrays = read_weights(path, say=lambda text: print(text, file=sys.stderr))
+        unknown = [name for name, array in arrays.items() if array.dtype.kind == "c"]
+        if any(layer_name(name, arrays[name].ndim) for name in unknown):
+            raise UserError(
+                f"{path} holds complex numbers ({unknown[0]}); there are no metrics of these."
+            )
+        return arrays, keeps_order(path)
     from bocb_jax.engine.checkpoint import read_best
 
     return read_best(path), False

@@ -22,7 +22,8 @@ MANIFEST = "mirror.json"  # of a run: the files that belong together; see `mirro
 RUN_FILES = ("config.json", "result.json")  # small files of every run directory
 _BATCH = 2000  # files read at once
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "r2")
-_SUFFIXES = (".parquet", ".csv", ".safetensors", ".pth", ".pt", ".bin")  # single files
+# Endings of single files; those of weights are `weight_files.SUFFIXES`.
+_SUFFIXES = (".parquet", ".csv", ".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 _EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 
 
@@ -285,7 +286,7 @@ def local_copy(source: Any, *, weights: bool = False) -> Iterator[Any]:
     url = str(source).rstrip("/")
     with tempfile.TemporaryDirectory(prefix="bocb_jax-") as temporary:
         parent, _, name = url.rpartition("/")
-        if Path(name).suffix in _SUFFIXES:
+        if Path(name).suffix.lower() in _SUFFIXES:
             Store(parent).download([name], Path(temporary))
             yield Path(temporary) / name
             return
@@ -300,7 +301,7 @@ def local_copy(source: Any, *, weights: bool = False) -> Iterator[Any]:
 
 
 def _is_needed_for_weights(name: str) -> bool:
-    is_small = Path(name).suffix in _SUFFIXES or name.endswith("config.json")
+    is_small = Path(name).suffix.lower() in _SUFFIXES or name.endswith("config.json")
     return is_small or "checkpoints/best/" in name
 
 

@@ -162,7 +162,7 @@ def test_weights_that_do_not_fit_are_a_sentence_and_nothing_is_written(config, t
     torn.mkdir(parents=True)
     cases = {
         str(tmp_path / "absent.safetensors"): "There is no file of weights at",
-        str(noise): "cannot be read as PyTorch weights",
+        str(noise): "noise.pth is damaged, or no file of weights",
         str(tmp_path / "empty"): "holds no weights: it is neither a run's folder nor",
         str(tmp_path / "torn"): "The weights in",
         a_file(tmp_path / "a", without=("norm.weight",), **changes): (

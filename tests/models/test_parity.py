@@ -8,7 +8,7 @@ import pytest
 from helpers import filled
 
 import bocb_jax
-from bocb_jax import torch_weights
+from bocb_jax import read_weights, torch_weights
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
@@ -78,11 +78,6 @@ def test_exported_weights_give_the_references_logits(name, tmp_path):
     # And a checkpoint of theirs, with its counters and tables, comes back as it went.
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     again = filled.abstract(name, CLASSES, 224)
-    assert (
-        torch_weights.load_torch_weights(
-            again, torch_weights.read_weights(tmp_path / "weights.pth")
-        )
-        == []
-    )
+    assert torch_weights.load_torch_weights(again, read_weights(tmp_path / "weights.pth")) == []
     for n, weight in torch_weights.to_torch_state_dict(again).items():
         np.testing.assert_array_equal(weight, weights[n], err_msg=n)

@@ -1,0 +1,1 @@
+"""Files of weights, by whatever framework they were written; without JAX and without PyTorch."""
