@@ -13,6 +13,7 @@ from helpers import filled
 import bocb_jax
 from bocb_jax import torch_weights
 from bocb_jax.errors import UserError
+from bocb_jax.models import position_tables
 from bocb_jax.weight_files import torch_pickle
 from bocb_jax.weight_files.read import read_weights
 
@@ -218,3 +219,109 @@ def test_unreadable_files_are_refused_in_one_sentence(tmp_path):
     assert "is damaged" in message("cut.pth", whole[: len(whole) // 2])
     old = (FILES / "checkpoint_before_1_6.pth").read_bytes()
     assert "is damaged" in message("cut_old.pth", old[:-40])
+
+
+def fitting(model, state_dict, **choice):
+    """What is said while weights are loaded, and the names that kept their values."""
+    said = []
+    kept = torch_weights.load_torch_weights(model, state_dict, say=said.append, **choice)
+    return said, kept
+
+
+@pytest.mark.parametrize(
+    "prefix", ["model.", "backbone.", "net.", "encoder.", "model.backbone.", "module.net.model."]
+)
+def test_prefixes_of_a_backbone_inside_another_module(state_dict, prefix):
+    model = build("resnet_mini", seed=1)
+    inside = {prefix + name: array for name, array in state_dict.items()}
+    assert fitting(model, inside) == ([], [])
+    np.testing.assert_array_equal(
+        torch_weights.to_torch_state_dict(model)["conv1.weight"], state_dict["conv1.weight"]
+    )
+    inside["criterion.weight"] = inside["head.x"] = np.ones(3, np.float32)
+    [said], _ = fitting(model, inside)
+    assert f"{prefix!r} are taken; 2 others are not (criterion.weight, head.x)" in said
+
+
+def test_two_models_under_two_prefixes_are_refused(model, state_dict):
+    both = {p + name: array for p in ("net.", "encoder.") for name, array in state_dict.items()}
+    with pytest.raises(UserError, match=r"several ResNets are there, under 'net\.' and 'encoder\."):
+        torch_weights.load_torch_weights(model, both)
+
+
+def test_a_model_whose_own_names_begin_so_keeps_them():
+    class Net(nnx.Module):
+        def __init__(self):
+            self.model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+            self.encoder = nnx.Linear(2, 3, rngs=nnx.Rngs(1))
+
+    net = Net()
+    weights = torch_weights.to_torch_state_dict(net)
+    assert {name.partition(".")[0] for name in weights} == {"model", "encoder"}
+    assert fitting(net, weights) == ([], [])
+    assert fitting(net, {f"model.{n}": a for n, a in weights.items()}) == ([], [])
+
+
+@pytest.mark.parametrize(("kind", "word"), [("i1", "int8"), ("?", "bool"), ("c8", "complex64")])
+def test_parameters_that_are_no_floats_are_refused(model, state_dict, kind, word):
+    state_dict["conv1.weight"] = state_dict["conv1.weight"].astype(kind)
+    with pytest.raises(UserError, match=rf"not of floats: conv1\.weight \({word}\)\."):
+        torch_weights.load_torch_weights(model, state_dict)
+
+
+def at(name, image_size):
+    return nnx.eval_shape(
+        lambda: bocb_jax.create_model(name, num_classes=10, image_size=image_size, rngs=nnx.Rngs(0))
+    )
+
+
+def own_names(model):
+    return {
+        ".".join(map(str, path)): np.asarray(variable[...])
+        for path, variable in torch_weights.variables(model)
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "resize", "sizes"),
+    [
+        ("vit_mini", "pos_embed", position_tables.resize_absolute, (32, 48)),
+        (
+            "swin_mini",
+            "relative_position_bias_table",
+            position_tables.resize_relative,
+            (32, 16),
+        ),
+    ],
+)
+def test_position_tables_of_another_size_are_resized_and_said(name, table, resize, sizes):
+    model, other = (at(name, size) for size in sizes)
+    given = draw(model, 0)
+    [said], kept = fitting(other, given)
+    assert kept == []
+    assert "Position tables of another image size were resized, as timm does: " in said
+    made, changed = torch_weights.to_torch_state_dict(other), 0
+    for n, array in made.items():
+        wanted = given[n]
+        if wanted.shape != array.shape:
+            assert n.endswith(table)
+            changed += 1
+            wanted = resize(wanted, array.shape)
+        np.testing.assert_array_equal(array, wanted, err_msg=n)
+    assert changed
+    # Runs are resized as files are.
+    again, said = at(name, sizes[1]), []
+    torch_weights.load_torch_weights(model, given)
+    torch_weights.load_weights(again, own_names(model), say=said.append)
+    assert len(said) == 1
+    np.testing.assert_array_equal(torch_weights.to_torch_state_dict(again)[n], made[n])
+    # Another patch or width is no other image size.
+    given["patch_embed.proj.weight"] = np.zeros((64, 3, 5, 5), np.float32)
+    with pytest.raises(UserError, match=r"of another shape: patch_embed\.proj\.weight"):
+        torch_weights.load_torch_weights(other, given)
+
+
+def test_the_python_interface_warns(state_dict):
+    vit = at("vit_mini", 48)
+    with pytest.warns(UserWarning, match="Position tables"):
+        torch_weights.load_torch_weights(vit, draw(at("vit_mini", 32), 0))

@@ -144,7 +144,8 @@ def export_weights(options: ExportOptions) -> Path:
         save_file(torch_weights.to_torch_state_dict(model), temporary, metadata)
         os.replace(temporary, out)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise UserError(f"{out} cannot be written: {error}.") from error
     return out
 

@@ -154,7 +154,7 @@ def open_torch_zip(file: IO[bytes]) -> tuple[Any, Memory]:
         raise NotWeights("has a byte order other than little; save it on a little-endian machine")
     if archive.getinfo(f"{root}data.pkl").file_size > MAX_BYTES:
         raise NotWeights(f"describes its tensors in more than {MAX_BYTES >> 20} MiB")
-    found = Reader(io.BytesIO(member(f"{root}data.pkl"))).load()
+    found = Reader(io.BytesIO(member(f"{root}data.pkl")), size).load()
 
     def memory(storages: Iterable[Storage]) -> Iterable[tuple[Storage, bytes]]:
         left = size  # members may not overlap
@@ -181,7 +181,7 @@ def open_torch_legacy(file: IO[bytes]) -> tuple[Any, Memory]:
       NotWeights: the file is damaged, or a pickle of something else.
     """
     size = size_of(file)
-    reader = Reader(file)
+    reader = Reader(file, size)
     if reader.load() != _MAGIC:
         raise NotWeights(
             "is neither a zip archive nor in PyTorch's older format; save it with torch.save, or "

@@ -91,6 +91,8 @@ def read_weights(path: str | PathLike[str], *, ema: bool = False, say: Say = war
         else:
             arrays = _read_file(path, ema, say)
         return _unwrapped(arrays)
+    except UserError:
+        raise
     except NotWeights as problem:
         raise UserError(f"{path} {problem}.") from problem
     except OSError as error:
@@ -120,12 +122,14 @@ def _read_file(path: Path, ema: bool, say: Say) -> Arrays:
     with path.open("rb") as file:
         head = file.read(512)
         file.seek(0)
-        _check_beginning(head)
-        if head[8:9] == b"{" and not head.startswith(b"\x80"):
+        named = path.name.lower().endswith(".safetensors")
+        # A length in eight bytes, then JSON: no pickle, archive or text has so many zeros there.
+        if head[8:9] == b"{" and (named or head[4:8] == bytes(4)):
             if ema:
                 raise NotWeights(_ONE_SET)
             return formats.read_safetensors(file)
-        if path.name.lower().endswith(".safetensors"):
+        _check_beginning(head)
+        if named:
             raise NotWeights("is damaged, or no safetensors file: its header does not begin with {")
         zipped = head.startswith(b"PK")
         found, memory = (formats.open_torch_zip if zipped else formats.open_torch_legacy)(file)
@@ -186,7 +190,12 @@ def _shards(path: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise NotWeights('is no index of weights: it has no "weight_map" of files') from error
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or name.lower().endswith(INDEX):
+        if (
+            not isinstance(name, str)
+            or Path(name).name != name
+            or name == ".."
+            or name.lower().endswith(INDEX)
+        ):
             raise NotWeights(f"names {name!r:.100}, which is no file beside it")
     return [path.with_name(name) for name in names]
 

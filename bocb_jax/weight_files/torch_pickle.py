@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import IO, Any, Protocol, cast
 
 MAX_BYTES = 32 << 20  # of the pickles of one file; those of ImageNet models take less than 1 MiB
-MAX_STEPS = 2_000_000  # instructions in one file; a model and its optimizer take about 100,000
+MAX_STEPS = 1_000_000  # instructions in one file; a model and its optimizer take about 100,000
 
 
 class NotWeights(Exception):
@@ -81,15 +81,21 @@ class OtherTensor:
 
 
 class Reader:
-    """Reads the pickles of one file, one after the other, within one budget."""
+    """Reads the pickles of one file, one after the other, within one budget.
 
-    def __init__(self, file: Readable):
-        self._file, self._bytes, self._steps = file, MAX_BYTES, MAX_STEPS
+    Args:
+      file: positioned at the first one.
+      size: of the file in bytes.
+    """
+
+    def __init__(self, file: Readable, size: int):
+        self._file, self._size = file, size
+        self._bytes, self._steps = MAX_BYTES, MAX_STEPS
         self.storages: dict[str, Storage] = {}  # all that the pickles name, by key
 
     def read(self, size: int) -> bytes:
         """Read up to `size` bytes; for `pickletools`."""
-        return self._counted(self._file.read(min(size, self._bytes)))
+        return self._counted(self._file.read(min(size, self._bytes, self._size)))
 
     def readline(self) -> bytes:
         """Read a line; for `pickletools`."""

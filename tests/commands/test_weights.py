@@ -1,14 +1,18 @@
 """Weights that come in from elsewhere, and go out again."""
 
 import dataclasses
+import json
 
 import jax
+import ml_dtypes
 import numpy as np
+import pandas
 import pytest
 from drills import kill_run
 from flax import nnx
 from helpers import filled
-from safetensors.numpy import load_file, save_file
+from helpers.torch_files import zipped
+from safetensors.numpy import load_file, save, save_file
 
 import bocb_jax
 from bocb_jax import torch_weights
@@ -250,4 +254,76 @@ def test_nothing_is_overwritten_and_wrong_wishes_are_a_sentence(tmp_path, capsys
     for words, message in cases.items():
         assert bocb(list(words)) == 2
         assert message in " ".join(capsys.readouterr().err.split())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_averaged_weights_are_chosen_and_said(config, tmp_path, capsys):
+    weights = load_file(a_file(tmp_path / "in"))
+    averages = {name: array + 1 for name, array in weights.items()}
+    file = tmp_path / "checkpoint.PTH.TAR"
+    file.write_bytes(
+        zipped({"model": {f"module.{n}": a for n, a in weights.items()}, "model_ema": averages})
+    )
+    plain = dataclasses.replace(config, init=str(file))
+    averaged = dataclasses.replace(plain, init_ema=True)
+    assert "init_ema" not in plain.identity()  # so that run ids stay what they were
+    assert plain.folder() != averaged.folder()
+    train(averaged)
+    same(learned(state_dict_of(averaged.folder())), learned(averages))
+    said = capsys.readouterr().err
+    assert f"{file}: the averaged weights under 'model_ema' are taken." in said
+    arguments = ["import-weights", str(file), "--model", "vit_mini", "--model-args.depth", "1"]
+    for flags, wanted in (([], weights), (["--init-ema"], averages)):
+        out = str(tmp_path / f"out{len(flags)}")
+        assert bocb([*arguments, *flags, "--out", out]) == 0
+        same(state_dict_of(tmp_path / out), wanted)
+        assert "ema" in capsys.readouterr().err
+
+
+def test_the_number_of_classes_is_found_behind_a_prefix(tmp_path, capsys):
+    weights = load_file(a_file(tmp_path / "in", classes=7, name="resnet_mini"))
+    save_file({f"model.{n}": a for n, a in weights.items()}, tmp_path / "w.safetensors")
+    out = str(tmp_path / "out")
+    file = str(tmp_path / "w.safetensors")
+    assert bocb(["import-weights", file, "--model", "resnet_mini", "--out", out]) == 0
+    assert bocb(["export-weights", out]) == 0
+    assert bits(load_file(f"{out}/resnet_mini.safetensors")) == bits(weights)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.PTH", "w.ckpt", "w.pth.tar", "w.pt", "w.bin"])
+def test_patterns_reads_what_init_reads(tmp_path, capsys, name):
+    rows = np.random.default_rng(0).standard_normal((24, 30)).astype(ml_dtypes.bfloat16)
+    arrays = {"a.weight": rows, "b.weight": rows.T}
+    file = tmp_path / name
+    file.write_bytes(save(arrays) if "safe" in name else zipped({"state_dict": arrays}))
+    for path in (file, tmp_path):
+        assert bocb(["patterns", str(path)]) == 0
+        assert "24x30" in capsys.readouterr().out
+
+
+def test_patterns_of_weights_in_several_files_are_those_of_one_network(tmp_path, capsys):
+    rows = np.random.default_rng(0).standard_normal((24, 30)).astype(np.float32)
+    names = {"a.weight": "one.safetensors", "b.weight": "two.safetensors"}
+    for name, file in names.items():
+        save_file({name: rows}, tmp_path / file)
+    (tmp_path / "w.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    assert bocb(["patterns", str(tmp_path), "--output", str(tmp_path / "out.csv")]) == 0
+    assert pandas.read_csv(tmp_path / "out.csv")["layer"].tolist() == ["a", "b"]
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path, capsys, monkeypatch):
+    file, out = a_file(tmp_path / "in"), str(tmp_path / "out")
+    vit = ["import-weights", file, "--model", "vit_mini", "--model-args.depth", "1", "--out", out]
+    assert bocb(vit) == 0
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr("bocb_jax.commands.weights.save_file", full)
+    assert bocb(["export-weights", out]) == 2
+    assert "cannot be written: [Errno 28] No space left" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert bocb(["export-weights", out, "--out", f"{file}/x"]) == 2
     assert sorted(tmp_path.rglob("*")) == before
