@@ -78,6 +78,10 @@ def main(arguments: list[str] | None = None) -> int:
     Args:
       arguments: what follows `bocb` on the command line; None for this process's own.
     """
+    if arguments is None:
+        # Processes that are started look for modules where this one does, and not first of all in
+        # the current folder, which may be one of runs from somebody else.
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
     return run_command(_dispatch, arguments)
 
 

@@ -188,6 +188,7 @@ def read_table(options: argparse.Namespace) -> "tuple[ScoreTable, Path | None]":
         frame = results.load(source)
         workdir = source if source.is_dir() else source.parent
         return from_results(frame, score, dataset=options.dataset), workdir
+    results.check_file(source)
     return from_csv(source, score=score, chance=options.chance), None
 
 

@@ -127,9 +127,7 @@ def load(path: str | Path) -> Any:
     path = Path(path)
     if path.is_dir():
         return read_runs(path)
-    if not path.exists():
-        raise UserError(f"There is no {path}.")
-    check_regular(path, path.stat(), MAX_TABLE)
+    check_file(path)
     try:
         table = parquet.ParquetFile(path)
         rows, columns = table.metadata.num_rows, table.metadata.num_columns
@@ -150,6 +148,16 @@ def load(path: str | Path) -> Any:
             f"`bocb sweep` writes such tables."
         )
     return _checked(frame, path)
+
+
+def check_file(path: Path) -> None:
+    """Raise UserError unless a table is a regular file of at most `MAX_TABLE` bytes."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"There is no {path} that can be read: {reason}.") from error
+    check_regular(path, status, MAX_TABLE)
 
 
 def _checked(frame: Any, path: Path) -> Any:

@@ -77,16 +77,13 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Depthwise convolution, norm, MLP and layer scale on a residual branch, with stochastic depth.
-
-    The layer scale is called `gamma`, as in timm; ConvNeXt V2 has none.
-    """
+    """Depthwise convolution, norm and MLP on a residual branch."""
 
     def __init__(
         self,
         config: ConvNeXtConfig,
         width: int,
-        drop_rate: float,
+        drop_path: float,
         *,
         dtype: layers.Dtype,
         rngs: nnx.Rngs,
@@ -101,7 +98,7 @@ class Block(nnx.Module):
             if config.layer_scale is None
             else nnx.Param(jnp.full((width,), config.layer_scale, jnp.float32), kind="scale")
         )
-        self.drop_path = layers.DropPath(drop_rate)
+        self.drop_path = layers.DropPath(drop_path)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = self.mlp(self.norm(self.conv_dw(x)))

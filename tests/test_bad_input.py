@@ -23,6 +23,7 @@ TABLE = [
     if part != "row"
     for row in importlib.import_module(f"bad_input.{part}").ROWS
 ]
+LARGE = 2**24  # bytes; of a larger file, only the size is compared
 BOCB = Path(sys.executable).with_name("bocb")
 
 
@@ -38,10 +39,9 @@ def content(folder: Path) -> dict[str, object]:
     """Everything below a folder: files with their bytes, other things with their type."""
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
-        mode = path.lstat().st_mode
-        found[str(path.relative_to(folder))] = (
-            path.read_bytes() if stat.S_ISREG(mode) and os.access(path, os.R_OK) else mode
-        )
+        mode, size = path.lstat().st_mode, path.lstat().st_size
+        readable = stat.S_ISREG(mode) and os.access(path, os.R_OK) and size < LARGE
+        found[str(path.relative_to(folder))] = path.read_bytes() if readable else (mode, size)
     return found
 
 

@@ -52,11 +52,11 @@ def _run(options: argparse.Namespace) -> None:
         raise UserError(f"--most is {options.most}; it must be at least 1.")
     tables = []
     if options.runs is not None:
-        is_csv = options.runs.is_file() and options.runs.suffix != ".parquet"
-        if is_csv:
-            own = from_csv(options.runs)
-        else:
+        if options.runs.is_dir() or options.runs.suffix == ".parquet":
             own = from_results(results.load(options.runs), dataset=options.dataset)
+        else:
+            results.check_file(options.runs)
+            own = from_csv(options.runs)
         tables.append((f"Your own runs ({own.source})", own))
     tables.append(("The paper, CIFAR-100", from_published("cifar100")))
     found = [

@@ -9,6 +9,7 @@ import pandas
 
 from bocb_jax.coupling.score_table import ScoreTable
 
+MAX_BYTES, MAX_VALUE = 2**30, 1e100  # of a file, and in it
 POINTS = 60  # per run at most: more would not show, and a report holds hundreds of runs
 COLUMNS = ("backbone", "optimizer", "run", "seed", "epoch", "loss", "accuracy", "failed")
 
@@ -31,7 +32,7 @@ def read(table: ScoreTable, workdir: str | Path) -> pandas.DataFrame:
         run = cell.sort_values("score", kind="stable", na_position="first").iloc[len(cell) // 2]
         name = str(run["run"])
         # A name with separators could lead out of the folder.
-        if not name or Path(name).name != name:
+        if name in ("", ".", "..") or Path(name).name != name:
             continue
         points = _points(workdir / name / "metrics.jsonl")
         if points is None:
@@ -45,6 +46,8 @@ def read(table: ScoreTable, workdir: str | Path) -> pandas.DataFrame:
 
 def _points(path: Path) -> pandas.DataFrame | None:
     try:
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:
+            return None
         lines = path.read_text("utf-8", errors="replace").splitlines()
     except OSError:
         return None
@@ -68,11 +71,13 @@ def _points(path: Path) -> pandas.DataFrame | None:
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and "epoch" in record else None
 
 
 def _number(record: dict[str, Any], name: str) -> float:
     value = record.get(name)
-    return float(value) if isinstance(value, int | float) and np.isfinite(value) else np.nan
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > MAX_VALUE:
+        return np.nan
+    return float(value)

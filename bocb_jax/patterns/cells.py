@@ -56,12 +56,16 @@ def find_runs(table: ScoreTable, workdir: str | Path) -> dict[tuple[str, str], P
     for key, cell in table.runs.groupby(["backbone", "optimizer"], sort=False):
         cell = cell.sort_values("score", kind="stable", na_position="first")
         # Only plain names: "../other" would lead out of the folder.
-        names = [str(name) for name in cell["run"] if name and Path(str(name)).name == str(name)]
+        names = [str(name) for name in cell["run"] if _is_plain(str(name))]
         folders = [Path(workdir, name) for name in names]
         folders = [folder for folder in folders if (folder / "checkpoints" / "best").is_dir()]
         if folders:
             found[key] = folders[len(folders) // 2]
     return found
+
+
+def _is_plain(name: str) -> bool:
+    return Path(name).name == name and name not in ("", ".", "..")
 
 
 def checkpoint_bytes(runs: Mapping[tuple[str, str], Path]) -> int:

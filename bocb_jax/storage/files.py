@@ -64,9 +64,13 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
     """Return the bytes of a regular file; see `read_text`."""
     try:
         # A FIFO that nobody writes to would block without O_NONBLOCK.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            check_regular(path, os.fstat(file.fileno()), limit)
-            return file.read()
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            check_regular(path, os.fstat(descriptor), limit)
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
