@@ -29,7 +29,7 @@ from bocb_jax.data.pipeline import steps_per_epoch
 from bocb_jax.data.registry import open_dataset
 from bocb_jax.engine import compile_cache, run_dir, signals
 from bocb_jax.engine.memory import keep_freed_memory
-from bocb_jax.engine.outcome import failure
+from bocb_jax.engine.outcome import failure, in_a_sentence
 from bocb_jax.engine.record import Record, Records
 from bocb_jax.engine.sharding import check_batch, platform_of
 from bocb_jax.engine.state import Batch, Metrics, Params, TrainState
@@ -82,11 +82,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
       UserError: a setting is wrong; nothing was written.
       Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
-    if is_url(config.workdir):
+    with in_a_sentence(config.workdir):
+        if not is_url(config.workdir):
+            return _train(config)
         with run_dir.working_here(config) as here:
-            outcome = train(here)
+            outcome = _train(here)
         console.print(f"Sent to {config.workdir}.", markup=False)
         return outcome
+
+
+def _train(config: TrainConfig) -> dict[str, Any]:
+    """Train a run in a folder on this machine."""
     started = time.monotonic()
     parallel = config.parallel
     if parallel.distributed or parallel.coordinator:
@@ -117,7 +123,8 @@ def train_alone(run: "Run", caught: signals.Signals, stack: contextlib.ExitStack
     except (Interrupted, UserError, KeyboardInterrupt):
         raise
     except Exception as error:
-        run.record.write_result(failure(error))
+        with contextlib.suppress(UserError):  # a full disk is no second error
+            run.record.write_result(failure(error))
         raise
     report.say(closing(run.result, run.folder))
     return run.result

@@ -14,6 +14,8 @@ import abc
 import functools
 import os
 import sys
+import threading
+import time
 import weakref
 from collections.abc import Iterator
 from typing import Any, Self
@@ -24,6 +26,8 @@ import numpy as np
 from bocb_jax.data.dataset import Batch, Split
 from bocb_jax.data.holdout import permutation
 from bocb_jax.errors import UserError
+
+_NO_WARNING = "ignore::UserWarning:multiprocessing.resource_tracker"
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
@@ -291,7 +295,8 @@ class HostBatches(Batches):
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         batches = grain.MapDataset.source(reader).to_iter_dataset(options)
         if self._workers and reader.decodes:
-            batches = batches.mp_prefetch(_worker_options(self._workers)).map(_copy)
+            ending = functools.partial(_end_with, os.getpid())
+            batches = batches.mp_prefetch(_worker_options(self._workers), ending).map(_copy)
         if self._sharding is not None:
             batches = batches.map(functools.partial(_to_devices, self._sharding))
         batches = grain.experimental.ThreadPrefetchIterDataset(
@@ -357,6 +362,18 @@ def _to_devices(sharding: Any, batch: Batch) -> Batch:
     return {key: put(value) for key, value in batch.items()}
 
 
+def _end_with(parent: int, worker: int, workers: int) -> None:
+    """End this worker process soon after the process that it works for, however that ends."""
+    del worker, workers
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _worker_options(workers: int) -> grain.MultiprocessingOptions:
     from absl import flags
 
@@ -364,4 +381,7 @@ def _worker_options(workers: int) -> grain.MultiprocessingOptions:
     # this package parses its own.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+    # The process that removes the shared memory of a killed worker would warn of it.
+    if _NO_WARNING not in sys.warnoptions:
+        sys.warnoptions.append(_NO_WARNING)
     return grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)

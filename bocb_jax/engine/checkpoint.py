@@ -89,7 +89,8 @@ class Checkpoints:
         """Finish the saves in progress and stop the threads. A failed save raises nothing."""
         self._finisher.shutdown()
         for checkpointer in self._open.values():
-            checkpointer.close()
+            with contextlib.suppress(Exception):  # the failure of a save, once more
+                checkpointer.close()
 
     def steps(self, name: str = "last") -> list[int]:
         """Return the steps whose whole state, or best weights, are on disk, ascending."""
@@ -301,8 +302,12 @@ def _reporting_failures(path: Path) -> Iterator[None]:
     """Turn a failed write into a UserError."""
     try:
         yield
-    except (OSError, ValueError, UserError) as error:
-        reason = "no space is left on the disk" if "No space left" in str(error) else str(error)
+    except Exception as error:  # TensorStore has kinds of its own
+        reason = str(error)
+        if "No space left" in reason:
+            reason = "no space is left on the disk"
+        elif not isinstance(error, OSError | ValueError | UserError):
+            raise
         raise UserError(
             f"A checkpoint could not be saved to {path}: {reason[:300]}. "
             "Earlier checkpoints are intact; run the same command again to resume from them."

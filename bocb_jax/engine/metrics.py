@@ -1,13 +1,22 @@
 """Where the metrics of a run are written: `metrics.jsonl`, TensorBoard, Weights & Biases."""
 
+import collections
+import contextlib
+import itertools
+import logging
 import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 from bocb_jax.config import TrainConfig
+from bocb_jax.engine.outcome import RESUME
 from bocb_jax.errors import UserError
-from bocb_jax.storage.files import json_line, read_jsonl, write_atomically
+from bocb_jax.storage.files import json_line, read_damaged_jsonl, write_atomically
+
+logger = logging.getLogger(__name__)
+
+MEANS = ("loss", "accuracy")  # metrics of a line that are means over its steps
 
 
 class Writer(Protocol):
@@ -21,23 +30,96 @@ class Writer(Protocol):
 class JsonLines:
     """`metrics.jsonl`: one object per line, appended while the run trains.
 
+    Where lines were lost before the run resumed, a line with "gap" says so.
+
     Args:
       path: the file.
       after: step that the run resumes from. Lines of later steps are removed, since they will be
         written again.
+      count: how many lines there were up to that step; None if it is not known.
+
+    Attributes:
+      count: lines written so far.
     """
 
-    def __init__(self, path: Path, *, after: int = 0):
-        kept = [line for line in read_jsonl(path) if line["step"] <= after]
-        write_atomically(path, "".join(map(json_line, kept)))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
+    def __init__(self, path: Path, *, after: int = 0, count: int | None = None):
+        self._path = path
+        lines = kept_lines(path, after, count)
+        write_atomically(path, "".join(map(json_line, lines)))
+        # Without a buffer, which would be written once more when a full disk closes the file.
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed in close()
+        self.count = len(lines)
 
     def write(self, line: dict[str, Any]) -> None:
-        self._file.write(json_line(line))
-        self._file.flush()
+        content = json_line(line).encode()
+        try:
+            while content:
+                content = content[self._file.write(content) :]
+        except OSError as error:
+            raise UserError(
+                f"{self._path} cannot be written: {error.strerror}; {RESUME}."
+            ) from error
+        self.count += 1
 
     def close(self) -> None:
         self._file.close()
+
+
+def kept_lines(path: Path, after: int, count: int | None) -> list[dict[str, Any]]:
+    """Return the whole lines of `metrics.jsonl` up to a step, and one for each gap among them.
+
+    Args:
+      path: the file.
+      after: the step.
+      count: how many lines there must be; None if it is not known.
+    """
+    kept: list[dict[str, Any]] = []
+    damaged: list[int] = []  # for each damaged line, how many whole ones come before it
+    lines = read_damaged_jsonl(path)
+    for number, line in enumerate(lines):
+        before = kept[-1]["step"] if kept else 0
+        if line is None or not _is_whole(line, before, lines[number + 1 :]):
+            damaged.append(len(kept))
+        elif line["step"] <= after:
+            kept.append(line)
+    holes = collections.Counter(place for place in damaged if place < len(kept))
+    if after > (kept[-1]["step"] if kept else 0):
+        holes[len(kept)] = max((count or 0) - len(kept) - holes.total(), 1)
+    steps = [0, *(line["step"] for line in kept)]
+    if count is not None and len(kept) < count and not holes:
+        widths = [b - a for a, b in itertools.pairwise(steps)]
+        holes[widths.index(max(widths))] = count - len(kept)
+    for place in sorted(holes, reverse=True):
+        first, lost = steps[place], holes[place]
+        if place == len(kept):
+            step = after
+        else:  # lines are about as far apart as their neighbors
+            step = first + (steps[place + 1] - first) * lost // (lost + 1)
+        if step > first:
+            gap = f"lines between step {first} and step {step} were lost"
+            kept.insert(place, {"step": step, "gap": gap})
+            logger.warning("%s is damaged: %s. The run itself is not affected.", path, gap)
+    return kept
+
+
+def _is_whole(line: dict[str, Any], before: int, following: list[dict[str, Any] | None]) -> bool:
+    """Whether a line of `metrics.jsonl` has what each has, and its step lies between the others."""
+    step = _step(line)
+    if step is None or step <= before:
+        return False
+    if "gap" not in line and not all(_is_number(line.get(name, "")) for name in MEANS):
+        return False
+    after = next((number for other in following if (number := _step(other)) is not None), None)
+    return after is None or step < after or after <= before
+
+
+def _step(line: dict[str, Any] | None) -> int | None:
+    step = line.get("step") if line else None
+    return step if isinstance(step, int) and not isinstance(step, bool) else None
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 class TensorBoard:
@@ -80,20 +162,24 @@ class WandB:
         self._run.finish()
 
 
-def open_writers(config: TrainConfig, folder: Path, after: int) -> list[Writer]:
-    """Open the writers that a config asks for.
+def open_writers(
+    config: TrainConfig, folder: Path, after: int, count: int | None
+) -> tuple[JsonLines, list[Writer]]:
+    """Open the writers that a config asks for; return `metrics.jsonl`, and all.
 
     Args:
       config: of the run.
       folder: where they write.
       after: step that the run resumes from.
+      count: how many lines there are up to that step; None if it is not known.
     """
-    writers: list[Writer] = [JsonLines(folder / "metrics.jsonl", after=after)]
+    lines = JsonLines(folder / "metrics.jsonl", after=after, count=count)
+    writers: list[Writer] = [lines]
     if config.log.tensorboard:
         writers.append(TensorBoard(folder / "tensorboard", after=after))
     if config.log.wandb:
         writers.append(WandB(config.log.wandb, folder, config.identity()))
-    return writers
+    return lines, writers
 
 
 class Writers:
@@ -108,7 +194,8 @@ class Writers:
 
     def close(self) -> None:
         for writer in self._writers:
-            writer.close()
+            with contextlib.suppress(OSError):  # of a full disk, which a write has reported
+                writer.close()
 
 
 class Window:
@@ -127,8 +214,7 @@ class Window:
     def flush(self) -> dict[str, float]:
         """Return the means of loss and accuracy, and the other metrics at the last step."""
         averaged = {
-            name: math.fsum(row[name] for row in self.rows) / len(self.rows)
-            for name in ("loss", "accuracy")
+            name: math.fsum(row[name] for row in self.rows) / len(self.rows) for name in MEANS
         }
         line = {**self.rows[-1], **averaged}
         self.rows = []

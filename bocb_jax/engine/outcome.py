@@ -1,29 +1,101 @@
-"""What `result.json` says besides the scores: how training went, and why it failed."""
+"""How a run ended: what `result.json` says besides the scores, and the sentence for a failure."""
 
+import contextlib
+import errno
 import itertools
 import re
+import signal
 import traceback
+from collections.abc import Iterator
 from typing import Any
+
+from bocb_jax.errors import Interrupted, UserError
+
+RESUME = "earlier checkpoints are intact, and the same command resumes from them"
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+_NO_SPACE = "No space left on device"
+# What Grain says of a process of its own.
+_LOST_WORKER = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")
 
 
 def failure(error: BaseException) -> dict[str, Any]:
     """Return the result of a run that an error ended: "out_of_memory" or "crashed"."""
+    if isinstance(error, UserError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # see `in_a_sentence`
     text = f"{type(error).__name__}: {error}"
-    is_memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-    asked = re.search(r"allocat\w* (\d+) bytes", str(error))
+    is_memory = _is_memory(error)
     return {
         "status": "out_of_memory" if is_memory else "crashed",
         "error": text,
-        "bytes_asked": int(asked.group(1)) if is_memory and asked else None,
+        "bytes_asked": _bytes_asked(error) if is_memory else None,
         "traceback": "".join(traceback.format_exception(error)),
     }
+
+
+@contextlib.contextmanager
+def in_a_sentence(where: str) -> Iterator[None]:
+    """Raise an error for users when the machine fails the block, instead of a traceback.
+
+    Args:
+      where: the folder of the run, for the message.
+
+    Raises:
+      UserError: memory or the disk is full, or a data worker was killed.
+      Interrupted: a second signal came before the state was saved.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            f"Stopped at once, without another save; {RESUME}.", signal_number=signal.SIGINT
+        ) from error
+    except UserError:
+        raise
+    except Exception as error:
+        sentence = explanation(error, where)
+        if sentence is None:
+            raise
+        raise UserError(sentence) from error
+
+
+def explanation(error: Exception, where: str) -> str | None:
+    """Return a sentence for an error that comes from the machine; None for any other."""
+    if _is_memory(error):
+        asked = _bytes_asked(error)
+        size = f" (asked for {asked / 2**30:.2f} GiB)" if asked else ""
+        return (
+            f"Memory ran out{size}; use a smaller --batch-size, or split it into parts with "
+            "--step.accumulate."
+        )
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return f"{error.filename or where} cannot be written: {error.strerror}; {RESUME}."
+    if _NO_SPACE in str(error):
+        return f"{where} cannot be written: {_NO_SPACE}; {RESUME}."
+    if lost := _LOST_WORKER.search(str(error)):
+        return (
+            f"A data worker was ended from outside (exit code {lost[1]}), as the system does when "
+            f"memory runs out; {RESUME}. Fewer --data.workers need less memory."
+        )
+    return None
+
+
+def _is_memory(error: BaseException) -> bool:
+    text = str(error)  # TensorStore calls a full disk an exhausted resource as well
+    is_device = "RESOURCE_EXHAUSTED" in text and _NO_SPACE not in text
+    return isinstance(error, MemoryError) or is_device
+
+
+def _bytes_asked(error: BaseException) -> int | None:
+    asked = re.search(r"allocat\w* (\d+) bytes", str(error))
+    return int(asked.group(1)) if asked else None
 
 
 def summary(lines: list[dict[str, Any]], epoch_steps: int) -> dict[str, Any]:
     """Summarize the lines of `metrics.jsonl`.
 
     Args:
-      lines: in order; each covers the steps since the one before.
+      lines: in order; each covers the steps since the one before. One with "gap" stands for lines
+        that were lost, see `metrics.JsonLines`.
       epoch_steps: steps per epoch.
 
     Returns:
@@ -37,17 +109,21 @@ def summary(lines: list[dict[str, Any]], epoch_steps: int) -> dict[str, Any]:
     begin = steps[-1] - epoch_steps
     # A line that spans the start of the last epoch counts with its share of that epoch.
     weights = [b - max(a, begin) for a, b in itertools.pairwise(steps)]
-    weights = [max(weight, 0) for weight in weights]
+    weights = [
+        0 if "gap" in line else max(weight, 0) for line, weight in zip(lines, weights, strict=True)
+    ]
 
     def mean(name: str) -> float | None:
-        values = [line[name] for line in lines]
+        values = [line.get(name) for line in lines]
         if any(v is None for v, weight in zip(values, weights, strict=True) if weight):
             return None  # not finite
+        if not any(weights):
+            return None  # all lost
         return sum(v * w for v, w in zip(values, weights, strict=True) if w) / sum(weights)
 
     evaluations = [line for line in lines if "validation_accuracy" in line]
     return {
-        "first_train_loss": lines[0]["loss"],
+        "first_train_loss": lines[0].get("loss"),
         "train_loss": mean("loss"),
         "train_accuracy": mean("accuracy"),
         "evaluations": [[line["step"], line["validation_accuracy"]] for line in evaluations],

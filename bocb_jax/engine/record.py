@@ -4,6 +4,7 @@ Nothing here trains. What is due depends only on the number of steps taken and o
 every checkpoint holds: a resumed run does what an uninterrupted one would have done.
 """
 
+import contextlib
 import dataclasses
 import shutil
 import time
@@ -16,7 +17,7 @@ import jax
 from bocb_jax.config import TrainConfig
 from bocb_jax.engine.checkpoint import Checkpoints
 from bocb_jax.engine.memory import peak_memory
-from bocb_jax.engine.metrics import Window, Writers, open_writers
+from bocb_jax.engine.metrics import JsonLines, Window, Writers, open_writers
 from bocb_jax.engine.outcome import summary
 from bocb_jax.engine.state import Params, TrainState
 from bocb_jax.errors import Diverged
@@ -43,6 +44,7 @@ class Progress:
 
     elapsed: float = 0.0  # seconds, over all starts
     logged: int = 0  # step of the last line of metrics
+    lines: int | None = None  # of metrics, up to that one; None in checkpoints of earlier versions
     evaluated: int = 0  # step of the last evaluation on the validation split
     validation_accuracy: float | None = None
     best_validation_accuracy: float | None = None
@@ -80,6 +82,7 @@ class Record:
         self._started = started
         self._checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
         self._writers = Writers([])
+        self._lines: JsonLines | None = None  # the one that writes metrics.jsonl
         self._writes = jax.process_index() == 0
         self._best_weights: Params | None = None  # on the devices, until the next save
         self._seconds_to_first_step: float | None = None
@@ -104,7 +107,10 @@ class Record:
         self._population = population
         self._window = Window(self.progress.rows)
         if self._writes:
-            self._writers = Writers(open_writers(self.config, self.folder, self.progress.logged))
+            progress = self.progress
+            count = progress.lines if progress.logged else 0
+            self._lines, writers = open_writers(self.config, self.folder, progress.logged, count)
+            self._writers = Writers(writers)
         self.report.start(total_steps, self.step)
         now = time.monotonic()
         self._saved_step, self._saved_at = self.step, now
@@ -113,9 +119,10 @@ class Record:
 
     def close(self) -> None:
         """Close the files and stop the threads."""
-        self.report.stop()
-        self._writers.close()
-        self._checkpoints.close()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._checkpoints.close)
+            stack.callback(self._writers.close)
+            self.report.stop()
 
     # --- What is due ----------------------------------------------------------------------------
 
@@ -218,6 +225,7 @@ class Record:
             self._checkpoints.save_best(progress.best_step, self._best_weights, accuracy)
             self._best_weights = None
         progress.elapsed = time.monotonic() - self._begun
+        progress.lines = self._lines.count if self._lines else None
         progress.rows = self._window.rows
         progress.data = data
         self._checkpoints.save(self.step, state, dataclasses.asdict(progress))

@@ -48,6 +48,7 @@ def claim(folder: Path, manifest: dict[str, Any], *, resume: bool) -> Iterator[N
     """
     path = folder / "config.json"
     earlier = read_json(path)
+    _check_settings_known(folder, earlier)
     if earlier is not None:
         _check_same(folder, earlier, manifest, resume)
     taken = f"Another process is writing to {folder}; wait until it has ended."
@@ -91,6 +92,22 @@ def surroundings() -> dict[str, Any]:
         "processes": jax.process_count(),
     }
     return {"versions": versions, "device": device}
+
+
+def _check_settings_known(folder: Path, earlier: dict[str, Any] | None) -> None:
+    """Raise UserError if a run was trained in a folder, and its config.json does not say how."""
+    if earlier and isinstance(earlier.get("config"), dict) and earlier.get("resolved"):
+        return
+    trained = [*folder.glob("checkpoints/*/[0-9]*"), *folder.glob("metrics.jsonl")]
+    if earlier is None:
+        trained += folder.glob("result.json")
+    if trained:
+        lost = "is gone" if earlier is None else "has lost its settings"
+        raise UserError(
+            f"{folder} holds a run ({trained[0].relative_to(folder)}), but its config.json {lost}; "
+            "nothing was written. Restore that file, or choose another --workdir or --run-id to "
+            "train the run anew."
+        )
 
 
 def _check_same(

@@ -1,11 +1,15 @@
 """Requests to stop: SIGTERM from a scheduler, SIGINT from the keyboard."""
 
 import contextlib
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
 import jax
+
+_noticed = threading.Event()  # a training loop has seen a signal, and saves
 
 
 class Signals:
@@ -17,6 +21,8 @@ class Signals:
     def received(self, step: int) -> bool:
         """Whether a signal has come; all processes give the same answer for a step."""
         if jax.process_count() == 1:
+            if self.number is not None:
+                _noticed.set()
             return self.number is not None
         from jax.experimental import multihost_utils
 
@@ -48,3 +54,26 @@ def catching() -> Iterator[Signals]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def were_noticed() -> bool:
+    """Whether a training loop of this process has stopped for a signal."""
+    return _noticed.is_set()
+
+
+def exit_unless_noticed(seconds: float) -> None:
+    """End this process if no training loop has noticed a signal after so many seconds.
+
+    Python runs no handler while XLA compiles, so a thread waits for the signal as well. A process
+    that does not train is ended by the signal itself.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reader, seconds), daemon=True).start()
+
+
+def _watch(reader: int, seconds: float) -> None:
+    number = os.read(reader, 1)[0]
+    if not _noticed.wait(seconds):
+        os._exit(128 + number)

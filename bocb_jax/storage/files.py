@@ -100,17 +100,28 @@ def check_regular(path: str | Path, status: os.stat_result, limit: int | None = 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Return the objects in a file, one per line; none if there is no such file.
 
-    Reading stops at the first line that is not whole: a crash can cut the last one off.
+    A line that holds no object is left out: a crash can cut the last one off.
     """
-    if not path.exists():
+    return [line for line in read_damaged_jsonl(path) if line is not None]
+
+
+def read_damaged_jsonl(path: Path) -> list[dict[str, Any] | None]:
+    """Return the objects in a file, one per line, with None for a line that holds no object."""
+    try:
+        with open(path, "rb") as file:
+            return [_object(line) for line in file.read().split(b"\n") if line]
+    except FileNotFoundError:
         return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = _DECODER.decode(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from bocb_jax.study.messages import Answer, Event, EventKind, Request
+
+SAVE_SECONDS = 600.0  # for all workers together, to save a run each when the sweep is stopped
 
 
 class Pool(Protocol):
@@ -74,14 +77,18 @@ class LocalPool:
         return found
 
     def close(self) -> None:
-        """Ask the workers to save their runs and end; kill those that take over a minute."""
+        """Ask the workers to save their runs and end; kill those that take over `SAVE_SECONDS`.
+
+        A worker that does not begin to save within a few seconds ends itself.
+        """
         self._closing = True
         for process in self._processes.values():
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + SAVE_SECONDS
         for process in self._processes.values():
             try:
-                process.wait(60)
+                process.wait(max(deadline - time.monotonic(), 0))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

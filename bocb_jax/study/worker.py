@@ -10,6 +10,7 @@ import dataclasses
 import gc
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from bocb_jax.storage.files import write_json
 from bocb_jax.storage.remote import Workdir
 from bocb_jax.study.messages import Answer, Request, Task
 
+NOTICE_SECONDS = 4.0  # between SIGTERM and the save of a run; a worker that needs longer is ended
 IN_USE_SECONDS = 1.0  # pause before a folder that another process holds is asked for again
 
 
@@ -36,9 +38,13 @@ def main() -> None:
     requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
     executor = Executor()
+    from bocb_jax.engine import signals
+
+    signals.exit_unless_noticed(NOTICE_SECONDS)
     print("ready", file=answers, flush=True)
-    while True:
+    while not signals.were_noticed():
         print(executor.answer(requests.get()).to_json(), file=answers, flush=True)
+    os._exit(128 + signal.SIGTERM)  # the thread that reads cannot be stopped
 
 
 def _read(requests: queue.SimpleQueue[Request]) -> None:
