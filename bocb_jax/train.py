@@ -49,7 +49,17 @@ def main(arguments: list[str]) -> int:
     # Orbax logs a damaged file at length through absl; we warn in one line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     keep_freed_memory()
-    result = train(parse(arguments))
+    config = parse(arguments)
+    ended = None if is_url(config.workdir) else run_dir.ended_with_other_epochs(config)
+    if ended is not None:
+        console.print(
+            f"{ended} has ended with another number of epochs. The learning-rate schedule depends "
+            "on that number, so this is a new run, from the start. To continue from the weights "
+            f"of the other one, add --init {ended}.",
+            markup=False,
+            soft_wrap=True,
+        )
+    result = train(config)
     return Diverged.exit_code if result["status"] == "diverged" else 0
 
 

@@ -8,6 +8,7 @@ result.json      written once, at the end
 
 import contextlib
 import dataclasses
+import glob
 import importlib.metadata
 import logging
 import platform
@@ -77,6 +78,23 @@ def working_here(config: TrainConfig) -> Iterator[TrainConfig]:
     name = config.run_id or run_id(config)
     with mirrored(config.workdir, name, config.scratch) as folder:
         yield dataclasses.replace(config, workdir=str(folder.parent), run_id=folder.name)
+
+
+def ended_with_other_epochs(config: TrainConfig) -> Path | None:
+    """Return the directory of an ended run that differs from a new one in its epochs alone."""
+    folder, wanted = config.folder(), config.identity()
+    if (folder / "config.json").exists():
+        return None
+    alike = f"{glob.escape(run_id(config).rpartition('-')[0])}-*/result.json"
+    for path in sorted(folder.parent.glob(alike)):
+        with contextlib.suppress(UserError):  # of a damaged one, which is not this run's business
+            recorded, result = read_json(path.with_name("config.json")), read_json(path)
+            settings = (recorded or {}).get("config")
+            if not isinstance(settings, dict) or (result or {}).get("status") != "finished":
+                continue
+            if {**settings, "epochs": None} == {**wanted, "epochs": None}:
+                return path.parent
+    return None
 
 
 def surroundings() -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """The directory of a run: who may resume it."""
 
+import dataclasses
 import json
 
 import pytest
 
+from bocb_jax.config import TrainConfig
 from bocb_jax.engine import run_dir
 from bocb_jax.errors import UserError
 
@@ -67,3 +69,29 @@ def test_a_start_that_failed_early_can_be_made_again(tmp_path):
     (folder / "result.json").write_text(json.dumps({"status": "crashed"}))
     with run_dir.claim(folder, {"config": CONFIG, "resolved": RESOLVED}, resume=True):
         assert json.loads((folder / "config.json").read_text())["resolved"] == RESOLVED
+
+
+def test_a_run_with_other_epochs_that_has_ended_is_found(tmp_path):
+    short = TrainConfig(workdir=str(tmp_path), epochs=1)
+    long = dataclasses.replace(short, epochs=3)
+
+    def put(config, status):
+        folder = config.folder()
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps({"config": config.identity()}))
+        (folder / "result.json").write_text(json.dumps({"status": status}))
+        return folder
+
+    assert run_dir.ended_with_other_epochs(long) is None
+    put(dataclasses.replace(short, lr=0.5), "finished")
+    put(short, "diverged")
+    assert run_dir.ended_with_other_epochs(long) is None
+    folder = put(short, "finished")
+    assert run_dir.ended_with_other_epochs(long) == folder
+    assert run_dir.ended_with_other_epochs(dataclasses.replace(long, seed=1)) is None
+    (folder / "config.json").write_text(json.dumps({"config": [1]}))
+    assert run_dir.ended_with_other_epochs(long) is None
+    (folder / "result.json").write_text("{")
+    assert run_dir.ended_with_other_epochs(long) is None
+    put(long, "running")
+    assert run_dir.ended_with_other_epochs(long) is None
