@@ -134,6 +134,9 @@ class StepConfig:
     clip_norm: NonNegative | None = None  # largest global norm of the gradient; 0: no clipping
     accumulate: Count = 1  # parts that a batch is split into, one after another
     ema: FractionBelowOne | None = None  # decay of the moving average of the weights; 0: none
+    # The decay of that average grows to `ema`, as timm's warm-up has it: a short run then leaves
+    # its random start. None: yes, but for the average of a recipe in a run as long as the recipe's.
+    ema_warmup: bool | None = None
     # Precise BatchNorm: training batches that update the running statistics before an evaluation.
     # None: 50 where the weights that are evaluated differ from those that are trained, else 0.
     precise_bn_batches: CountOrZero | None = None
@@ -248,6 +251,10 @@ class TrainConfig:
             del settings[name]
         if not self.init_ema:  # absent in the ids of runs made before this setting existed
             del settings["init_ema"]
+        if (
+            self.step.ema_warmup is None
+        ):  # absent in the ids of runs made before this setting existed
+            del settings["step"]["ema_warmup"]
         if self.test:  # absent in the ids of runs made before this setting existed
             del settings["test"]
         for name in ("distributed", "coordinator", "processes", "process"):

@@ -20,8 +20,8 @@ from bocb_jax.recipes import Recipe, get_recipe, regime_for
 class ResolvedConfig:
     """The values of a run that a config may leave open; "resolved" in `config.json`.
 
-    A field that is renamed here needs a line in `engine.run_dir.EARLIER_NAMES`, so that runs of
-    earlier versions can be resumed.
+    A field that is renamed here needs a line in `engine.run_dir.EARLIER_NAMES`, a new one a line in
+    `engine.run_dir.BEFORE`, so that runs of earlier versions can be resumed.
     """
 
     recipe: str
@@ -45,6 +45,7 @@ class ResolvedConfig:
     label_smoothing: float
     clip_norm: float | None
     ema: float | None
+    ema_warmup: bool
     mixup: float
     cutmix: float
     repeats: int
@@ -83,6 +84,8 @@ def resolve(config: TrainConfig, dataset: Dataset) -> ResolvedConfig:
             "step.accumulate times step.batch_norm_groups; choose a multiple of it."
         )
     schedule, step, data = config.schedule, config.step, config.data
+    ema = _first(step.ema, recipe.ema) or None
+    recipes_own = step.ema is None and epochs >= recipe.epochs  # plain, as its authors ran it
     precision = config.precision
     if precision == "auto":
         precision = "float32" if platform.target() == "cpu" else "bfloat16"
@@ -114,7 +117,8 @@ def resolve(config: TrainConfig, dataset: Dataset) -> ResolvedConfig:
         loss=_first(step.loss, recipe.loss),
         label_smoothing=_first(step.label_smoothing, recipe.label_smoothing),
         clip_norm=_first(step.clip_norm, recipe.clip_norm) or None,
-        ema=_first(step.ema, recipe.ema) or None,
+        ema=ema,
+        ema_warmup=ema is not None and _first(step.ema_warmup, not recipes_own),
         mixup=mixup,
         cutmix=cutmix,
         repeats=_first(data.repeats, recipe.repeats),

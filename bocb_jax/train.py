@@ -49,16 +49,9 @@ def main(arguments: list[str]) -> int:
     # Orbax logs a damaged file at length through absl; we warn in one line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     keep_freed_memory()
-    config = parse(arguments)
-    ended = None if is_url(config.workdir) else run_dir.ended_with_other_epochs(config)
-    if ended is not None:
-        console.print(
-            f"{ended} has ended with another number of epochs. The learning-rate schedule depends "
-            "on that number, so this is a new run, from the start. To continue from the weights "
-            f"of the other one, add --init {ended}.",
-            markup=False,
-            soft_wrap=True,
-        )
+    config, said = run_dir.with_other_epochs(parse(arguments))
+    if said:
+        console.print(said, markup=False, soft_wrap=True)
     result = train(config)
     return Diverged.exit_code if result["status"] == "diverged" else 0
 
@@ -169,7 +162,9 @@ class Run:
     def __init__(self, config: TrainConfig, dataset: Dataset | None = None):
         self.config, self.folder = config, config.folder()
         self.dataset = dataset or open_run_dataset(config)
-        self.resolved = resolved = resolve(config, self.dataset)
+        self.resolved = resolved = dataclasses.replace(
+            resolve(config, self.dataset), **run_dir.values_of_its_time(self.folder)
+        )
         self.epoch_steps = steps_per_epoch(len(self.dataset.splits["train"]), resolved.batch_size)
         self.total_steps = resolved.epochs * self.epoch_steps
         self.spec = program_spec(config, resolved, self.dataset, self.epoch_steps)

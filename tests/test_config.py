@@ -143,3 +143,10 @@ def test_an_earlier_name_of_a_setting_is_understood_and_keeps_the_run_id(tmp_pat
     assert from_dict(TrainConfig, given.identity()) == given
     with pytest.raises(UserError, match=r"earlier name of .*; give only one"):
         from_dict(TrainConfig, {"step": {"settling_batches": 3, "precise_bn_batches": 4}})
+
+
+def test_a_setting_of_later_versions_changes_no_earlier_run():
+    config = from_dict(TrainConfig, {"step": {"ema": 0.99}})
+    assert "ema_warmup" not in config.identity()["step"]
+    plain = from_dict(TrainConfig, {"step": {"ema": 0.99, "ema_warmup": False}})
+    assert run_id(plain) != run_id(config)

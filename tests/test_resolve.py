@@ -116,7 +116,7 @@ def test_the_step_takes_its_options_by_name():
     step = program_spec(config, resolved, dataset, 10).step
     assert resolved.mixup > 0
     assert resolved.label_smoothing > 0
-    assert step == StepOptions("bce", 0.0, 3.0, 2, 0.9)  # mixed targets are smoothed already
+    assert step == StepOptions("bce", 0.0, 3.0, 2, 0.9, True)  # mixed targets are smoothed already
 
 
 def test_tuned_values_of_the_paper():
@@ -146,3 +146,22 @@ def test_tuned_on_the_test_split_as_the_paper():
     dataset: Dataset = images().tuned_on_test()
     assert dataset.splits["validation"] is dataset.splits["test"]
     assert len(dataset.splits["train"]) + len(dataset.splits["test"]) == 40
+
+
+@pytest.mark.parametrize(
+    ("changes", "warms"),
+    [
+        ({"step": {"ema": 0.999}}, True),
+        ({"step": {"ema": 0.999, "ema_warmup": False}}, False),
+        ({}, False),  # no average
+        ({"step": {"ema_warmup": True}}, False),
+        ({"dataset": "imagenet", "recipe": "convnext"}, False),  # the recipe's, at its length
+        ({"dataset": "imagenet", "recipe": "convnext", "epochs": 5}, True),
+        ({"dataset": "imagenet", "recipe": "convnext", "step": {"ema_warmup": True}}, True),
+    ],
+)
+def test_the_average_of_a_command_warms_up(changes, warms):
+    changes = dict(changes)
+    resolved = settings(images(changes.pop("dataset", "cifar100"), 224), **changes)
+    assert resolved.ema_warmup is warms
+    assert (resolved.ema is not None) == ("recipe" in changes or "ema" in changes.get("step", {}))

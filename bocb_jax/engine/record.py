@@ -20,8 +20,14 @@ from bocb_jax.engine.memory import peak_memory
 from bocb_jax.engine.metrics import JsonLines, Window, Writers, open_writers
 from bocb_jax.engine.outcome import summary
 from bocb_jax.engine.state import Params, TrainState
-from bocb_jax.errors import Diverged
+from bocb_jax.errors import Diverged, UserError
 from bocb_jax.storage.files import read_jsonl, write_json
+
+_NOT_FINITE = (
+    "The first step has a loss of {loss} and a gradient of norm {grad_norm}, before the optimizer "
+    "has changed a weight: this is no divergence. Look for a layer of the model that divides by "
+    "zero or overflows, and for initial weights that are not finite."
+)
 
 
 class Reporter(Protocol):
@@ -165,6 +171,7 @@ class Record:
         """Add the metrics of the latest steps, one dict per step, up to the present one.
 
         Raises:
+          UserError: those of the very first step are not finite; no optimizer is to blame.
           Diverged: a loss or a gradient norm is not finite. The line of metrics that ends with that
             step is written, and `step` set to it.
         """
@@ -173,6 +180,8 @@ class Record:
             if not (abs(row["loss"]) < float("inf") and row["grad_norm"] < float("inf")):
                 self.write_line()
                 self.step = number
+                if number == 1:
+                    raise UserError(_NOT_FINITE.format(**row))
                 raise Diverged(f"The loss was no longer finite at step {number}.", step=number)
 
     def write_line(self, validation: dict[str, float] | None = None) -> None:

@@ -8,7 +8,6 @@ result.json      written once, at the end
 
 import contextlib
 import dataclasses
-import glob
 import importlib.metadata
 import logging
 import platform
@@ -23,6 +22,7 @@ from bocb_jax.errors import UserError
 from bocb_jax.storage.files import read_json, write_json
 from bocb_jax.storage.lock import only_writer
 from bocb_jax.storage.mirror import mirrored
+from bocb_jax.storage.remote import is_url
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,17 @@ _PACKAGES = ("bocb-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "
 # Present field of `ResolvedConfig` -> its name in the config.json of earlier versions, whose runs
 # can be resumed. Settings of "config" that were renamed are in `config.EARLIER_NAMES`.
 EARLIER_NAMES = {"hparams_source": "rates_from"}
+# Field of `ResolvedConfig` that earlier versions did not have -> the value that says what they did.
+BEFORE = {"ema_warmup": False}
+
+
+def values_of_its_time(folder: Path) -> dict[str, Any]:
+    """Return the resolved values that a run has since it was begun by an earlier version."""
+    earlier = read_json(folder / "config.json")
+    resolved = earlier.get("resolved") if isinstance(earlier, dict) else None
+    if not resolved:  # not begun
+        return {}
+    return {name: value for name, value in BEFORE.items() if name not in resolved}
 
 
 @contextlib.contextmanager
@@ -59,6 +70,50 @@ def claim(folder: Path, manifest: dict[str, Any], *, resume: bool) -> Iterator[N
         yield
 
 
+def with_other_epochs(config: TrainConfig) -> tuple[TrainConfig, str | None]:
+    """Give a run a folder of its own if it is an ended run but for the number of epochs.
+
+    Its learning-rate schedule is another from the first step on, so it cannot go on from there.
+
+    Returns:
+      The config, with another `run_id` if its own is that of the ended run, and a sentence for the
+      user when the new run has not begun yet.
+    """
+    folder = config.folder()
+    several_processes = config.parallel.distributed or config.parallel.coordinator
+    if config.epochs is None or is_url(config.workdir) or several_processes:
+        return config, None
+    if (folder / "config.json").exists():
+        ended = folder if _ended_epochs(folder, config) else None
+    else:
+        alike = sorted(folder.parent.glob(f"{run_id(config).rpartition('-')[0]}-*"))
+        ended = max(alike, key=lambda other: _ended_epochs(other, config), default=None)
+    if ended is None or not (epochs := _ended_epochs(ended, config)):
+        return config, None
+    if ended == folder:
+        folder = folder.with_name(f"{folder.name}-epochs{config.epochs}")
+        config = dataclasses.replace(config, workdir=str(folder.parent), run_id=folder.name)
+        if (folder / "config.json").exists():
+            return config, None
+    return config, (
+        f"{ended} ended after {epochs} epochs. With {config.epochs} the learning-rate schedule is "
+        f"another, so this is a new run, from the start: {folder}. To go on from the weights of "
+        f"the other, stop this one and add --init {ended}."
+    )
+
+
+def _ended_epochs(folder: Path, config: TrainConfig) -> int:
+    """Return the epochs of a finished run that is `config` but for these, else 0."""
+    try:
+        manifest, result = (read_json(folder / name) for name in ("config.json", "result.json"))
+        epochs = manifest["resolved"]["epochs"]
+        same = {**manifest["config"], "epochs": None} == {**config.identity(), "epochs": None}
+        other = result["status"] == "finished" and 0 < epochs != config.epochs
+    except (UserError, KeyError, TypeError):  # not the folder of an ended run, or a damaged one
+        return 0
+    return epochs if same and other else 0
+
+
 @contextlib.contextmanager
 def working_here(config: TrainConfig) -> Iterator[TrainConfig]:
     """Yield the config with which a run at a URL trains on this machine's disk.
@@ -78,23 +133,6 @@ def working_here(config: TrainConfig) -> Iterator[TrainConfig]:
     name = config.run_id or run_id(config)
     with mirrored(config.workdir, name, config.scratch) as folder:
         yield dataclasses.replace(config, workdir=str(folder.parent), run_id=folder.name)
-
-
-def ended_with_other_epochs(config: TrainConfig) -> Path | None:
-    """Return the directory of an ended run that differs from a new one in its epochs alone."""
-    folder, wanted = config.folder(), config.identity()
-    if (folder / "config.json").exists():
-        return None
-    alike = f"{glob.escape(run_id(config).rpartition('-')[0])}-*/result.json"
-    for path in sorted(folder.parent.glob(alike)):
-        with contextlib.suppress(UserError):  # of a damaged one, which is not this run's business
-            recorded, result = read_json(path.with_name("config.json")), read_json(path)
-            settings = (recorded or {}).get("config")
-            if not isinstance(settings, dict) or (result or {}).get("status") != "finished":
-                continue
-            if {**settings, "epochs": None} == {**wanted, "epochs": None}:
-                return path.parent
-    return None
 
 
 def surroundings() -> dict[str, Any]:
@@ -135,7 +173,7 @@ def _check_same(
     # A start that failed early has written no resolved values.
     resolved = _with_present_names(earlier.get("resolved") or manifest["resolved"])
     differing = difference(earlier.get("config", {}), manifest["config"])
-    differing += difference(resolved, manifest["resolved"])
+    differing += difference(resolved, _with_present_names(manifest["resolved"]))
     if differing:
         listed = "\n  ".join(differing)
         raise UserError(
@@ -156,6 +194,6 @@ def _check_same(
 
 
 def _with_present_names(resolved: dict[str, Any]) -> dict[str, Any]:
-    """Return resolved values with the names of `EARLIER_NAMES` replaced."""
+    """Return resolved values with present names, and those of `BEFORE` where they lack."""
     present = {old: new for new, old in EARLIER_NAMES.items()}
-    return {present.get(name, name): value for name, value in resolved.items()}
+    return BEFORE | {present.get(name, name): value for name, value in resolved.items()}

@@ -28,6 +28,7 @@ class StepOptions:
     clip_norm: float | None = None  # largest global norm of the gradient
     accumulate: int = 1  # parts of a batch, whose gradients are averaged
     ema: float | None = None  # decay of the moving average of the weights
+    ema_warmup: bool = False  # let the decay grow to `ema`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +174,7 @@ class Steps:
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if self.options.ema is not None:
-            ema = optax.incremental_update(params, ema, 1 - self.options.ema)
+            ema = optax.incremental_update(params, ema, self._ema_share(state.step))
         metrics = {
             "loss": found.loss,
             "accuracy": found.accuracy,
@@ -181,6 +182,18 @@ class Steps:
             "grad_norm": found.norm,
         }
         return TrainState(state.step + 1, params, found.model_state, opt_state, ema), metrics
+
+    def _ema_share(self, step: jax.Array) -> float | jax.Array:
+        """Return the weight of the newest parameters in their moving average.
+
+        A plain average still holds `ema**n` of the random start after n updates. With the warm-up
+        the decay of update n is min(ema, 1 - n**(-2/3)), that of timm's ModelEmaV3.
+        """
+        decay = self.options.ema
+        assert decay is not None
+        if not self.options.ema_warmup:
+            return 1 - decay
+        return jnp.maximum(1 - decay, (step + 1.0) ** (-2 / 3))
 
     def gradient(self, params: Params, model_state: Params, parts: Part) -> Gradient:
         """Return the gradient of the mean loss of a batch: averaged over its parts, then clipped.

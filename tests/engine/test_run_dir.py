@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from bocb_jax.config import TrainConfig
+from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.engine import run_dir
 from bocb_jax.errors import UserError
 
@@ -71,27 +71,73 @@ def test_a_start_that_failed_early_can_be_made_again(tmp_path):
         assert json.loads((folder / "config.json").read_text())["resolved"] == RESOLVED
 
 
-def test_a_run_with_other_epochs_that_has_ended_is_found(tmp_path):
-    short = TrainConfig(workdir=str(tmp_path), epochs=1)
-    long = dataclasses.replace(short, epochs=3)
+def test_a_run_of_an_earlier_version_keeps_its_values(tmp_path):
+    assert run_dir.values_of_its_time(tmp_path / "run") == {}
+    earlier(tmp_path / "run")
+    assert run_dir.values_of_its_time(tmp_path / "run") == {"ema_warmup": False}
+    manifest = {"config": CONFIG, "resolved": {**RESOLVED, "ema_warmup": False}}
+    with run_dir.claim(tmp_path / "run", manifest, resume=True):
+        pass
 
-    def put(config, status):
-        folder = config.folder()
-        folder.mkdir(exist_ok=True)
-        (folder / "config.json").write_text(json.dumps({"config": config.identity()}))
-        (folder / "result.json").write_text(json.dumps({"status": status}))
-        return folder
 
-    assert run_dir.ended_with_other_epochs(long) is None
-    put(dataclasses.replace(short, lr=0.5), "finished")
-    put(short, "diverged")
-    assert run_dir.ended_with_other_epochs(long) is None
-    folder = put(short, "finished")
-    assert run_dir.ended_with_other_epochs(long) == folder
-    assert run_dir.ended_with_other_epochs(dataclasses.replace(long, seed=1)) is None
-    (folder / "config.json").write_text(json.dumps({"config": [1]}))
-    assert run_dir.ended_with_other_epochs(long) is None
-    (folder / "result.json").write_text("{")
-    assert run_dir.ended_with_other_epochs(long) is None
-    put(long, "running")
-    assert run_dir.ended_with_other_epochs(long) is None
+def ended(folder, config, epochs, status="finished"):
+    """Write the folder of a run that has ended."""
+    folder.mkdir(parents=True)
+    manifest = {"config": config.identity(), "resolved": {"epochs": epochs}}
+    (folder / "config.json").write_text(json.dumps(manifest))
+    (folder / "result.json").write_text(json.dumps({"status": status}))
+
+
+@pytest.fixture
+def five(tmp_path):
+    return from_dict(TrainConfig, {"epochs": 5, "workdir": str(tmp_path), "label": "a"})
+
+
+def test_other_epochs_are_a_new_run(five, tmp_path):
+    ended(five.folder(), five, 5)
+    longer = dataclasses.replace(five, epochs=10)
+    config, said = run_dir.with_other_epochs(longer)
+    assert config == longer
+    assert f"{five.folder()} ended after 5 epochs. With 10 the learning-rate schedule is" in said
+    assert f"from the start: {longer.folder()}" in said
+    assert f"--init {five.folder()}" in said
+    ended(longer.folder(), longer, 10)
+    assert run_dir.with_other_epochs(longer) == (longer, None)  # it has begun
+
+
+def test_other_epochs_of_a_named_run_get_another_name(five, tmp_path):
+    named = dataclasses.replace(five, run_id="mine")
+    ended(tmp_path / "mine", named, 5)
+    longer = dataclasses.replace(named, epochs=10)
+    for asked in (longer, dataclasses.replace(longer, workdir=str(tmp_path / "mine"), run_id=None)):
+        config, said = run_dir.with_other_epochs(asked)
+        assert config.folder() == tmp_path / "mine-epochs10"
+        assert f"from the start: {config.folder()}. " in said
+    ended(config.folder(), config, 10)
+    config, said = run_dir.with_other_epochs(longer)
+    assert (config.folder(), said) == (tmp_path / "mine-epochs10", None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"lr": 0.5}, "finished"),
+        ({"seed": 1}, "finished"),
+        ({}, "diverged"),
+        ({"epochs": 5}, "finished"),
+    ],
+)
+def test_other_runs_are_left_alone(five, changes, status):
+    ended(five.folder(), five, 5, status)
+    config = dataclasses.replace(five, **{"epochs": 10, **changes})
+    assert run_dir.with_other_epochs(config) == (config, None)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", "{", '{"resolved": {"epochs": "5"}, "config": {}}']
+)
+def test_damaged_runs_are_left_alone(five, text):
+    ended(five.folder(), five, 5)
+    (five.folder() / "config.json").write_text(text)
+    longer = dataclasses.replace(five, epochs=10)
+    assert run_dir.with_other_epochs(longer) == (longer, None)

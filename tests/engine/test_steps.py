@@ -146,6 +146,21 @@ def test_the_average_of_the_weights_is_what_is_evaluated():
     jax.tree.map(np.testing.assert_array_equal, kept, first.ema)
 
 
+def test_the_average_leaves_its_random_start():
+    """The decay of update n is min(decay, 1 - n**(-2/3)), as of timm's ModelEmaV3."""
+    expected, found = None, None
+    averaged = program(options=StepOptions(ema=0.5, ema_warmup=True), build=Weak)
+    key = jax.random.key(0)
+    state = averaged.init(key, 0.01, 0.0)
+    for number, batch in enumerate(batches(4), start=1):
+        state, _ = averaged.train_step(state, batch, key)
+        params, found = (jax.tree.map(np.asarray, tree) for tree in (state.params, state.ema))
+        decay = min(0.5, 1 - number ** (-2 / 3))
+        expected = expected or params  # the first decay is 0
+        expected = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, expected, params)  # noqa: B023
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+
+
 def test_batch_statistics_are_kept_and_are_those_of_the_global_batch():
     state, _ = run(program("resnet_mini"), 2)
     means = [v for p, v in jax.tree.leaves_with_path(state.model_state) if "mean" in str(p)]
