@@ -105,7 +105,8 @@ def with_other_epochs(config: TrainConfig) -> tuple[TrainConfig, str | None]:
 def _ended_epochs(folder: Path, config: TrainConfig) -> int:
     """Return the epochs of a finished run that is `config` but for these, else 0."""
     try:
-        manifest, result = (read_json(folder / name) for name in ("config.json", "result.json"))
+        manifest: Any = read_json(folder / "config.json")
+        result: Any = read_json(folder / "result.json")
         epochs = manifest["resolved"]["epochs"]
         same = {**manifest["config"], "epochs": None} == {**config.identity(), "epochs": None}
         other = result["status"] == "finished" and 0 < epochs != config.epochs
