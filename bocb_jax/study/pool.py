@@ -1,5 +1,7 @@
 """Worker processes on this machine, each with its share of the cores or of the accelerators."""
 
+import collections
+import contextlib
 import dataclasses
 import os
 import queue
@@ -14,6 +16,8 @@ from typing import IO, Any, Protocol
 
 from bocb_jax.study.messages import Answer, Event, EventKind, Request
 
+# TensorStore keeps some 30 kB of every checkpoint that it writes, for as long as the process lives.
+RUNS_PER_PROCESS = 500
 SAVE_SECONDS = 600.0  # for all workers together, to save a run each when the sweep is stopped
 
 
@@ -32,7 +36,7 @@ class Pool(Protocol):
 
 
 class LocalPool:
-    """Processes on this machine; one that dies is replaced.
+    """Processes on this machine; one that dies, or has done `RUNS_PER_PROCESS` runs, is replaced.
 
     Args:
       shares: what each worker may use, from `share_out`.
@@ -44,6 +48,7 @@ class LocalPool:
         self._shares, self._logs = shares, logs
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._processes: dict[int, subprocess.Popen[str]] = {}
+        self._runs: collections.Counter[int] = collections.Counter()  # by worker, of its process
         self._closing = False
         logs.mkdir(parents=True, exist_ok=True)
         for worker in range(self.size):
@@ -51,12 +56,17 @@ class LocalPool:
 
     def start(self, worker: int, request: Request) -> None:
         """Send a request to an idle worker; a DONE event brings the answer."""
+        if self._runs[worker] >= RUNS_PER_PROCESS:
+            before = self._processes[worker]
+            self._spawn(worker, announced=False)  # it reads the request once it is ready
+            _piped(before.stdin).close()  # which ends it
+        self._runs[worker] += len(request.configs)
         pipe = _piped(self._processes[worker].stdin)
         try:
             pipe.write(request.to_json() + "\n")
             pipe.flush()
-        except BrokenPipeError:
-            pass  # it has died, and an event will say so
+        except (BrokenPipeError, ValueError):
+            pass  # it has died, which may close the pipe; an event will say so
 
     def kill(self, worker: int) -> None:
         """End a worker at once; a DIED event and a successor follow."""
@@ -93,7 +103,13 @@ class LocalPool:
                 process.kill()
                 process.wait()
 
-    def _spawn(self, worker: int) -> None:
+    def _spawn(self, worker: int, *, announced: bool = True) -> None:
+        """Start the process of a worker.
+
+        Args:
+          worker: its number.
+          announced: whether a READY event follows.
+        """
         share = self._shares[worker]
         command = [sys.executable, "-m", "bocb_jax.study.worker"]
         if share.cores:
@@ -109,16 +125,24 @@ class LocalPool:
                 start_new_session=True,  # Ctrl-C is for the sweep, which stops its workers itself
             )
         self._processes[worker] = process
-        threading.Thread(target=self._listen, args=(worker, process), daemon=True).start()
+        self._runs[worker] = 0
+        arguments = worker, process, announced
+        threading.Thread(target=self._listen, args=arguments, daemon=True).start()
 
-    def _listen(self, worker: int, process: subprocess.Popen[str]) -> None:
+    def _listen(self, worker: int, process: subprocess.Popen[str], announced: bool) -> None:
         # The first line says that the worker is ready, each later one answers a request.
         for number, line in enumerate(_piped(process.stdout)):
             if number == 0:
-                self._events.put(Event(EventKind.READY, worker))
+                if announced:
+                    self._events.put(Event(EventKind.READY, worker))
             else:
                 self._events.put(Event(EventKind.DONE, worker, Answer.from_json(line)))
         code = process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                _piped(pipe).close()
+        if self._processes[worker] is not process:
+            return  # it was replaced
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         reason = f"The worker process ended with {how}."
         self._events.put(Event(EventKind.DIED, worker, reason=reason))
