@@ -1,0 +1,80 @@
+"""What damaged disks and hands leave of a run: config.json without its content, flipped bits."""
+
+import functools
+import json
+from pathlib import Path
+
+from bad_input.row import Row
+
+SETTINGS = ["--model", "vit_mini", "--opt", "sgd", "--workdir", ".", "--run-id", "a"]
+SETTINGS += ["--log.progress", "none"]
+LEFT = {
+    "state": "a/checkpoints/last/7/state/d/x",
+    "weights": "a/checkpoints/best/7/state/d/x",
+    "metrics": "a/metrics.jsonl",
+}
+CONFIGS = {
+    "empty": "{}",
+    "unresolved": json.dumps({"config": {"model": "vit_mini"}, "resolved": None}),
+}
+NO_OBJECTS = {"null": "null", "blank": "", "cut": '{"config": {', "list": "[]"}
+
+
+def best_with_a_flipped_bit(folder: Path, *, file: str) -> None:
+    """Make a run with best weights, and flip a bit in the largest file or the checksums."""
+    import numpy as np
+
+    from bocb_jax.engine.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(folder / "a" / "checkpoints")
+    weights = {"params": {"head": {"kernel": np.ones((4, 4), np.float32)}}, "model_state": {}}
+    checkpoints.save_best(7, weights, {})
+    checkpoints.wait()
+    checkpoints.close()
+    found = [path for path in (folder / "a" / "checkpoints").rglob(file) if path.is_file()]
+    path = max(found, key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+ROWS = [
+    *(
+        Row(
+            f"config-gone-{name}", ["train", *SETTINGS],
+            r"a holds a run \(.*\), but its config\.json is gone; nothing was written\. Restore",
+            files={path: "{}"},
+        )
+        for name, path in LEFT.items()
+    ),
+    *(
+        Row(
+            f"config-{kind}-{name}", ["train", *SETTINGS],
+            r"but its config\.json has lost its settings|a/config\.json: ",
+            files={path: "{}", "a/config.json": content},
+        )
+        for name, path in LEFT.items()
+        for kind, content in CONFIGS.items()
+    ),
+    *(
+        Row(
+            f"config-{kind}-{name}", ["train", *SETTINGS], r"a/config\.json",
+            files={path: "{}", "a/config.json": content},
+        )
+        for name, path in LEFT.items()
+        for kind, content in NO_OBJECTS.items()
+    ),
+    Row("config-gone-result", ["train", *SETTINGS], r"config\.json is gone",
+        files={"a/result.json": '{"status": "finished"}'}),
+    *(
+        Row(
+            f"best-{kind}-{command}", [command, *arguments], says,
+            prepare=functools.partial(best_with_a_flipped_bit, file=file),
+        )
+        for kind, file in {"bit": "*", "checksum-bit": "checksums*"}.items()
+        for command, arguments, says in (
+            ("patterns", ["a"], r"are damaged: .*Copy them again"),
+            ("train", [*SETTINGS[:-4], "--run-id", "b", "--init", "a"], "are damaged: .*Copy"),
+        )
+    ),
+]  # fmt: skip
