@@ -224,6 +224,18 @@ def test_worker_processes_give_the_same_batches():
     assert not multiprocessing.active_children()
 
 
+def test_a_killed_worker_process_is_an_error_that_the_run_explains():
+    from bocb_jax.engine.outcome import explanation
+
+    with train_batches(Plain(), batch_size=8, seed=0, workers=1) as batches:
+        next(batches)
+        for process in multiprocessing.active_children():
+            process.kill()
+        with pytest.raises(RuntimeError) as caught:
+            take(batches, 100)
+    assert explanation(caught.value, "runs/a").startswith("A data worker was ended from outside")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
