@@ -7,10 +7,13 @@ import argparse
 import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from pydantic import Field
 from rich.progress import track
 
+from bocb_jax.checked import FilePath, Number, Seed
+from bocb_jax.command_line import Parser, path_of, value_of
 from bocb_jax.console import console
 from bocb_jax.errors import UserError
 from bocb_jax.storage.remote import local_copy
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from bocb_jax.coupling.scores import ScoreTable
     from bocb_jax.patterns.cells import WeightPatterns
 
+Confidence = Annotated[Number, Field(gt=0, lt=1)]
+Resamples = Annotated[int, Field(ge=1, le=100_000)]
 SCORES = {"accuracy": "test accuracy", "loss": "train loss", "log-odds": "log-odds"}
 
 
@@ -32,14 +37,15 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="bocb analyze",
         description="Which optimizers suit which backbone, and how strongly the choice binds you.",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "source",
+        type=value_of(FilePath),
         nargs="?",
         metavar="RUNS",
         help="a folder of runs, its results.parquet, or a CSV file of scores; a path or a URL",
@@ -48,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         "--published", metavar="NAME", help="a table of the paper: cifar100, imagenet or coco"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("report"), metavar="DIR",
+        "--output", type=path_of, default="report", metavar="DIR",
         help="folder for the report; an earlier report in it is replaced, a folder with anything "
         "else is refused. Default: report",
     )  # fmt: skip
@@ -70,16 +76,21 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--dataset", help="which data set, if the runs are on several")
     parser.add_argument(
-        "--chance", type=float, help="score of a guess, for diverged runs of a CSV file"
+        "--chance", type=value_of(Number), help="score of a guess, for diverged runs of a CSV file"
     )
     parser.add_argument(
-        "--confidence", type=float, default=0.95, help="level of the intervals. Default: 0.95"
+        "--confidence",
+        type=value_of(Confidence),
+        default=0.95,
+        help="level of the intervals. Default: 0.95",
     )
     parser.add_argument(
-        "--resamples", type=int, default=2000,
+        "--resamples", type=value_of(Resamples), default=2000,
         help="draws of every bootstrap and permutation test. Default: 2000",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of the resamples. Default: 0")
+    parser.add_argument(
+        "--seed", type=value_of(Seed), default=0, help="of the resamples. Default: 0"
+    )
     return parser
 
 

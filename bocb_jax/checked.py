@@ -55,6 +55,7 @@ Rate = Annotated[Number, Field(ge=1e-30, le=1e6), Rule("a positive number of at 
 Decay = Annotated[Number, Field(ge=0, le=1e6)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # The upper bounds keep slips such as an extra row of zeros from running for ever.
+Workers = Annotated[int, Field(ge=1, le=4096)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 CountOrZero = Annotated[int, Field(ge=0, le=1_000_000)]
 Pixels = Annotated[int, Field(ge=1, le=16_384)]

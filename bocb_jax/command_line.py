@@ -7,13 +7,14 @@ import io
 import re
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import tyro
 from pydantic import TypeAdapter, ValidationError
 from tyro.conf import Positional
 
-from bocb_jax.checked import misfit, rule_of
+from bocb_jax.checked import FilePath, misfit, rule_of
 from bocb_jax.errors import UserError
 
 T = TypeVar("T")
@@ -24,9 +25,6 @@ _FRAME = dict.fromkeys(map(ord, "│╭╮╰╯"), " ")
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are a `UserError` of one sentence."""
-
-    def __init__(self, **options: Any):
-        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         """Raise what is wrong with the arguments."""
@@ -58,6 +56,11 @@ def value_of(hint: Any) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(shown.strip().rstrip(".")) from error
 
     return read
+
+
+def path_of(text: str) -> Path:
+    """Return the path that an argument names; ~ is the user's home."""
+    return Path(value_of(FilePath)(text))
 
 
 def _kind_of(hint: Any) -> type:

@@ -19,6 +19,8 @@ from types import FrameType
 from typing import Any
 
 from bocb_jax import results
+from bocb_jax.checked import CountOrZero, FilePath, Workers
+from bocb_jax.command_line import Parser, value_of
 from bocb_jax.config import difference
 from bocb_jax.console import console, duration
 from bocb_jax.errors import UserError
@@ -59,7 +61,7 @@ def main(arguments: list[str]) -> int:
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """Return the options, and the settings of the study that the command line changes."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bocb sweep",
         description="Train every run of a study, and tabulate them in WORKDIR/results.parquet.",
         epilog="Any setting of the study can be changed: --search.trials 9 --train.epochs 5 "
@@ -67,14 +69,28 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("study", help="a TOML file, such as experiments/quickstart.toml")
-    add("--workdir", default="runs", help="folder of the runs, or a URL (runs)")
+    add("study", type=value_of(FilePath), help="a TOML file, such as experiments/quickstart.toml")
+    add(
+        "--workdir",
+        type=value_of(FilePath),
+        default="runs",
+        help="folder of the runs, or a URL (runs)",
+    )
     add("--dry-run", action="store_true", help="say how many runs, device-hours and gigabytes")
     add("--quick", action="store_true", help="with --dry-run: measure nothing")
-    add("--workers", type=int, help="runs at a time; default: one per device or CPU core")
+    add(
+        "--workers",
+        type=value_of(Workers),
+        help="runs at a time; default: one per device or CPU core",
+    )
     add("--cluster", metavar="ADDRESS", help="a Ray cluster; auto: the one there is, or a new one")
     add("--retry", choices=["failed"], help="train again what crashed, timed out or lacked memory")
-    add("--retries", type=int, default=3, help="restarts of a run whose worker dies, in a row (3)")
+    add(
+        "--retries",
+        type=value_of(CountOrZero),
+        default=3,
+        help="restarts of a run whose worker dies, in a row (3)",
+    )
     add("--population", default="off", metavar="auto|off|N", help="train runs of a pair together, "
         "at most N; auto: measure each pair, and do so where it is faster (off)")  # fmt: skip
     add("--progress", choices=["auto", "grid", "lines", "none"], default="auto")

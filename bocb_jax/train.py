@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
 
 def parse(arguments: list[str]) -> TrainConfig:
     """Return the config of command-line arguments; `--config FILE.toml` replaces the defaults."""
-    before = Parser(prog="bocb train", add_help=False)
+    before = Parser(prog="bocb train", add_help=False, allow_abbrev=False)
     before.add_argument("--config")
     known, arguments = before.parse_known_args(present_flags(arguments))
     default = TrainConfig() if known.config is None else from_toml(known.config)

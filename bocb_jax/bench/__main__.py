@@ -11,7 +11,6 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -25,6 +24,8 @@ from bocb_jax.bench import gpu, models
 from bocb_jax.bench.data import measure as augmentation_speed
 from bocb_jax.bench.data import measure_folder as folder_speed
 from bocb_jax.bench.optimizers import Cost, measure
+from bocb_jax.checked import Count, Pixels
+from bocb_jax.command_line import Parser, path_of, value_of
 from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.console import console, output
 from bocb_jax.data.synthetic import open_or_synthetic
@@ -48,10 +49,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="bocb bench", description="Measure what things cost on this machine."
-    )
+def _parser() -> Parser:
+    parser = Parser(prog="bocb bench", description="Measure what things cost on this machine.")
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument(
         "--optimizers", action="store_true", help="seconds of an update and bytes of state"
@@ -78,13 +77,18 @@ def _parser() -> argparse.ArgumentParser:
         help="backbones whose parameters are updated; default: vit_s resnet50",
     )
     parser.add_argument(
-        "--image-size", type=int, default=224, help="pixels that --models sees; default: 224"
+        "--image-size",
+        type=value_of(Pixels),
+        default=224,
+        help="pixels that --models sees; default: 224",
     )
-    parser.add_argument("--batch-size", type=int, default=2, help="images a step of --models")
+    parser.add_argument(
+        "--batch-size", type=value_of(Count), default=2, help="images a step of --models"
+    )
     parser.add_argument(
         "--batch-sizes",
         nargs="+",
-        type=int,
+        type=value_of(Count),
         default=[128, 256],
         metavar="N",
         help="images a step that --gpu tries; the fastest counts; default: 128 256",
@@ -92,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--members",
         nargs="+",
-        type=int,
+        type=value_of(Count),
         default=[1, 4, 16, 64],
         metavar="N",
         help="how many minis --gpu trains as one program; default: 1 4 16 64",
@@ -104,9 +108,11 @@ def _parser() -> argparse.ArgumentParser:
         help="an interpreter that has PyTorch, torchvision and timm, to compare --models and "
         "--data with",
     )
-    parser.add_argument("--rounds", type=int, default=7, help="timed blocks; the median counts")
-    parser.add_argument("--steps", type=int, default=10, help="updates in a block")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    parser.add_argument(
+        "--rounds", type=value_of(Count), default=7, help="timed blocks; the median counts"
+    )
+    parser.add_argument("--steps", type=value_of(Count), default=10, help="updates in a block")
+    parser.add_argument("--json", type=path_of, metavar="FILE", help="also write the figures here")
     return parser
 
 

@@ -1,12 +1,12 @@
 """`bocb models`: the backbones as a table, or everything about one."""
 
-import argparse
 import dataclasses
 from typing import Any
 
 from flax import nnx
 
 from bocb_jax import paper
+from bocb_jax.command_line import Parser
 from bocb_jax.commands.tables import Column, show_card, show_json, show_table
 from bocb_jax.errors import UserError
 from bocb_jax.models import create_model, list_models, model_card
@@ -30,7 +30,7 @@ _LEGEND = (
 
 def main(arguments: list[str]) -> int:
     """Print a table of backbones, or the card of one, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="bocb models", description="List or describe backbones.")
+    parser = Parser(prog="bocb models", description="List or describe backbones.")
     parser.add_argument("name", nargs="?", help="a backbone, or a pattern such as 'conv*'")
     parser.add_argument("--all", action="store_true", help="also those that the paper lacks")
     parser.add_argument("--json", action="store_true", help="as JSON, for programs")

@@ -1,11 +1,12 @@
 """`bocb optimizers`: the optimizers as a table, all about one, or their paths as a picture."""
 
-import argparse
 import functools
 
 from rich.progress import track
 
 from bocb_jax import paper
+from bocb_jax.checked import FilePath
+from bocb_jax.command_line import Parser, value_of
 from bocb_jax.commands import landscapes
 from bocb_jax.commands.tables import Column, show_card, show_json, show_table
 from bocb_jax.console import console
@@ -33,14 +34,15 @@ _LEGEND = (
 
 def main(arguments: list[str]) -> int:
     """Print a table of optimizers or the card of one, or draw them; return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="bocb optimizers", description="List, describe or draw optimizers."
-    )
+    parser = Parser(prog="bocb optimizers", description="List, describe or draw optimizers.")
     parser.add_argument("name", nargs="?", help="an optimizer, or a pattern such as 'ada*'")
     parser.add_argument("--all", action="store_true", help="also those that the paper lacks")
     parser.add_argument("--json", action="store_true", help="as JSON, for programs")
     parser.add_argument(
-        "--plot", metavar="FILE", help="draw their paths over toy landscapes (.png, .svg, ...)"
+        "--plot",
+        type=value_of(FilePath),
+        metavar="FILE",
+        help="draw their paths over toy landscapes (.png, .svg, ...)",
     )
     options = parser.parse_args(arguments)
     is_pattern = not options.name or bool(set(options.name) & set("*?["))

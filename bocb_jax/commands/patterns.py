@@ -4,7 +4,6 @@ PATH is a run directory, a folder of them, or a .safetensors, .pth, .pt, .bin or
 framework; or the URL of one of these.
 """
 
-import argparse
 import contextlib
 import os
 from collections.abc import Collection
@@ -14,6 +13,8 @@ import pandas
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from bocb_jax.checked import FilePath, Workers
+from bocb_jax.command_line import Parser, value_of
 from bocb_jax.console import output
 from bocb_jax.errors import UserError
 from bocb_jax.patterns.checkpoints import analyze_checkpoints
@@ -26,21 +27,29 @@ _NARROW, _NARROW_METRICS = 110, ("alpha", "entropy", "stable_rank")
 
 def main(arguments: list[str]) -> int:
     """Print, write or draw what the command line asks for; return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bocb patterns",
         description="What trained weights look like, layer by layer, beside their initialization.",
     )
     parser.add_argument(
-        "paths", nargs="+", metavar="PATH",
+        "paths", type=value_of(FilePath), nargs="+", metavar="PATH",
         help="run directories, folders of them, or files of weights; paths or URLs",
     )  # fmt: skip
     parser.add_argument(
-        "--output", metavar="FILE", help="write a table with a row per layer: .csv or .parquet"
+        "--output",
+        type=value_of(FilePath),
+        metavar="FILE",
+        help="write a table with a row per layer: .csv or .parquet",
     )
     parser.add_argument(
-        "--plot", metavar="FILE", help="draw alpha over the layers of one backbone: .svg or .png"
+        "--plot",
+        type=value_of(FilePath),
+        metavar="FILE",
+        help="draw alpha over the layers of one backbone: .svg or .png",
     )
-    parser.add_argument("--jobs", type=int, help="number of processes. Default: one per core")
+    parser.add_argument(
+        "--jobs", type=value_of(Workers), help="number of processes. Default: one per core"
+    )
     options = parser.parse_args(arguments)
     _check(options.output, (".csv", ".parquet"))
     _check(options.plot, (".svg", ".png"))

@@ -8,14 +8,19 @@ have similar regrets. This process never imports JAX; the sweep's workers do.
 import argparse
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from pydantic import Field
+
+from bocb_jax.checked import Count, FilePath, Pixels, Workers
+from bocb_jax.command_line import Parser, value_of
 from bocb_jax.errors import UserError
 from bocb_jax.storage.remote import local_copy
 
 if TYPE_CHECKING:
     from bocb_jax.study.spec import Study
 
+Seeds = Annotated[int, Field(ge=1, le=1000)]
 OPTIMIZERS = ("sgd", "adamw", "lamb", "lion")
 ANCHORS = ("resnet_mini", "vit_mini")  # weakly and strongly dependent on the optimizer
 
@@ -25,8 +30,8 @@ def main(arguments: list[str]) -> int:
     return _run(_parser().parse_args(arguments))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="bocb probe", description="Measure how strongly the optimizer binds a backbone."
     )
     parser.add_argument("--model", required=True, help="a name, or module:attribute")
@@ -36,11 +41,23 @@ def _parser() -> argparse.ArgumentParser:
         help="device time after which no run starts: 90s, 30m, 2h; default: 30m",
     )
     parser.add_argument("--dataset", default="digits", help="default: digits")
-    parser.add_argument("--epochs", type=int, default=20, help="of each run; default: 20")
-    parser.add_argument("--image-size", type=int, default=16, help="pixels; default: 16")
-    parser.add_argument("--seeds", type=int, default=2, help="final runs per pair; default: 2")
-    parser.add_argument("--workdir", default="runs/probe", metavar="DIR", help="a path or a URL")
-    parser.add_argument("--workers", type=int, help="runs at a time")
+    parser.add_argument(
+        "--epochs", type=value_of(Count), default=20, help="of each run; default: 20"
+    )
+    parser.add_argument(
+        "--image-size", type=value_of(Pixels), default=16, help="pixels; default: 16"
+    )
+    parser.add_argument(
+        "--seeds", type=value_of(Seeds), default=2, help="final runs per pair; default: 2"
+    )
+    parser.add_argument(
+        "--workdir",
+        type=value_of(FilePath),
+        default="runs/probe",
+        metavar="DIR",
+        help="a path or a URL",
+    )
+    parser.add_argument("--workers", type=value_of(Workers), help="runs at a time")
     return parser
 
 

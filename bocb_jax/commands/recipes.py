@@ -1,8 +1,8 @@
 """`bocb recipes`: the training recipes side by side, or beside the paper's."""
 
-import argparse
 import itertools
 
+from bocb_jax.command_line import Parser
 from bocb_jax.commands.tables import Column, show_in_parts, show_text
 from bocb_jax.recipes import (
     NOTES,
@@ -17,7 +17,7 @@ from bocb_jax.recipes import (
 
 def main(arguments: list[str]) -> int:
     """Print the recipes, and return the exit code: 1 if one differs from the paper silently."""
-    parser = argparse.ArgumentParser(prog="bocb recipes", description="List training recipes.")
+    parser = Parser(prog="bocb recipes", description="List training recipes.")
     parser.add_argument("--dataset", default="cifar100", choices=["cifar100", "imagenet"])
     parser.add_argument("--check", action="store_true", help="every setting beside the paper's")
     options = parser.parse_args(arguments)

@@ -10,6 +10,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bocb_jax.checked import Count, FilePath
+from bocb_jax.command_line import Parser, value_of
 from bocb_jax.errors import UserError
 from bocb_jax.storage.files import finite
 from bocb_jax.storage.remote import local_copy
@@ -27,18 +29,20 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="bocb recommend",
         description="Which optimizer, learning rate and weight decay to try first, and why.",
     )
     parser.add_argument("--model", required=True, metavar="NAME", help="the backbone")
     parser.add_argument(
-        "--runs", metavar="DIR",
+        "--runs", type=value_of(FilePath), metavar="DIR",
         help="your own runs: a folder, its results.parquet, or a CSV of scores; a path or a URL",
     )  # fmt: skip
     parser.add_argument("--dataset", help="which one, where the runs are on several")
-    parser.add_argument("--most", type=int, default=3, metavar="N", help="choices; default: 3")
+    parser.add_argument(
+        "--most", type=value_of(Count), default=3, metavar="N", help="choices; default: 3"
+    )
     parser.add_argument("--json", action="store_true", help="as JSON, for programs")
     return parser
 
