@@ -5,7 +5,9 @@ a signal, 141 the reader of the output has gone. `bocb sweep` adds 1: the budget
 """
 
 import dataclasses
+import errno
 import importlib
+import io
 import os
 import select
 import signal
@@ -15,6 +17,11 @@ from collections.abc import Callable
 from bocb_jax import __version__
 from bocb_jax.errors import Diverged, Interrupted, UserError
 
+# What is wrong with a file or folder that the user named.
+_FILE_ERRORS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.ENXIO, errno.ENOTEMPTY, errno.EEXIST,
+}  # fmt: skip
 Door = Callable[[list[str]], int]  # takes the arguments, returns the exit code
 
 
@@ -92,6 +99,9 @@ def run_command(door: Door, arguments: list[str] | None = None) -> int:
       door: the command.
       arguments: its arguments; None for those of this process.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
+            stream.reconfigure(errors="replace")  # a sign that a terminal lacks ends no command
     try:
         code = door(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()  # a closed pipe shows here at the latest
@@ -107,6 +117,11 @@ def run_command(door: Door, arguments: list[str] | None = None) -> int:
         # As in `bocb models | head`. Python flushes stdout once more when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.filename is None or error.errno not in _FILE_ERRORS:
+            raise
+        print(f"{error.filename} cannot be used: {error.strerror}.", file=sys.stderr)
+        return UserError.exit_code
 
 
 def usage() -> str:

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 from bocb_jax import optim, paper
+from bocb_jax.checked import misfit
 from bocb_jax.config import TrainConfig
 from bocb_jax.data.dataset import Dataset
 from bocb_jax.errors import UserError
@@ -62,6 +63,7 @@ def resolve(config: TrainConfig, dataset: Dataset) -> ResolvedConfig:
       UserError: the recipe is unknown, the paper has no tuned values for the pair, or the batch
         does not divide into the parts that are asked for.
     """
+    _check_arguments(config)
     model = MODELS.resolve(config.model)
     optimizer = optim.optimizer_info(config.opt)
     side = dataset.image_shape[0] if dataset.image_shape else config.image_size
@@ -127,6 +129,52 @@ def resolve(config: TrainConfig, dataset: Dataset) -> ResolvedConfig:
         host_crop=host_crop,
         augmentation=augmentation,
     )
+
+
+# Arguments of models and optimizers that other settings of a run decide.
+_DECIDED = {
+    "model_args": {
+        "num_classes": "the data set decides it",
+        "image_size": "give --image-size",
+        "dtype": "give --precision",
+        "rngs": "give --seed",
+        "name": "give --model",
+    },
+    "opt_args": {
+        "learning_rate": "give --lr",
+        "lr": "give --lr",
+        "weight_decay": "give --weight-decay",
+        "schedule": "give --schedule.name",
+        "parameter_kinds": "the backbone decides it",
+        "name": "give --opt",
+    },
+}
+_MOST, _MOST_DEPTH = 65_536, 1_000  # of a number in `model_args`; blocks are traced one by one
+
+
+def _check_arguments(config: TrainConfig) -> None:
+    """Refuse arguments that are not for the model or optimizer to take, and absurd sizes."""
+    for table, decided in _DECIDED.items():
+        for name in getattr(config, table):
+            if name in decided:
+                raise UserError(f"{table}.{name} is not a setting of its own: {decided[name]}.")
+    mask = config.opt_args.get("decay_mask", "all")
+    if mask not in ("matrices", "all") and not _are_texts(mask):
+        raise UserError(misfit("opt_args.decay_mask", mask, "matrices, all, or a list of paths"))
+    factors = config.opt_args.get("lr_multipliers")
+    if factors is not None:
+        raise UserError(
+            "opt_args.lr_multipliers is for Python, bocb_jax.create_optimizer; a run has none."
+        )
+    for name, value in config.model_args.items():
+        most = _MOST_DEPTH if name.startswith("depth") else _MOST
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(number, int | float) and number > most for number in numbers):
+            raise UserError(misfit(f"model_args.{name}", value, f"at most {most:,}"))
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
 
 
 def _first(*values: Any) -> Any:

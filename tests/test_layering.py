@@ -51,8 +51,8 @@ RULES = {
     },
     "bocb_jax/weight_files": {"numpy", "ml_dtypes", "ours:errors"},
     "bocb_jax/resolve.py": {
-        "jax", "ours:errors", "ours:config", "ours:recipes", "ours:paper", "ours:models",
-        "ours:optim", "ours:data",
+        "jax", "ours:errors", "ours:checked", "ours:config", "ours:recipes", "ours:paper",
+        "ours:models", "ours:optim", "ours:data",
     },
     "bocb_jax/build.py": {
         "jax", "flax", "optax", "numpy", "ours:errors", "ours:config", "ours:resolve",

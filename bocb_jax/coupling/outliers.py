@@ -5,6 +5,7 @@ CIFAR-100 it finds 258 cells, where the table marks 50. `paper_marks` does give 
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 
@@ -99,9 +100,12 @@ def _parsed(rule: str, table: ScoreTable) -> tuple[str, float]:
     name, number = match.groups()
     if number is not None:
         try:
-            return name, float(number)
+            parameter = float(number)
         except ValueError:
             raise UserError(f"The rule '{rule}' has a parameter that is not a number.") from None
+        if not 0 <= parameter < math.inf:
+            raise UserError(f"The rule '{rule}' has a parameter that is not at least 0 and finite.")
+        return name, parameter
     if str(table.dataset).lower() in _IMAGENET and table.unit == "points":
         return name, _IMAGENET_GAMMA
     margin = _DEFAULT_MARGIN[table.unit]
