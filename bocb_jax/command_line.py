@@ -183,6 +183,7 @@ def _required(text: str, kind: Any) -> list[str]:
         has_default = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
         flag = f"--{field.name.replace('_', '-')}"
         is_positional = _POSITIONAL in getattr(hints[field.name], "__metadata__", ())
-        if not has_default and (is_positional or f"{flag} " in text):
+        misses_positional = re.search(r"(?:^|\(required\) )[A-Z]", text)
+        if not has_default and (misses_positional if is_positional else f"{flag} " in text):
             found.append(field.name.upper() if is_positional else flag)
     return found

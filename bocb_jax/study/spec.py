@@ -36,7 +36,7 @@ RESERVED = {
 MOST_TRIALS = 10_000  # of a pair; what asks for more is a slip
 _NAMES = "a list of names, at least one"
 
-Names = Annotated[tuple[Text, ...], Rule(_NAMES)]
+Names = Annotated[tuple[Annotated[Text, Field(min_length=1)], ...], Rule(_NAMES)]
 Trials = Annotated[int, Field(ge=1, le=MOST_TRIALS)]
 Steps = Annotated[int, Field(ge=1, le=100)]
 Span = Annotated[Number, Field(gt=1, le=1e6)]

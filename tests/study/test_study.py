@@ -33,7 +33,7 @@ WHOLE = {"backbones": ["vit_mini"], "optimizers": ["sgd"]}
         ({"search": 3}, "search is a table of settings"),
         ({"final": {"seeds": []}}, "final.seeds .* at least one"),
         ({"final": {"seeds": [1, 1]}}, "final.seeds .* different"),
-        ({"budget": {"runs": 0}}, "budget.runs is 0; it must be positive"),
+        ({"budget": {"runs": 0}}, "budget.runs is 0; it must be a whole number of at least 1"),
         ({"train": {"epoch": 3}}, "There is no setting epoch"),
         ({"train": {"epochs": 0}}, "epochs is 0"),
         ({"train": {"lr": 0.1}}, "train is 'lr'; it must be without what the study itself"),
