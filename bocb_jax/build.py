@@ -39,7 +39,6 @@ from bocb_jax.errors import UserError
 from bocb_jax.models import create_model
 from bocb_jax.models.factory import MODELS
 from bocb_jax.models.layers import BatchNorm
-from bocb_jax.models.macs import count_macs
 from bocb_jax.models.parameters import parameter_kinds
 from bocb_jax.models.recorded import Shapes, recorded_builder
 from bocb_jax.optim import schedules
@@ -162,20 +161,6 @@ def build_model(spec: ProgramSpec, rngs: nnx.Rngs) -> nnx.Module:
             if spec.batch_norm_momentum is not None:
                 module.momentum = spec.batch_norm_momentum
     return model
-
-
-def check_test_size(spec: ProgramSpec) -> None:
-    """Raise UserError if the backbone cannot take images of the size of the evaluation."""
-    model = nnx.eval_shape(lambda: build_model(spec, nnx.Rngs(0)))
-    try:
-        count_macs(model, spec.test_size)
-    except UserError as error:
-        raise UserError(f"test_size is {spec.test_size}: {error}") from error
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(
-            f"test_size is {spec.test_size}, which {spec.model} cannot take: "
-            f"{str(error).partition(chr(10))[0]}"
-        ) from error
 
 
 def build_steps(spec: ProgramSpec, mesh: Mesh) -> Steps:

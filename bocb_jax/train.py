@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from bocb_jax import command_line
-from bocb_jax.build import check_test_size, compiled_program, program_spec, starting_weights
+from bocb_jax.build import compiled_program, program_spec, starting_weights
 from bocb_jax.command_line import Parser
 from bocb_jax.config import TrainConfig, dotted, from_toml, present_flags
 from bocb_jax.console import console, duration, reporter
@@ -168,8 +168,6 @@ class Run:
         self.epoch_steps = steps_per_epoch(len(self.dataset.splits["train"]), resolved.batch_size)
         self.total_steps = resolved.epochs * self.epoch_steps
         self.spec = program_spec(config, resolved, self.dataset, self.epoch_steps)
-        if resolved.test_size != resolved.image_size:
-            check_test_size(self.spec)
         self.program = compiled_program(self.spec)
         check_batch(resolved.batch_size, self.program.mesh, config.step.accumulate)
         self.key = jax.random.key(config.seed)

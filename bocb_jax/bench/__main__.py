@@ -24,7 +24,7 @@ from bocb_jax.bench import gpu, models
 from bocb_jax.bench.data import measure as augmentation_speed
 from bocb_jax.bench.data import measure_folder as folder_speed
 from bocb_jax.bench.optimizers import Cost, measure
-from bocb_jax.checked import Count, Pixels
+from bocb_jax.checked import Count, CountOrZero, Pixels
 from bocb_jax.command_line import Parser, path_of, value_of
 from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.console import console, output
@@ -109,7 +109,7 @@ def _parser() -> Parser:
         "--data with",
     )
     parser.add_argument(
-        "--rounds", type=value_of(Count), default=7, help="timed blocks; the median counts"
+        "--rounds", type=value_of(CountOrZero), default=7, help="timed blocks; the median counts"
     )
     parser.add_argument("--steps", type=value_of(Count), default=10, help="updates in a block")
     parser.add_argument("--json", type=path_of, metavar="FILE", help="also write the figures here")

@@ -63,7 +63,7 @@ LINES = [
     ("recipes x", "unrecognized arguments: x"),
     ("bench", "one of the arguments --optimizers --models --data .*is required"),
     ("bench --optimizers --models", "--models: not allowed with argument --optimizers"),
-    ("bench --optimizers --rounds 0", f"--rounds is 0; it {WHOLE} 1"),
+    ("bench --optimizers --rounds -1", f"--rounds is -1; it {WHOLE} 0"),
     ("bench --optimizers --steps -1", f"--steps is -1; it {WHOLE} 1"),
     ("bench --models --batch-size -2", f"--batch-size is -2; it {WHOLE} 1"),
     ("bench --models --image-size 1e3", f"--image-size is '1e3'; it {WHOLE} 1"),
@@ -86,7 +86,7 @@ LINES = [
 ]
 # Words after `bocb train --model vit_mini`; these need the net or the data, and train nothing.
 TRAIN = [
-    ("--test-size 1", "test_size is 1: Images of 1x1 pixels cannot be cut into patches"),
+    ("--test-size 1", "Images of 1x1 pixels cannot be cut into patches|--test-size"),
     ("--image-size 7", "Images of 7 pixels cannot be cut into patches of 4"),
     ("--batch-size 1000000", "The training split has 1257 images, fewer than one batch"),
     ("--model-args.num-classes 3", "model_args.num_classes is not a setting of its own: the data"),

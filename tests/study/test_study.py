@@ -28,7 +28,7 @@ WHOLE = {"backbones": ["vit_mini"], "optimizers": ["sgd"]}
         ({"search": {"lr": [0.1], "lr_factors": [1]}}, "left out where search.lr_factors"),
         ({"search": {"lr": [-1]}}, "search.lr is .* positive"),
         ({"search": {"lr": 0.1}}, "search.lr is 0.1; it must be a list"),
-        ({"search": {"trials": 0}}, "search.trials is 0; it must be at least 1"),
+        ({"search": {"trials": 0}}, "search.trials is 0; it must be a whole number of at least 1"),
         ({"search": {"halving": 0.5}}, "search.halving is 0.5"),
         ({"search": 3}, "search is a table of settings"),
         ({"final": {"seeds": []}}, "final.seeds .* at least one"),
