@@ -222,7 +222,7 @@ def compiled_program(spec: ProgramSpec) -> Program:
     """
     mesh = make_mesh(spec.fsdp, spec.devices)
     steps = build_steps(spec, mesh)
-    if MODELS.resolve(spec.model).own:
+    if MODELS.resolve(spec.model).own or spec.test_size != spec.image_size:
         check_backbone(
             steps,
             spec.model,

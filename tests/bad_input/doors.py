@@ -86,7 +86,7 @@ LINES = [
 ]
 # Words after `bocb train --model vit_mini`; these need the net or the data, and train nothing.
 TRAIN = [
-    ("--test-size 1", "Images of 1x1 pixels cannot be cut into patches|--test-size"),
+    ("--test-size 1", "Images of 1x1 pixels cannot be cut into patches"),
     ("--image-size 7", "Images of 7 pixels cannot be cut into patches of 4"),
     ("--batch-size 1000000", "The training split has 1257 images, fewer than one batch"),
     ("--model-args.num-classes 3", "model_args.num_classes is not a setting of its own: the data"),
