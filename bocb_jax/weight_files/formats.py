@@ -198,7 +198,9 @@ def open_torch_legacy(file: IO[bytes]) -> tuple[Any, Memory]:
         wanted = {storage.key for storage in storages}
         file.seek(begin)
         for key in keys if isinstance(keys, list) else ():
-            storage = reader.storages[key]
+            storage = reader.storages.get(key)
+            if storage is None:
+                break
             count = int.from_bytes(file.read(8), "little")
             length = count * _dtype(_STORAGES.get(storage.kind), "tensors").itemsize
             if length > size - file.tell():
