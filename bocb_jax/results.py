@@ -140,7 +140,8 @@ def load(path: str | Path) -> Any:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path} is not a Parquet file: {error}.") from error
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} is not a Parquet file: {reason}.") from error
     missing = [name for name in ("model", "optimizer", "status") if name not in frame.columns]
     if missing:
         raise UserError(

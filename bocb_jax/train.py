@@ -36,7 +36,7 @@ from bocb_jax.engine.state import Batch, Metrics, Params, TrainState
 from bocb_jax.engine.trainer import SingleTrainer, Trainer, per_run
 from bocb_jax.errors import Diverged, Interrupted, UserError
 from bocb_jax.resolve import resolve
-from bocb_jax.storage.files import read_json
+from bocb_jax.run_files import read_result
 from bocb_jax.storage.remote import is_url
 
 # Default for precise BatchNorm, at most an epoch: what Schedule-Free's authors recommend.
@@ -201,7 +201,7 @@ class Run:
                 "study": config.study,
             }
             stack.enter_context(run_dir.claim(self.folder, manifest, resume=config.resume))
-        earlier = read_json(self.folder / "result.json")
+        earlier = read_result(self.folder)
         if earlier and earlier["status"] in ("finished", "diverged"):
             return earlier
         shown = (progress or config.log.progress) if jax.process_index() == 0 else "none"

@@ -20,7 +20,7 @@ Shapes = Mapping[str, tuple[int, ...]]  # of weights, by dotted path
 
 MAX_IMAGE_SIZE = 2048  # pixels
 _SMALL = 64  # a window, a kernel or a number of heads: no axis of the weights need be as long
-_DRAWS_PER_ARRAY, _MORE_DRAWS = 4, 64  # of initial values
+_DRAWS_PER_ARRAY, _MORE_DRAWS = 2, 64  # of initial values
 _MAX_NESTED, _MAX_ITEMS = 3, 64  # lists in arguments
 
 

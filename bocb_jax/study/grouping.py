@@ -62,8 +62,11 @@ class Grouping:
     def members(self, cell: Cell, group: list[Planned]) -> int | None:
         """Return for how many members the program is compiled; None if that must be measured."""
         choice = self._chosen.get(_name(cell, group[0]))
-        if choice and choice["asked"] == self.population:
-            return choice["members"]
+        if isinstance(choice, dict) and choice.get("asked") == self.population:
+            members = choice.get("members")
+            limit = self.population if isinstance(self.population, int) else MAX_AUTO_MEMBERS
+            if isinstance(members, int) and 1 <= members <= limit:  # else it was edited
+                return members
         if self.population == "auto":
             return None
         if len(group) > 1:

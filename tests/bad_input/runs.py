@@ -245,7 +245,19 @@ def _patterns() -> list[Row]:
     ]  # fmt: skip
 
 
+def _train() -> list[Row]:
+    """Return rows of resuming a run whose files say something else."""
+    start = ("train", "--model", "vit_mini", "--epochs", "1", "--log.progress", "none")
+    return [
+        Row(f"train-{field}", [*start, "--workdir", "runs/a"],
+            rf"config\.json: {re.escape(field)} is .* not ",
+            files=run(config=changed(CONFIG, field, value)))
+        for field, value in (("config", []), ("config.seed", "x"), ("resolved", 3), ("label", 3))
+    ]  # fmt: skip
+
+
 ROWS = [
+    *_train(),
     *_wrong("config", WRONG_CONFIG, CONFIG),
     *_wrong("result", WRONG_RESULT, RESULT),
     *_not_json(),
