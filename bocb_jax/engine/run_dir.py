@@ -171,6 +171,12 @@ def _check_same(
     folder: Path, earlier: dict[str, Any], manifest: dict[str, Any], resume: bool
 ) -> None:
     """Raise UserError unless `earlier`, the content of config.json, is of the same run."""
+    for name in ("config", "resolved", "versions"):
+        if not isinstance(earlier.get(name) or {}, dict):
+            raise UserError(
+                f"{folder / 'config.json'}: {name} is {str(earlier[name])[:60]}, not an object. "
+                "Was it edited? Choose another --workdir or --run-id."
+            )
     # A start that failed early has written no resolved values.
     resolved = _with_present_names(earlier.get("resolved") or manifest["resolved"])
     differing = difference(earlier.get("config", {}), manifest["config"])
