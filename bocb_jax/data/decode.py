@@ -1,12 +1,16 @@
 """Decoding of image files, with the crops and the resizing that the host does.
 
 Everything is decoded to RGB uint8: gray is repeated, an alpha channel dropped, 16 bits scaled to 8,
-and the first frame of an animation taken. The EXIF orientation is ignored, as in torchvision's and
-TFDS's loaders, so that results are comparable.
+and the first frame of an animation taken. The EXIF orientation is ignored, as in torchvision's,
+timm's and TFDS's loaders, so that results are comparable; TIFFs alone are turned, by Pillow.
+
+Files come from anywhere: only formats of pixels are opened (Pillow would have Ghostscript run an
+EPS file, whatever its name), and none whose decoding takes more than `MAX_DECODING_BYTES`.
 """
 
 import contextlib
 import dataclasses
+import functools
 import io
 import math
 import threading
@@ -14,8 +18,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.Image import Resampling
+
+from bocb_jax.data.to_rgb import UnsuitableImage, to_rgb
 
 try:
     import cykooz_resizer
@@ -23,6 +29,19 @@ except ImportError:  # no wheel, for example on Linux on ARM
     cykooz_resizer = None
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+MAX_DECODING_BYTES = 2**30
+# A pixel takes four bytes as it is opened, four as RGB and three as an array. With twelve, the
+# limit is Pillow's own of 89 million pixels, above which it warns.
+_PILLOW_BYTES = 12
+# Three as an array and four as Pillow's image; a JPEG of several scans keeps six of coefficients.
+_JPEG_BYTES, _SCANS_BYTES = 7, 6
+# Pixels times scans: a progressive JPEG of a few bytes a scan could keep the decoder busy for days.
+_MAX_SCANNED = 2**31
+_SCAN, _LEAST_SCAN_BYTES = b"\xff\xda", 10
+# An image of which one side is so long that it grows beyond this is resized in its center alone.
+_MAX_RESIZED = 2**26
 
 # A resizer reuses its buffers from one image to the next and must not be shared by threads.
 _local = threading.local()
@@ -65,6 +84,10 @@ def decode(encoded: bytes, size: int | None = None, crop_ratio: float = 1.0) -> 
       size: side of the result. The shorter side is resized to `size / crop_ratio`, rounded down
         (bicubic), and the center cut out.
       crop_ratio: share of the shorter side that is kept.
+
+    Raises:
+      UnsuitableImage: the file is no image that is read, or too large; the message says why.
+      Exception: of many types, where the file is damaged.
     """
     if size is None:
         return _pixels(encoded, lambda width, height: 1.0)
@@ -75,6 +98,11 @@ def decode(encoded: bytes, size: int | None = None, crop_ratio: float = 1.0) -> 
         short = min(image.size)
         width, height = (max(whole, int(side * whole / short)) for side in image.size)
         left, top = (width - size) // 2, (height - size) // 2
+        if width * height > _MAX_RESIZED:
+            corners = (left, top, left + size, top + size)
+            x0, y0, x1, y1 = (corner * short / whole for corner in corners)
+            box = x0, y0, min(x1, image.width), min(y1, image.height)
+            return np.array(image.resize((size, size), Resampling.BICUBIC, box), np.uint8)
         image = image.resize((width, height), Resampling.BICUBIC)
         image = image.crop((left, top, left + size, top + size))
     return np.array(image, np.uint8)
@@ -151,28 +179,67 @@ def _decode_turbo(encoded: bytes, scale: Callable[[int, int], float]) -> np.ndar
         height, width, colors, _ = simplejpeg.decode_jpeg_header(encoded)
         if colors in ("YCbCr", "Gray", "RGB"):
             ratio = _jpeg_ratio(scale(width, height))
+            _check_jpeg(encoded, width, height, ratio)
             least = math.ceil(height * ratio), math.ceil(width * ratio)
             return simplejpeg.decode_jpeg(encoded, min_height=least[0], min_width=least[1])
     return None
 
 
 def _decode_pillow(encoded: bytes, scale: Callable[[int, int], float]) -> Image.Image:
-    with Image.open(io.BytesIO(encoded)) as image:
+    try:
+        opened = Image.open(io.BytesIO(encoded), formats=_formats())
+    except UnidentifiedImageError as error:
+        raise UnsuitableImage(_what_else(encoded)) from error
+    with opened as image:
         width, height = image.size
+        _check_bytes(width, height, width * height * _PILLOW_BYTES)
+        if image.format in ("JPEG", "MPO"):
+            _check_jpeg(encoded, width, height, 1)
         ratio = _jpeg_ratio(scale(width, height))
         image.draft(None, (math.ceil(width * ratio), math.ceil(height * ratio)))
-        return _to_rgb(image)
+        return to_rgb(image)
+
+
+@functools.cache
+def _formats() -> list[str]:
+    Image.init()  # registers what this Pillow was built with
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _what_else(encoded: bytes) -> str:
+    """Say what a file is that is no image of the formats that are read."""
+    if not encoded:
+        return "the file is empty"
+    if encoded.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS, not the image itself; run `git lfs pull`"
+    if encoded[:4] in (b"II*\0", b"MM\0*"):
+        return "it is damaged, or a TIFF of a kind that Pillow does not read"
+    return f"it is damaged, or no image; {', '.join(FORMATS)} are read"
+
+
+def _check_jpeg(encoded: bytes, width: int, height: int, ratio: float) -> None:
+    pixels = width * height
+    needed = math.ceil(pixels * _JPEG_BYTES * ratio**2)
+    # Scans are counted only where they can matter: a search through the file takes its time.
+    if needed + pixels * _SCANS_BYTES > MAX_DECODING_BYTES and encoded.count(_SCAN) > 1:
+        needed += pixels * _SCANS_BYTES
+    _check_bytes(width, height, needed)
+    if pixels * (len(encoded) // _LEAST_SCAN_BYTES) > _MAX_SCANNED:
+        scans = encoded.count(_SCAN)
+        if pixels * scans > _MAX_SCANNED:
+            raise UnsuitableImage(
+                f"it has {width:,} x {height:,} pixels in {scans:,} scans, which would take too "
+                "long to decode; save it anew"
+            )
+
+
+def _check_bytes(width: int, height: int, needed: int) -> None:
+    if needed > MAX_DECODING_BYTES:
+        raise UnsuitableImage(
+            f"its {width:,} x {height:,} pixels would take more than {MAX_DECODING_BYTES >> 30} "
+            "GiB to decode; make it smaller"
+        )
 
 
 def _jpeg_ratio(least: float) -> float:
     return next((ratio for ratio in (1 / 8, 1 / 4, 1 / 2) if ratio >= least), 1)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit gray, in either byte order
-        gray = np.asarray(image).astype(np.uint32) // 257
-        return Image.fromarray(gray.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("P", "PA"):
-        # Converted to RGB at once, Pillow warns about transparency.
-        image = image.convert("RGBA")
-    return image.convert("RGB")

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from bocb_jax.data.dataset import Batch, Example, ImageShape, Key, Split
 from bocb_jax.data.decode import RandomCrop, decode, decode_crop
+from bocb_jax.data.exif import orientation
 from bocb_jax.data.records import JoinedRecords, Records
 from bocb_jax.errors import UserError
 
@@ -18,6 +20,9 @@ logger = logging.getLogger(__name__)
 MAX_CACHE_BYTES = 512 * 2**20
 # That many unreadable images in a row mean that the whole data set is broken.
 MAX_SKIPPED = 1000
+
+# Threads that decode images count those that carry an orientation.
+_counting = threading.Lock()
 
 
 class CorruptImage(Exception):
@@ -50,6 +55,7 @@ class EncodedSplit(Split):
         self._size, self._crop_ratio = size, crop_ratio
         self._sized: dict[tuple[int | None, float], Split] = {}
         self._skipped: set[int] = set()
+        self._turned: np.ndarray | None = None  # (N,) whether an image carries an orientation
 
     def __len__(self) -> int:
         return len(self._records)
@@ -119,12 +125,17 @@ class EncodedSplit(Split):
     def _read(self, index: int, key: Key) -> tuple[np.ndarray, int]:
         try:
             encoded, label = self._records[index]
-            return self._decode(encoded, key), label
+            image = self._decode(encoded, key)
+        except UserError:
+            raise
         except Exception as error:  # decoders raise exceptions of many types for broken files
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             raise CorruptImage(
                 f"The image {self._records.name(index)} cannot be read ({reason})."
             ) from error
+        if (turned := orientation(encoded)) != 1:
+            self._note_turned(index, turned)
+        return image, label
 
     def _decode(self, encoded: bytes, key: Key) -> np.ndarray:
         del key  # nothing is random
@@ -134,6 +145,25 @@ class EncodedSplit(Split):
         if index not in self._skipped:
             self._skipped.add(index)
             logger.warning("%s It is skipped (%d so far).", error, len(self._skipped))
+
+    def _note_turned(self, index: int, turned: int):
+        """Count an image that carries an EXIF orientation; say so at 1, 10, 100 ... of them."""
+        with _counting:
+            if self._turned is None:
+                self._turned = np.zeros(len(self), bool)
+            if self._turned[index]:
+                return
+            self._turned[index] = True
+            count = int(self._turned.sum())
+        if str(count).rstrip("0") == "1":
+            logger.warning(
+                "The image %s carries an EXIF orientation (%d); these are not followed, as in "
+                "torchvision's loaders: images are seen as they are stored (%s of %s so far).",
+                self._records.name(index),
+                turned,
+                f"{count:,}",
+                f"{len(self):,}",
+            )
 
 
 class CroppedSplit(EncodedSplit):

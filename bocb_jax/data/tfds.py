@@ -121,6 +121,8 @@ class TfdsRecords:
             self._source = self._open()
         example = self._source[index]
         image_key, label_key = self._keys
+        if example[label_key] < 0:  # TFDS's mark of labels that are not public
+            raise UserError(f"The image {self.name(index)} has no label; test on another split.")
         return example[image_key], example[label_key]
 
     def name(self, index: int) -> str:

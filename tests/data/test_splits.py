@@ -13,6 +13,7 @@ from PIL import Image
 
 from bocb_jax.data import open_dataset, splits
 from bocb_jax.data.decode import RandomCrop
+from bocb_jax.data.exif import orientation
 from bocb_jax.data.loader import Loader
 from bocb_jax.data.pipeline import evaluation_batches, train_batches
 from bocb_jax.data.splits import CachedSplit, EncodedSplit
@@ -214,3 +215,59 @@ def test_a_file_that_vanished(tmp_path):
     (tmp_path / "train" / "cat" / "000.png").unlink()
     with pytest.raises(UserError, match=r"000\.png cannot be read .*No such file"):
         split[0]
+
+
+# Orientations.
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_images_that_carry_an_orientation_are_counted(tmp_path, caplog, form):
+    turned, upright = Image.Exif(), Image.Exif()
+    turned[0x0112], upright[0x0112] = 6, 1
+    for split, count in (("train", 30), ("val", 2), ("test", 2)):
+        for name in ("cat", "dog"):
+            for i in range(count):
+                exif = {0: upright, 1: turned}.get(i % 3) if split == "train" else None
+                data = encode(Image.new("RGB", (10, 8)), form, **({"exif": exif} if exif else {}))
+                path = tmp_path / split / name / f"{i:02}.{form.lower()}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+    split = open_folder(tmp_path).splits["train"]
+    for _ in range(2):  # the second time nothing is new
+        for i in range(60):
+            assert split[i]["image"].shape == (8, 10, 3)  # as it is stored
+    said = [x.getMessage() for x in caplog.records]
+    assert len(said) == 2
+    assert "01." in said[0]
+    assert "EXIF orientation (6); these are not followed, as in torchvision's loaders" in said[0]
+    assert "(1 of 60 so far)" in said[0]
+    assert "(10 of 60 so far)" in said[1]
+
+
+def test_an_orientation_in_a_damaged_or_odd_file():
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for form in ("JPEG", "PNG", "WEBP"):
+        data = encode(Image.new("RGB", (10, 8)), form, exif=exif)
+        assert orientation(data) == 3
+        for end in range(len(data)):
+            assert orientation(data[:end]) in (1, 3)
+    for value in (0, 9, 65535):
+        exif[0x0112] = value
+        assert orientation(encode(Image.new("RGB", (10, 8)), "JPEG", exif=exif)) == 1
+    assert orientation(encode(Image.new("RGB", (10, 8)), "JPEG")) == 1
+    assert orientation(b"") == orientation(b"\xff\xd8\xff\xe1\0\0") == 1
+
+
+# Errors in worker processes.
+
+
+def test_a_worker_process_names_the_image(broken):
+    loader = Loader(
+        open_folder(broken), batch_size=20, image_size=8, workers=2, on_device="no",
+        sharding=batch_sharding(make_mesh(devices=1)),
+    )  # fmt: skip
+    with loader.train(seed=0) as train, pytest.raises(UserError) as caught:
+        next(train)
+    assert str(caught.value).startswith(f"The image {broken}/train/cat/003.jpg cannot be read (")
+    assert "\n" not in str(caught.value)
