@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -136,6 +137,7 @@ def train_alone(run: "Run", caught: signals.Signals, stack: contextlib.ExitStack
 def open_run_dataset(config: TrainConfig) -> Dataset:
     """Open the data set of a run, with the splits of its protocol."""
     dataset = _dataset(
+        os.getcwd(),  # a relative path in the name means another folder elsewhere
         config.dataset,
         split_seed=config.data.split_seed,
         data_dir=config.data.dir,
@@ -144,8 +146,11 @@ def open_run_dataset(config: TrainConfig) -> Dataset:
     return dataset.tuned_on_test() if config.protocol == "paper" else dataset
 
 
-# The next run of this process uses the images that are decoded already.
-_dataset = functools.lru_cache(maxsize=1)(open_dataset)
+@functools.lru_cache(maxsize=1)
+def _dataset(here: str, name: str, **options: Any) -> Dataset:
+    """Open a data set; the next run of this process uses the images that are decoded already."""
+    del here
+    return open_dataset(name, **options)
 
 
 class Run:
@@ -278,13 +283,14 @@ class Run:
         """Describe what is about to be trained."""
         resolved, mesh = self.resolved, self.program.mesh
         resumed = f", from step {self.record.step}" if self.record.step else ""
+        data = f"{self.dataset.describe()}\n" if self.dataset.notes else ""
         return (
             f"{self.config.model} ({self.program.num_params:,} parameters) with {self.config.opt} "
             f"on {self.config.dataset}, recipe {resolved.recipe}; lr {resolved.learning_rate:g}, "
             f"weight decay {resolved.weight_decay:g} ({resolved.hparams_source}); "
             f"{resolved.epochs} epochs of {self.epoch_steps} steps of {resolved.batch_size} images "
             f"of {resolved.image_size} px, {resolved.precision}, "
-            f"{mesh.size} {platform_of(mesh)} device(s){resumed}\n{self.folder}"
+            f"{mesh.size} {platform_of(mesh)} device(s){resumed}\n{data}{self.folder}"
         )
 
 

@@ -40,7 +40,7 @@ RULES = {
     "bocb_jax/augment": {"jax", "numpy", "ours:errors"},
     "bocb_jax/data": {
         "numpy", "jax", "grain", "tensorflow_datasets", "PIL", "simplejpeg", "cykooz_resizer",
-        "absl", "etils", "array_record", "ours:errors", "ours:registry",
+        "scipy", "absl", "etils", "array_record", "ours:errors", "ours:registry",
     },
     "bocb_jax/engine": {
         "jax", "flax", "optax", "orbax", "xxhash", "numpy", "tensorboardX", "wandb",

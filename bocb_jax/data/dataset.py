@@ -54,10 +54,12 @@ class Split:
           keys: one for each example, for splits that are random; empty for none.
 
         Raises:
-          UserError: the images differ in shape.
+          UserError: the images differ in shape, or an example is not what it must be.
         """
         keys = keys or [()] * len(indices)
         examples = [self.draw(int(i), key) for i, key in zip(indices, keys, strict=True)]
+        for i, example in zip(indices, examples, strict=True):
+            _check_example(int(i), example)
         shapes = {example["image"].shape for example in examples}
         if len(shapes) > 1:
             raise UserError(
@@ -111,6 +113,26 @@ class Split:
     def joined(self, other: Self) -> "Split":
         """Return the examples of this split followed by those of another one."""
         return JoinedSplit(self, other)
+
+
+def _check_example(index: int, example: Example) -> None:
+    """Refuse what is no example: a pair, an image of another library, a label that is no integer.
+
+    Raises:
+      UserError: it has no image with a shape, or no label that is a whole number.
+    """
+    given = example if isinstance(example, Mapping) else {}
+    if not hasattr(given.get("image"), "shape") or "label" not in given:
+        held = ", ".join(map(repr, given)) or type(example).__name__
+        raise UserError(
+            f"Example {index} of the data set is {held}; give a dict of an 'image', an array (H, "
+            "W, 3) of uint8, and a 'label', an integer."
+        )
+    label = np.asarray(given["label"])
+    if label.ndim or label.dtype.kind not in "biuf" or label != np.floor(label):
+        raise UserError(
+            f"The label of example {index} of the data set is {given['label']!r}; give an integer."
+        )
 
 
 class JoinedSplit(Split):
@@ -199,6 +221,10 @@ class Dataset:
       class_names: one name for each label, where known.
       mean: of each channel, with pixels scaled to 0 ... 1.
       std: of each channel, with pixels scaled to 0 ... 1.
+      notes: sentences on what was found, and how classes are numbered.
+
+    Raises:
+      UserError: a field cannot be what it says; every field is checked, as people write their own.
     """
 
     name: str
@@ -208,10 +234,17 @@ class Dataset:
     class_names: tuple[str, ...] | None = None
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self):
+        _check_description(self)
         splits = {key: as_split(split) for key, split in self.splits.items()}
         object.__setattr__(self, "splits", splits)
+
+    def describe(self) -> str:
+        """Return the numbers of classes and images in a sentence, followed by the notes."""
+        counts = " ".join(f"{len(split):,} {key}," for key, split in self.splits.items())
+        return f"{self.num_classes:,} classes; {counts[:-1]} images. {' '.join(self.notes)}".strip()
 
     def tuned_on_test(self) -> "Dataset":
         """Return the protocol of the BOCB paper (arXiv 2410.06373).
@@ -221,6 +254,45 @@ class Dataset:
         train, validation, test = (self.splits[key] for key in ("train", "validation", "test"))
         splits = {"train": train.joined(validation), "validation": test, "test": test}
         return dataclasses.replace(self, splits=splits)
+
+
+def _check_description(data: Dataset) -> None:
+    """Check all fields of a data set but the examples.
+
+    Raises:
+      UserError: one of them cannot be right.
+    """
+    name, classes = data.name, data.num_classes
+    if not isinstance(classes, (int, np.integer)) or isinstance(classes, bool):
+        raise UserError(f"num_classes of '{name}' is {classes!r}; give an integer.")
+    if classes < 2:
+        raise UserError(
+            f"'{name}' has {classes} class(es): there is nothing to tell apart, and a classifier "
+            "would always be right. Give it images of at least two classes."
+        )
+    if data.class_names is not None and len(data.class_names) != classes:
+        raise UserError(
+            f"'{name}' has {classes} classes, but {len(data.class_names)} class names; "
+            "give one for each."
+        )
+    missing = [key for key in ("train", "validation", "test") if key not in data.splits]
+    if data.splits and missing:
+        raise UserError(f"'{name}' has no split '{missing[0]}'; give train, validation and test.")
+    shape = data.image_shape
+    if shape is not None and not (len(shape) == 3 and shape[2] == 3 and min(shape) > 0):
+        raise UserError(
+            f"image_shape of '{name}' is {shape}; give (height, width, 3), or None where "
+            "sizes vary."
+        )
+    for field, least in (("mean", 0.0), ("std", 1e-6)):
+        values = np.asarray(getattr(data, field), object)
+        if values.shape != (3,) or not all(
+            isinstance(x, (int, float, np.number)) and least <= x <= 1 for x in values
+        ):
+            raise UserError(
+                f"{field} of '{name}' is {getattr(data, field)}; give a number from {least:g} to 1 "
+                "for each of the three channels, of pixels scaled to 0 ... 1."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,53 +1,72 @@
 """Image folders: PATH/train/CLASS/*.jpg, with PATH/val and PATH/test beside it."""
 
+import errno
 import logging
 import os
+import stat
+import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
 
+from bocb_jax.data import imagenet
 from bocb_jax.data.dataset import Dataset, OpenOptions
 from bocb_jax.data.holdout import held_out_fraction, stratified_split
+from bocb_jax.data.listing import (
+    EXTENSIONS,
+    Listing,
+    images_in,
+    list_images,
+    shown,
+    subfolders,
+    take_each_image_once,
+)
 from bocb_jax.data.splits import EncodedSplit
 from bocb_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-EXTENSIONS = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".jpe", ".jfif", ".jp2", ".avif"),
-)
-_VALIDATION = ("val", "validation", "valid")
+_TRAIN = ("train", "ILSVRC2012_img_train")
+_VALIDATION = ("val", "validation", "valid", "ILSVRC2012_img_val")
+# A larger file is no image to train on; it would be read into memory whole.
+MAX_FILE_BYTES = 2**29
 
 
 def open_folder(path: str, options: OpenOptions) -> Dataset:
     """Open the data set in a folder.
 
-    Each folder in `train` is a class; its images may lie in folders of their own. Without a `test`
-    folder, `val` is the test split; a missing validation split is held out of `train`, stratified
-    by class.
+    Each folder in `train` is a class; classes are numbered by their sorted names, as in
+    torchvision's ImageFolder. Images may lie in folders of their own within a class. Without a
+    `test` folder, `val` is the test split; a missing validation split is held out of `train`,
+    stratified by class. ImageNet is read as it is downloaded, see `bocb_jax.data.imagenet`.
 
     Args:
       path: the folder that holds `train`; relative to `options.data_dir` where that is given.
       options: all but `download` apply.
 
     Raises:
-      UserError: there is no such folder, no class, or a class without images.
+      UserError: there is no such folder, fewer than two classes, or a class without images.
     """
     path = os.path.expanduser(path)
     path = os.path.abspath(os.path.join(options.data_dir or "", path))
     if not os.path.isdir(path):
+        if os.path.exists(path):
+            raise UserError(f"'{path}' is a file; unpack it, and give the folder that holds train.")
         raise UserError(f"There is no folder '{path}'; check the path of the data set.")
-    folders = {name: os.path.join(path, name) for name in sorted(os.listdir(path))}
-    if not os.path.isdir(folders.get("train", "")):
-        raise UserError(
-            f"The folder '{path}' has no folder 'train'; put training images in train/CLASS/*.jpg, "
-            "and others in val and test likewise."
-        )
-    classes = _subfolders(folders["train"])
-    if not classes:
-        raise UserError(f"The folder '{folders['train']}' holds no folders; give it one per class.")
+    base, folders = _split_folders(path)
+    classes = subfolders(folders["train"])
+    _check_classes(folders["train"], classes)
+    skip = options.on_corrupt == "skip"
+    listings = {"train": _list_classes(folders["train"], classes, skip, complete=True)}
+    order = "Classes are numbered by the sorted names of their folders, as in torchvision: "
+    notes = [order + _ends([f"{label} = {name}" for label, name in enumerate(classes)]) + "."]
+    listings |= _list_held_out(path, base, folders, classes, skip, notes)
+    take_each_image_once(listings)
+    splits = {key: FileRecords(x.root, x.names, x.labels) for key, x in listings.items()}
+    for key, split in splits.items():
+        if not len(split):
+            raise UserError(f"No {key} image in '{path}' is left; give it images of its own.")
 
-    splits = _list_splits(path, folders, classes)
     missing = [key for key in ("validation", "test") if key not in splits]
     train = splits["train"]
     fraction = held_out_fraction(len(train))
@@ -62,7 +81,8 @@ def open_folder(path: str, options: OpenOptions) -> Dataset:
             for key in ("train", "validation", "test")
         },
         image_shape=None,
-        class_names=tuple(classes),
+        class_names=imagenet.class_names(path, base, classes),
+        notes=tuple(notes),
     )
 
 
@@ -83,70 +103,141 @@ class FileRecords:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
-        with open(self.name(index), "rb") as file:
-            return file.read(), self.labels[index]
+        return _read_file(self._path(index)), self.labels[index]
 
     def name(self, index: int) -> str:
+        return shown(self._path(index))
+
+    def _path(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(bytes(self.names[index])))
 
 
-def _list_splits(path: str, folders: dict[str, str], classes: list[str]) -> dict[str, FileRecords]:
-    """Return "train" and those of "validation" and "test" that have folders; warn of the others."""
-    splits = {"train": _list_files(folders["train"], classes, complete=True)}
-    validation = [name for name in _VALIDATION if os.path.isdir(folders.get(name, ""))]
-    if os.path.isdir(folders.get("test", "")):
-        splits["test"] = _list_files(folders["test"], classes)
-        if validation:
-            splits["validation"] = _list_files(folders[validation[0]], classes)
+def _read_file(path: str) -> bytes:
+    """Read a regular file; whatever took its place since it was listed is not waited for."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            size = status.st_size / 2**20
+            raise OSError(errno.EFBIG, f"its {size:,.0f} MiB exceed {MAX_FILE_BYTES >> 20} MiB")
+        return file.read()
+
+
+def _split_folders(path: str) -> tuple[str, dict[str, str]]:
+    """Return the folder that holds the splits, and those of "train", "validation" and "test"."""
+    for inner in ("", *imagenet.INNER_FOLDERS):
+        base = os.path.join(path, inner) if inner else path
+        found = {
+            key: next((x for x in names if os.path.isdir(os.path.join(base, x))), None)
+            for key, names in (("train", _TRAIN), ("validation", _VALIDATION), ("test", ("test",)))
+        }
+        if found["train"]:
+            return base, {key: os.path.join(base, x) for key, x in found.items() if x}
+    raise UserError(
+        f"The folder '{path}' has no folder 'train'; put training images in train/CLASS/*.jpg, "
+        "and others in val and test likewise."
+    )
+
+
+def _check_classes(train: str, classes: list[str]) -> None:
+    if not classes:
+        hint = ""
+        if any(name.endswith(".tar") for name in os.listdir(train)):
+            hint = "; unpack each CLASS.tar into a folder CLASS"
+        raise UserError(f"The folder '{train}' holds no folders; give it one per class{hint}.")
+    if len(classes) == 1:
+        raise UserError(
+            f"The folder '{train}' holds one class only, '{classes[0]}': a classifier of one class "
+            "is always right. Give it a folder for each of at least two classes."
+        )
+
+
+def _list_held_out(
+    path: str, base: str, folders: dict[str, str], classes: list[str], skip: bool, notes: list[str]
+) -> dict[str, Listing]:
+    """Return "validation" and "test" where there are folders; say where other images are used."""
+    found: dict[str, Listing] = {}
+    validation, test = folders.get("validation"), folders.get("test")
+    if validation and _is_flat(validation):
+        found["validation"], note = imagenet.list_flat(
+            path, base, validation, classes, skip_unreadable=skip
+        )
+        notes.append(note)
+        if test and _is_flat(test):
+            notes.append("The images in 'test' have no labels and are not used.")
+            test = None
     elif validation:
-        splits["test"] = _list_files(folders[validation[0]], classes)
+        found["validation"] = _list_classes(validation, classes, skip)
+    if test:
+        if _is_flat(test):
+            raise UserError(
+                f"The images in '{test}' have no labels; sort them into class folders, or move the "
+                "folder away: without it 'val', or a part of 'train', is the test split."
+            )
+        found["test"] = _list_classes(test, classes, skip)
+    elif validation:
+        found["test"] = found.pop("validation")
         logger.warning(
             "'%s' has no folder 'test': '%s' is used as the test split, and a part of 'train' for "
             "validation.",
-            path,
-            validation[0],
+            base,
+            os.path.basename(validation),
         )
     else:
         logger.warning(
             "'%s' has neither 'val' nor 'test': parts of 'train' are held out for both.", path
         )
-    return splits
+    return found
 
 
-def _subfolders(path: str) -> list[str]:
-    return sorted(x.name for x in os.scandir(path) if x.is_dir() and not x.name.startswith("."))
+def _is_flat(folder: str) -> bool:
+    """Return whether images lie in a folder itself, and none in class folders."""
+    return not subfolders(folder) and bool(images_in(folder))
 
 
-def _list_files(root: str, classes: list[str], *, complete: bool = False) -> FileRecords:
+def _list_classes(root: str, classes: list[str], skip: bool, *, complete: bool = False) -> Listing:
     """List the images of every class; of a `complete` split no class may be empty."""
-    unknown = sorted(set(_subfolders(root)) - set(classes))
+    # macOS decomposes accents in file names, and a copy to another system keeps them so.
+    here = _by_composed_name(root, subfolders(root))
+    known = _by_composed_name(root, classes)
+    unknown = sorted(here.keys() - known.keys())
     if unknown:
         raise UserError(
             f"The folder '{root}' has a class '{unknown[0]}' that the training images do not have; "
             "rename or remove it."
         )
-    names: list[bytes] = []
-    counts = []
-    for label in classes:
-        found = _images_under(root, label)
-        if complete and not found:
+    found = list_images(root, [here.get(name, "") for name in known], skip_unreadable=skip)
+    if complete:
+        for label in np.flatnonzero(np.bincount(found.labels, minlength=len(classes)) == 0)[:1]:
+            folder = os.path.join(root, classes[label])
             raise UserError(
-                f"The class folder '{os.path.join(root, label)}' holds no image "
-                f"({', '.join(EXTENSIONS[:5])} ...); fill it or remove it."
+                f"The class folder '{folder}' holds no image ({', '.join(EXTENSIONS[:5])} ...)"
+                f"{_other_endings(folder)}; fill it or remove it."
             )
-        names.extend(found)
-        counts.append(len(found))
-    if not names:
+    if not len(found.names):
         raise UserError(f"The folder '{root}' holds no images; fill it or remove it.")
-    labels = np.repeat(np.arange(len(classes), dtype=np.int32), counts)
-    return FileRecords(root, np.array(names), labels)
+    return found
 
 
-def _images_under(root: str, label: str) -> list[bytes]:
-    top = os.path.join(root, label)
-    return sorted(
-        os.fsencode(os.path.relpath(folder, root) + os.sep + name)
-        for folder, _, names in os.walk(top, followlinks=True)
-        for name in names
-        if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-    )
+def _by_composed_name(root: str, names: list[str]) -> dict[str, str]:
+    composed: dict[str, str] = {}
+    for name in names:
+        other = composed.setdefault(unicodedata.normalize("NFC", name), name)
+        if other != name:
+            raise UserError(
+                f"Two folders in '{root}' are named '{name}', once with composed and once with "
+                "decomposed accents; merge them."
+            )
+    return composed
+
+
+def _other_endings(folder: str) -> str:
+    endings = {os.path.splitext(name)[1] for name in os.listdir(folder)} - {""}
+    return f"; its files end in {_ends(sorted(map(shown, endings)))}" if endings else ""
+
+
+def _ends(items: Sequence[str]) -> str:
+    """Return a list of words, without those in its middle if it is long."""
+    return ", ".join(items if len(items) <= 5 else [*items[:3], "...", items[-1]])

@@ -6,6 +6,7 @@ The way that a batch takes changes none of its bits.
 from typing import Any
 
 from bocb_jax.data import pipeline
+from bocb_jax.data.checked import checked
 from bocb_jax.data.dataset import Dataset, Split
 from bocb_jax.data.decode import RandomCrop
 from bocb_jax.data.on_device import DeviceSplit, fits_on_device
@@ -55,6 +56,7 @@ class Loader:
                 self._splits[name] = split.cropped(image_size, crop)
             else:
                 self._splits[name] = split.sized(image_size)
+            self._splits[name] = checked(self._splits[name], dataset.num_classes)
 
     def on_device(self, split: str) -> bool:
         """Return whether a split lives on the devices."""

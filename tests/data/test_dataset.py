@@ -138,3 +138,63 @@ def test_images_of_unequal_shapes_are_refused():
 def test_on_corrupt_is_checked():
     with pytest.raises(UserError, match="'fail' or 'skip'"):
         OpenOptions(on_corrupt="ignore")
+
+
+class Own(Items):
+    """A user's split with one mistake."""
+
+    def __init__(self, first, size, **changes):
+        super().__init__(first, size)
+        self.changes = changes
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) | self.changes
+
+
+@pytest.mark.parametrize("on_device", ["no", "yes"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": np.zeros((4, 4, 3))}, r"images of float64 and shape \(\d+, 4, 4, 3\)"),
+        ({"image": np.ones((4, 4, 3), bool)}, "images of bool"),
+        ({"image": np.zeros((3, 4, 4), np.uint8)}, r"shape \(\d+, 3, 4, 4\)"),
+        ({"image": np.zeros((4, 4), np.uint8)}, r"shape \(\d+, 4, 4\)"),
+        ({"image": [[0]]}, "give a dict of an 'image', an array"),
+        ({"label": 3}, "has the label 3, which is none of its 3 classes"),
+        ({"label": -1}, "has the label -1"),
+        ({"label": 1.5}, r"label of example \d+ of the data set is 1\.5; give an integer"),
+        ({"label": float("nan")}, r"label of example \d+ of the data set is nan"),
+        ({"label": "cat"}, "is 'cat'; give an integer"),
+        ({"label": np.array([1])}, r"is array\(\[1\]\); give an integer"),
+    ],
+)
+def test_a_users_examples_are_checked(changes, message, on_device):
+    splits = {key: Own(0, 10, **changes) for key in ("train", "validation", "test")}
+    data = Dataset("own", 3, splits, (4, 4, 3))
+    with pytest.raises(UserError, match=message):
+        batches(data, on_device=on_device)
+
+
+def test_a_users_pairs_are_refused():
+    class Pairs(Items):
+        def __getitem__(self, index):
+            return image(0), 0
+
+    with pytest.raises(UserError, match="Example 0 of the data set is tuple; give a dict"):
+        UserSplit(Pairs(0, 4)).load()
+
+
+@pytest.mark.parametrize("kind", [float, np.uint8, np.int64, jax.numpy.int32, np.asarray])
+def test_whole_numbers_of_any_kind_are_labels(kind):
+    splits = {key: Own(0, 10, label=kind(2)) for key in ("train", "validation", "test")}
+    batch = batches(Dataset("own", 3, splits, (4, 4, 3)))[0]
+    assert batch["label"].tolist() == [2] * 8
+
+
+def test_a_users_whole_batches_are_checked():
+    class Wrong(Whole):
+        def gather(self, indices):
+            return super().gather(indices) | {"label": np.zeros(len(indices))}
+
+    with pytest.raises(UserError, match=r"labels of float64 and shape \(8,\)"):
+        batches(dataset(Wrong))
