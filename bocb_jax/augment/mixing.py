@@ -1,6 +1,7 @@
 """Mixup and CutMix: each image of a batch is mixed with another one, and so are their labels."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +29,12 @@ class Mixing:
     switch: float = 0.5
 
     def __post_init__(self):
-        if self.mixup < 0 or self.cutmix < 0:
-            raise UserError(
-                f"The alphas of Mixup and CutMix must not be negative; they are {self.mixup} and "
-                f"{self.cutmix}."
-            )
+        for name in ("mixup", "cutmix"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(
+                    f"The alpha of {name} must be a finite number that is not negative; it is "
+                    f"{getattr(self, name)}."
+                )
         for name in ("probability", "switch"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"mixing.{name} must lie in 0 ... 1; it is {getattr(self, name)}.")

@@ -59,6 +59,9 @@ class Operations(NamedTuple):
     matrix: jax.Array  # (N, 6) int32, for `geometry.warp`
 
 
+MAX_OPERATIONS = 99  # of RandAugment on one image
+
+
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
     """RandAugment (Cubuk et al., 2019, arXiv 1909.13719) in timm's variant.
@@ -79,6 +82,19 @@ class RandAugment:
     noise: float = 0.0
     limit: float = 10.0
     increasing: bool = False
+
+    def __post_init__(self):
+        for name, largest in (("magnitude", 1000), ("limit", 1000), ("probability", 1)):
+            if not 0 <= getattr(self, name) <= largest:
+                raise UserError(
+                    f"{name} of RandAugment must lie in 0 ... {largest}; it is "
+                    f"{getattr(self, name)}."
+                )
+        if not 1 <= self.num_ops <= MAX_OPERATIONS:
+            raise UserError(
+                f"RandAugment has {self.num_ops} operations an image; give from 1 to "
+                f"{MAX_OPERATIONS}."
+            )
 
     @classmethod
     def parse(cls, text: str) -> "RandAugment":

@@ -8,6 +8,7 @@ batch; nearly all arithmetic is on integers, so that results are independent of 
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,15 @@ from jax.sharding import Mesh, PartitionSpec
 from bocb_jax.augment import erasing, geometry, operations
 from bocb_jax.augment.operations import Operations, RandAugment
 from bocb_jax.errors import UserError
+
+_RANGES = {
+    "shift": (0, 1),
+    "rotate": (-360, 360),
+    "scale": (0, 1),
+    "pad": (0, 10_000),
+    "color_jitter": (0, 10),
+    "erase": (0, 1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +67,17 @@ class Augmentation:
     erase: float = 0.0
 
     def __post_init__(self):
+        for name, (least, largest) in _RANGES.items():
+            if not least <= getattr(self, name) <= largest:  # nor is NaN
+                raise UserError(
+                    f"{name} must lie in {least:g} ... {largest:g}; it is {getattr(self, name)}."
+                )
         if self.shift and self.pad:
             raise UserError("Give a shift as a fraction of the side or a pad in pixels, not both.")
         if self.pad_mode not in ("zero", "reflect"):
             raise UserError(f"pad_mode must be 'zero' or 'reflect', not '{self.pad_mode}'.")
         for name, range_ in (("resized_crop", self.resized_crop or (1, 1)), ("ratio", self.ratio)):
-            if len(range_) != 2 or not 0 < range_[0] <= range_[1]:
+            if np.shape(range_) != (2,) or not 0 < range_[0] <= range_[1] < math.inf:
                 raise UserError(
                     f"{name} must be a least and a largest number above 0, not {range_}."
                 )
@@ -70,8 +85,6 @@ class Augmentation:
             raise UserError(f"resized_crop is a share of the area; {self.resized_crop} exceeds 1.")
         if self.rand_augment:
             RandAugment.parse(self.rand_augment)
-        if not 0 <= self.erase <= 1:
-            raise UserError(f"erase must be a probability, not {self.erase}.")
 
 
 def preprocess(

@@ -117,7 +117,16 @@ def test_an_inactive_policy_changes_nothing():
         assert mix(images, targets, key=jax.random.key(0), policy=policy)[0] is images
 
 
-@pytest.mark.parametrize("wrong", [{"mixup": -1.0}, {"probability": 2.0}, {"switch": -0.5}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mixup": -1.0},
+        {"mixup": float("inf")},
+        {"cutmix": float("nan")},
+        {"probability": 2.0},
+        {"switch": -0.5},
+    ],
+)
 def test_impossible_policies_are_refused(wrong):
     with pytest.raises(UserError):
         Mixing(**wrong)

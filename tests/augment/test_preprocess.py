@@ -183,7 +183,19 @@ def test_normalize_centers_and_scales():
     ({"pad_mode": "edge"}, "zero"),
     ({"resized_crop": (0.5, 1.5)}, "exceeds"),
     ({"resized_crop": (1.0, 0.5)}, "least"),
-    ({"erase": 1.5}, "probability"),
+    ({"resized_crop": 0.5}, "a least and a largest"),
+    ({"resized_crop": (0.5, float("nan"))}, "a least and a largest"),
+    ({"ratio": (0.5, float("inf"))}, "a least and a largest"),
+    ({"erase": 1.5}, "erase must lie in 0 ... 1; it is 1.5"),
+    ({"erase": float("nan")}, "erase must lie in"),
+    ({"rotate": float("nan")}, "rotate must lie in -360 ... 360; it is nan"),
+    ({"scale": float("inf")}, "scale must lie in"),
+    ({"shift": -0.1}, "shift must lie in"),
+    ({"pad": -1}, "pad must lie in"),
+    ({"color_jitter": 100.0}, "color_jitter must lie in"),
+    ({"rand_augment": "rand-m9999"}, "magnitude of RandAugment must lie in"),
+    ({"rand_augment": "rand-n1000000"}, "1000000 operations an image"),
+    ({"rand_augment": "rand-p2"}, "probability of RandAugment"),
 ])  # fmt: skip
 def test_impossible_policies_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):

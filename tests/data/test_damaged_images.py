@@ -13,7 +13,7 @@ from bocb_jax.data.decode import RandomCrop, decode
 from bocb_jax.data.splits import CroppedSplit, EncodedSplit
 from bocb_jax.errors import UserError
 
-pytestmark = pytest.mark.filterwarnings("default")  # Pillow warns of some damage, and goes on
+pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow warns of some damage, and goes on
 
 
 class OneRecord:
@@ -59,6 +59,13 @@ def test_the_valid_ones_are_read(form):
 @settings(max_examples=400)
 @given(damaged_files())
 def test_damage_gives_a_sentence_or_pixels(drawn):
+    read(drawn[1])
+
+
+@pytest.mark.slow
+@settings(max_examples=200_000)
+@given(damaged_files())
+def test_much_damage_gives_a_sentence_or_pixels(drawn):
     read(drawn[1])
 
 
