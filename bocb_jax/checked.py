@@ -51,8 +51,8 @@ Fraction = Annotated[Number, Field(ge=0, le=1)]
 FractionBelowOne = Annotated[Number, Field(ge=0, lt=1)]
 Share = Annotated[Number, Field(gt=0, le=1)]
 # float32 has neither 1e-50 nor 1e50: such a rate would be zero or infinite.
-Rate = Annotated[Number, Field(ge=1e-30, le=1e6), Rule("a positive number of at most 1e6")]
-Decay = Annotated[Number, Field(ge=0, le=1e6)]
+Rate = Annotated[Number, Field(ge=1e-30, le=1e30), Rule("a positive number of at most 1e30")]
+Decay = Annotated[Number, Field(ge=0, le=1e30)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # The upper bounds keep slips such as an extra row of zeros from running for ever.
 Workers = Annotated[int, Field(ge=1, le=4096)]

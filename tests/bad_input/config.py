@@ -9,14 +9,14 @@ WHOLE, POSITIVE = "must be a whole number of at least", "must be a positive numb
 
 # Words of the command line, and what the sentence says.
 FLAGS = [
-    ("--lr inf", f"lr is inf; it {POSITIVE} of at most 1e6"),
+    ("--lr inf", f"lr is inf; it {POSITIVE} of at most 1e30"),
     ("--lr nan", f"lr is nan; it {POSITIVE}"),
     ("--lr -1", f"lr is -1.0; it {POSITIVE}"),
     ("--lr 0", f"lr is 0.0; it {POSITIVE}"),
     ("--lr 1e-50", f"lr is 1e-50; it {POSITIVE}"),
     ("--lr 1e300", f"lr is 1e[+]300; it {POSITIVE}"),
     ("--lr fast", f"--lr is 'fast'; it {POSITIVE}"),
-    ("--lr", "--lr needs a value: a positive number of at most 1e6. .bocb train --help. lists"),
+    ("--lr", "--lr needs a value: a positive number of at most 1e30. .bocb train --help. lists"),
     ("--lr 0.1 0.2", "'0.2' is not understood; settings are given as --name value"),
     ("--weight-decay inf", "weight_decay is inf; it must be a number of at least 0"),
     ("--weight-decay -0.1", "weight_decay is -0.1; it must be a number of at least 0"),
