@@ -1,6 +1,6 @@
 """The config of a run: typed, frozen settings that are checked when they are made.
 
-Standard library only. A config comes from the command line, from TOML or from Python, goes to
+A config comes from the command line, from TOML or from Python, goes to
 `config.json` in the run directory and comes back from there unchanged. `None` stands for "what the
 recipe or the optimizer says"; `bocb_jax.resolve` fills it in.
 """

@@ -40,7 +40,8 @@ from bocb_jax.resolve import resolve
 from bocb_jax.run_files import read_result
 from bocb_jax.storage.remote import is_url
 
-# Default for precise BatchNorm, at most an epoch: what Schedule-Free's authors recommend.
+# Batches of precise BatchNorm where other weights are evaluated than are trained, at most an epoch
+# (as the authors of Schedule-Free recommend).
 PRECISE_BN_BATCHES = 50
 
 
@@ -63,8 +64,8 @@ def parse(arguments: list[str]) -> TrainConfig:
     before.add_argument("--config")
     known, arguments = before.parse_known_args(present_flags(arguments))
     default = TrainConfig() if known.config is None else from_toml(known.config)
-    # Arguments of one backbone or optimizer are no fields of the config. Those on the command line
-    # join the defaults, where tyro finds their types.
+    # tyro knows only the fields that a config declares. Arguments of a backbone or an optimizer are
+    # none, so those on the command line are put into the defaults first.
     default = dataclasses.replace(
         default,
         model_args=default.model_args | dotted(arguments, "model_args"),
@@ -108,19 +109,22 @@ def _train(config: TrainConfig) -> dict[str, Any]:
         earlier = run.open(stack, started)
         if earlier:
             console.print(
-                f"This run has already ended:\n{closing(earlier, run.folder)}", markup=False
+                f"This run has already ended:\n{closing_text(earlier, run.folder)}", markup=False
             )
             return earlier
-        return train_alone(run, caught, stack)
+        return train_single(run, caught, stack)
 
 
-def train_alone(run: "Run", caught: signals.Signals, stack: contextlib.ExitStack) -> dict[str, Any]:
+def train_single(
+    run: "Run", caught: signals.Signals, stack: contextlib.ExitStack
+) -> dict[str, Any]:
     """Train an open run to its end and return its result.
 
-    If an error ends it, the result says so, and the error is raised.
+    An unexpected error is recorded in `result.json` and raised; a UserError or an interruption is
+    only raised, since the same command resumes the run.
     """
     report = run.record.report
-    report.say(run.opening())
+    report.say(run.opening_text())
     trainer = SingleTrainer(run.program, run.hand_over_state(), run.key)
     try:
         Loop([run], trainer, caught, stack).train()
@@ -130,7 +134,7 @@ def train_alone(run: "Run", caught: signals.Signals, stack: contextlib.ExitStack
         with contextlib.suppress(UserError):  # a full disk is no second error
             run.record.write_result(failure(error))
         raise
-    report.say(closing(run.result, run.folder))
+    report.say(closing_text(run.result, run.folder))
     return run.result
 
 
@@ -279,7 +283,7 @@ class Run:
             )
         return weights
 
-    def opening(self) -> str:
+    def opening_text(self) -> str:
         """Describe what is about to be trained."""
         resolved, mesh = self.resolved, self.program.mesh
         resumed = f", from step {self.record.step}" if self.record.step else ""
@@ -300,8 +304,9 @@ class Run:
 class Loop:
     """Trains runs in step with one another: a single one, or the members of a population.
 
-    What happens before a step depends only on the number of steps taken and on the records. A
-    checkpoint holds both: wherever a run is stopped, the next start does what this one would have.
+    What is computed depends only on the number of steps taken and on the records. A checkpoint
+    holds both: wherever a run is stopped, the next start does what this one would have. The clock
+    decides only when to save.
 
     Args:
       runs: open, at the same step, and equal but for learning rate, weight decay and seed.
@@ -334,7 +339,7 @@ class Loop:
     def train(self) -> None:
         """Train to the end, and set `outcome` of every run."""
         self.records.begin(self.total_steps)
-        with contextlib.suppress(Diverged):  # every run has; each has its result
+        with contextlib.suppress(Diverged):  # raised once every run has diverged and has its result
             self._loop()
         for run, outcome in zip(self.runs, self.records.outcomes, strict=True):
             run.outcome = outcome
@@ -357,7 +362,7 @@ class Loop:
                 records.first_step_done()
                 compiled = True
             if records.line_is_due():
-                self._fetch_metrics()  # of the steps before this one, which the devices compute now
+                self._fetch_metrics()  # of earlier steps, while the devices compute this one
                 records.write_line()
             self.pending_metrics.append(metrics)
             self.step += 1
@@ -394,9 +399,11 @@ class Loop:
     def _eval_model_state(self) -> Params:
         """Return the model state for an evaluation.
 
-        Training updates BatchNorm's running statistics at the trained weights. Where others are
-        evaluated, or the config asks for it, training batches go through the evaluated weights
-        first, always the same ones: precise BatchNorm (Wu and Johnson, 2021, arXiv 2105.07576).
+        Training updates BatchNorm's running statistics at the trained weights. If other weights
+        are evaluated (a moving average, Schedule-Free), or the config asks for it, the first
+        training batches, the same each time, pass through the evaluated weights first, and the
+        running statistics go on from there. This is a simple form of precise BatchNorm (Wu and
+        Johnson, 2021, arXiv 2105.07576), which averages the statistics of batches.
         """
         model_state = self.trainer.model_state
         count = self.config.step.precise_bn_batches
@@ -449,13 +456,16 @@ class Loop:
             )
 
 
-def closing(outcome: dict[str, Any], folder: Path) -> str:
+def closing_text(outcome: dict[str, Any], folder: Path) -> str:
     """Describe how a run ended."""
     took = duration(outcome["wall_seconds"])
     result = folder / "result.json"
     if outcome["status"] == "diverged":
         step = outcome["diverged_at_step"]
-        return f"Diverged: the loss was no longer finite at step {step}, after {took}. {folder}"
+        return (
+            f"Diverged: the loss or the gradient was no longer finite at step {step}, after {took}. "
+            f"{folder}"
+        )
     if "test_accuracy" not in outcome:
         validation = f"{outcome['validation_accuracy']:.2%}"
         return f"Validation accuracy {validation}, test split not read, {took}. {result}"

@@ -21,7 +21,7 @@ from bocb_jax.engine.run_dir import working_here
 from bocb_jax.engine.trainer import PopulationTrainer
 from bocb_jax.errors import UserError
 from bocb_jax.storage.remote import is_url
-from bocb_jax.train import Loop, Run, closing, train_alone
+from bocb_jax.train import Loop, Run, closing_text, train_single
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def train_together(
                 _train_group(group, members, caught, stack)
             else:
                 for run in group:
-                    train_alone(run, caught, stack)
+                    train_single(run, caught, stack)
     return [run.result for run in runs]
 
 
@@ -111,7 +111,7 @@ def _train_group(
 ) -> None:
     report = group[0].record.report
     for run in group:
-        report.say(run.opening())
+        report.say(run.opening_text())
     report.say(f"These {len(group)} train together.")
     trainer = PopulationTrainer(
         compiled_population(group[0].spec, members),
@@ -121,4 +121,4 @@ def _train_group(
     )
     Loop(group, trainer, caught, stack).train()
     for run in group:
-        report.say(closing(run.result, run.folder))
+        report.say(closing_text(run.result, run.folder))

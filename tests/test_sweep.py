@@ -112,7 +112,7 @@ def test_workers_that_cannot_even_start_end_the_sweep(tmp_path):
     cells, pool = made_runs.cells(study(), tmp_path, 1, 1), Pretended(2, lambda *_: [])
     pool.events = lambda timeout: [died(0, "It ended with exit code 1.")]
     scheduler = Scheduler(cells, {}, pool, Progress(cells, {}, 2), workdir=Workdir.at(tmp_path))
-    with pytest.raises(sweep.UserError, match=r"No worker gets ready. It ended with exit"):
+    with pytest.raises(sweep.UserError, match=r"No worker could start. It ended with exit"):
         scheduler.run()
 
 

@@ -182,7 +182,9 @@ class Record:
                 self.step = number
                 if number == 1:
                     raise UserError(_NOT_FINITE.format(**row))
-                raise Diverged(f"The loss was no longer finite at step {number}.", step=number)
+                raise Diverged(
+                    f"The loss or the gradient was no longer finite at step {number}.", step=number
+                )
 
     def write_line(self, validation: dict[str, float] | None = None) -> None:
         """Write the line of metrics of the steps since the last one, with the validation scores."""

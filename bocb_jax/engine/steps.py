@@ -1,4 +1,4 @@
-"""What a run computes: its first state, a training step, an evaluation. Nothing here is compiled.
+"""What a run computes: its first state, a training step, an evaluation; pure functions.
 
 `Program` jits the methods of `Steps` for one run, `Population` vmaps them over several. This is the
 only file that splits and merges NNX modules; everywhere else parameters are nested dicts.
@@ -54,7 +54,7 @@ class Preprocessing:
 
 
 class Part(NamedTuple):
-    """A part of a batch; with a leading axis of parts, the whole batch."""
+    """A part of a batch, or, with a leading axis of parts, all parts of it."""
 
     images: jax.Array  # (batch, height, width, channels), normalized
     targets: jax.Array  # (batch,) labels or (batch, classes) probabilities
@@ -143,7 +143,7 @@ class Steps:
     # --- Training ---------------------------------------------------------------------------------
 
     def prepare(self, step: jax.Array, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return the images and targets that the step of this number makes of a batch."""
+        """Return the augmented images and the targets of a batch at a step."""
         key = jax.random.fold_in(jax.random.fold_in(key, step), 0)
         return self._preprocessing.train(batch["image"], batch["label"], key)
 
@@ -201,8 +201,8 @@ class Steps:
         Every gradient of a step is taken here: the one that the optimizer is given, and those that
         it asks for at other points or for other labels.
 
-        The parts go through the model one after another: each sees the running statistics that the
-        one before it left, and the first one `model_state`.
+        The parts go through the model in order and pass the running statistics on, starting from
+        `model_state`.
 
         Args:
           params: the point.
@@ -238,9 +238,9 @@ class Steps:
     def _extra_gradients(self, state: TrainState, parts: Part) -> dict[str, Any]:
         """Return the functions by which an optimizer takes gradients of its own.
 
-        They are `gradient` of the whole batch: with the same parts, dropout masks and running
-        statistics at the start as the first one, and clipped as it is. The running statistics that
-        they leave are dropped. XLA removes what an optimizer does not call.
+        They take `gradient` of the whole batch and see what the first gradient saw: its parts,
+        dropout masks and initial running statistics. They are clipped like it, and the running
+        statistics that they leave are dropped. What an optimizer does not call is never traced.
         """
 
         def value_and_grad_fn(params: Params) -> tuple[jax.Array, Params]:
@@ -262,7 +262,7 @@ class Steps:
     ) -> jax.Array:
         """Return labels (parts, batch // parts) drawn from the model's predictions.
 
-        What is drawn for an example does not depend on the number of parts.
+        The random numbers of an example do not depend on the number of parts.
         """
 
         def predict(model_state: Params, part: Part) -> tuple[Params, jax.Array]:
@@ -359,6 +359,8 @@ class Steps:
 
     def eval_step(self, state: TrainState, batch: Batch) -> Metrics:
         """Return the sums of "loss", "correct" and "count" over a batch.
+
+        The loss is the cross entropy, whatever loss is trained.
 
         Args:
           state: what is evaluated.

@@ -17,7 +17,7 @@ from bocb_jax.study.pool import Pool
 from bocb_jax.study.progress import Progress
 from bocb_jax.study.worker import write_failure
 
-MAX_FAILED_STARTS = 3  # per worker, in a row; more are no accident
+MAX_FAILED_STARTS = 3  # in a row, for each worker of the pool
 # As XLA's events name the compiled functions.
 TRAIN_STEP = "jit(train_step)"
 TRAIN_STEP_TOGETHER = "jit(train_step_together)"
@@ -56,7 +56,7 @@ class Scheduler:
     """Goes through the cells until all their runs have ended.
 
     The first run of a pair compiles its programs; only then do other workers help with that pair,
-    and load the programs from the cache. So each program is compiled once.
+    and load the programs from the cache. So the programs of a pair are normally compiled once.
 
     Args:
       cells: the pairs.
@@ -64,10 +64,10 @@ class Scheduler:
       pool: the workers.
       progress: is told what happens.
       workdir: the folder of runs.
-      retries: how often a run is started again whose worker died without progress of the run.
+      retries: restarts of a run whose worker keeps dying before it has saved anything new.
       minutes_per_run: a run that takes longer is ended. Runs that train together have this time
         each; if that does not suffice, they continue one by one.
-      device_seconds: no run starts once the workers have spent this much time.
+      device_seconds: no run starts once the jobs that have ended took this much time in all.
       grouping: which runs train together; None for none.
     """
 
@@ -97,8 +97,10 @@ class Scheduler:
         self._jobs: dict[int, _Job] = {}  # by worker
         self._deaths: collections.Counter[str] = collections.Counter()
         self._failed_starts = 0  # workers in a row that died before they were ready
-        self._reached: dict[str, int] = {}  # run -> its step when its worker died
-        self._alone: set[str] = set()  # runs that made no progress together
+        self._reached: dict[
+            str, int
+        ] = {}  # run -> its last saved step when its worker died or ran out of time
+        self._alone: set[str] = set()  # runs that saved nothing new while they trained together
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Work until everything has ended; return False if `stop` or the budget came first.
@@ -166,7 +168,10 @@ class Scheduler:
         return _Job(cell, runs, request, time.monotonic())
 
     def _choose(self, worker: int) -> int | None:
-        """Return the cell the worker is at, else one not started, else the longest queue."""
+        """Return the cell that the worker is at, else one not started, else the longest queue.
+
+        Cells whose programs another worker is still compiling are left out.
+        """
         last = self._last.get(worker)
         if last is not None and self._todo[last]:
             return last
@@ -174,8 +179,8 @@ class Scheduler:
         fresh = [i for i in unfinished if not self._opened[i]]
         if fresh:
             return fresh[0]
-        warm = [i for i in unfinished if self._warm[i] or not self._is_running(i)]
-        return max(warm, key=lambda i: len(self._todo[i]), default=None)
+        available = [i for i in unfinished if self._warm[i] or not self._is_running(i)]
+        return max(available, key=lambda i: len(self._todo[i]), default=None)
 
     def _is_running(self, cell: int) -> bool:
         return any(job.cell == cell for job in self._jobs.values())
@@ -206,7 +211,7 @@ class Scheduler:
         self._failed_starts += 1
         if self._failed_starts > MAX_FAILED_STARTS * self.pool.size:
             raise UserError(
-                f"No worker gets ready. {reason} What the workers print is in .workers in the "
+                f"No worker could start. {reason} What the workers print is in .workers in the "
                 "folder of the runs; on a cluster, bocb_jax must be installed on each node."
             )
 
