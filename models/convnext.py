@@ -77,13 +77,16 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Depthwise convolution, norm and MLP on a residual branch."""
+    """Depthwise convolution, norm, MLP and layer scale on a residual branch, with stochastic depth.
+
+    The layer scale is called `gamma`, as in timm; ConvNeXt V2 has none.
+    """
 
     def __init__(
         self,
         config: ConvNeXtConfig,
         width: int,
-        drop_path: float,
+        drop_rate: float,
         *,
         dtype: layers.Dtype,
         rngs: nnx.Rngs,
@@ -98,7 +101,7 @@ class Block(nnx.Module):
             if config.layer_scale is None
             else nnx.Param(jnp.full((width,), config.layer_scale, jnp.float32), kind="scale")
         )
-        self.drop_path = layers.DropPath(drop_path)
+        self.drop_path = layers.DropPath(drop_rate)
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = self.mlp(self.norm(self.conv_dw(x)))

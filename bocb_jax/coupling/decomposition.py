@@ -12,7 +12,7 @@ import pandas
 from bocb_jax.coupling import noncentral
 from bocb_jax.coupling.cells import Cells, cells_of_table, noise_variance, resampled_means
 from bocb_jax.coupling.score_table import ScoreTable
-from bocb_jax.coupling.significance import Tukey, permutation_test, tukey_test
+from bocb_jax.coupling.significance import Tukey, interaction_permutation_test, tukey_test
 
 _SYSTEMATIC = ["optimizer", "backbone", "interaction"]
 
@@ -115,7 +115,7 @@ def decompose(
         interaction_std_low=low,
         interaction_std_high=high,
         noise_std=None if noise is None else float(np.sqrt(noise)),
-        permutation_p=permutation_test(cells, resamples, rng),
+        permutation_p=interaction_permutation_test(cells, resamples, rng),
         permutations=resamples if noise is not None else 0,
         tukey=tukey_test(cells),
         runs=len(cells.values),

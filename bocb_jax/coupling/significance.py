@@ -1,7 +1,9 @@
-"""Is it chance? Tests of the interaction, of optimizers over backbones, and within a backbone.
+"""Significance tests of a table of scores, in three groups.
 
-Tests over backbones take them as blocks. Backbones of one family (five MetaFormers, two ConvNeXts)
-are not independent, so each of these tests is also given with families as blocks.
+Of the interaction; of optimizers across backbones, where every backbone is a block; and of
+optimizers within one backbone, over its seeds. Backbones of one family (five MetaFormers, two
+ConvNeXts) are not independent, so Friedman's and Wilcoxon's tests are also given with families as
+blocks.
 """
 
 import dataclasses
@@ -64,18 +66,22 @@ class Nemenyi:
 # -- of the interaction ----------------------------------------------------------------------------
 
 
-def permutation_test(cells: Cells, permutations: int, rng: np.random.Generator) -> float | None:
-    """Return the p-value of the interaction by Freedman and Lane's test.
+def interaction_permutation_test(
+    cells: Cells, permutations: int, rng: np.random.Generator
+) -> float | None:
+    """Return the p-value of the interaction by Freedman and Lane's permutation test.
 
-    It permutes the residuals of the additive model over runs (Freedman and Lane 1983; Anderson and
-    ter Braak 2003) and recomputes the F of interaction over noise. The fitted part need not be
-    added back, because the projection removes it again.
+    The residuals of the additive model are shuffled among all runs (Freedman and Lane 1983;
+    Anderson and ter Braak 2003). The statistic is the interaction's sum of squares over that of the
+    noise, a monotone function of F. Adding the additive fit back would change neither, so it is
+    left out.
 
     Returns:
-      None if no cell has two runs or the additive model leaves no degree of freedom.
+      1 if the additive model fits without residuals. None if no cell has two runs or the additive
+      model leaves no degree of freedom.
     """
-    between, within = cells.degrees_of_freedom
-    if within == 0 or between == 0:
+    interaction_df, noise_df = cells.degrees_of_freedom
+    if noise_df == 0 or interaction_df == 0:
         return None
     means = cells.means(cells.values)
     additive = means - cells.interaction(means)
@@ -103,32 +109,36 @@ def permutation_test(cells: Cells, permutations: int, rng: np.random.Generator) 
 def tukey_test(cells: Cells) -> Tukey | None:
     """Return Tukey's (1949) test on the cell means; None with too few cells."""
     means = cells.means(cells.values)
-    residuals = cells.interaction(means)
+    interaction = cells.interaction(means)
     degrees = cells.degrees_of_freedom[0] - 1
     _, rows, columns = cells.effects()
-    whole = rows[cells.optimizer] * columns[cells.backbone]
-    product = cells.interaction(whole)
-    size = (cells.counts * product**2).sum()
-    total = float((cells.counts * residuals**2).sum())
-    rounding = 1e-20 * (cells.counts * means**2).sum()
-    if degrees < 1 or not size > 1e-18 * (cells.counts * whole**2).sum() or not total > rounding:
+    outer = rows[cells.optimizer] * columns[cells.backbone]
+    product = cells.interaction(outer)
+
+    def sum_of_squares(values: np.ndarray) -> float:
+        return float((cells.counts * values**2).sum())
+
+    product_ss, interaction_ss = sum_of_squares(product), sum_of_squares(interaction)
+    without_product = not product_ss > 1e-18 * sum_of_squares(outer)
+    only_rounding = not interaction_ss > 1e-20 * sum_of_squares(means)
+    if degrees < 1 or without_product or only_rounding:
         return None
-    coefficient = float((cells.counts * product * residuals).sum() / size)
-    explained = coefficient**2 * float(size)
-    f = explained / max((total - explained) / degrees, 1e-300)
+    coefficient = float((cells.counts * product * interaction).sum()) / product_ss
+    explained = coefficient**2 * product_ss
+    f = explained / max((interaction_ss - explained) / degrees, 1e-300)
     return Tukey(
         f=f,
         degrees_of_freedom=(1, degrees),
         p_value=noncentral.f_p_value(f, 1, degrees),
         coefficient=coefficient,
-        share=explained / total,
+        share=explained / interaction_ss,
     )
 
 
 # -- of optimizers over backbones ------------------------------------------------------------------
 
 
-def complete(goodness: pandas.DataFrame) -> pandas.DataFrame:
+def without_gaps(goodness: pandas.DataFrame) -> pandas.DataFrame:
     """Return the part of a table without missing cells, which rank tests need.
 
     Optimizers with a score on less than half of the backbones are dropped first, then every
@@ -146,9 +156,10 @@ def friedman(goodness: pandas.DataFrame, families: pandas.Series | None) -> Frie
       families: family of every backbone, or None.
 
     Returns:
-      None with fewer than three optimizers or two backbones that are complete.
+      None if fewer than three optimizers or two backbones are left `without_gaps`, or all scores
+      of every backbone tie.
     """
-    scores = complete(goodness)
+    scores = without_gaps(goodness)
     optimizers, backbones = scores.shape
     if optimizers < 3 or backbones < 2 or _all_tied(scores):
         return None
@@ -182,8 +193,6 @@ def _all_tied(scores: pandas.DataFrame) -> bool:
 def family_means(goodness: pandas.DataFrame, families: pandas.Series) -> pandas.DataFrame:
     """Average goodness over the backbones of each family, centered per backbone first.
 
-    Without centering a family's figure would follow its easiest backbone.
-
     Returns:
       Optimizers x families.
     """
@@ -195,9 +204,9 @@ def nemenyi(goodness: pandas.DataFrame, *, confidence: float = 0.95) -> Nemenyi 
     """Return Nemenyi's test and its critical difference.
 
     Returns:
-      None with fewer than three optimizers or two backbones that are complete.
+      None if fewer than three optimizers or two backbones are left `without_gaps`.
     """
-    scores = complete(goodness)
+    scores = without_gaps(goodness)
     optimizers, backbones = scores.shape
     if optimizers < 3 or backbones < 2:
         return None
@@ -231,7 +240,8 @@ def _groups(ranks: pandas.Series, difference: float) -> tuple[tuple[str, ...], .
 def pairwise(goodness: pandas.DataFrame, families: pandas.Series | None) -> pandas.DataFrame | None:
     """Compare every two optimizers over backbones: Wilcoxon's signed-rank test, Holm's correction.
 
-    Zeros are treated as in Pratt (1959). The p-value is exact without ties, else asymptotic.
+    Zeros are treated as in Pratt (1959). The p-value is exact for up to 50 differences without ties
+    or zeros, else asymptotic.
 
     Args:
       goodness: optimizers x backbones, larger is better.
@@ -239,8 +249,8 @@ def pairwise(goodness: pandas.DataFrame, families: pandas.Series | None) -> pand
 
     Returns:
       A row a pair: first, second, n (backbones with both), median_difference (first - second, in
-      the unit of `goodness`), statistic, p_value, p_holm; p_family and families: the same over
-      means of families. None for one optimizer.
+      the unit of `goodness`), statistic, p_value, p_holm; with families also p_family (the p-value
+      with families as blocks, not corrected) and families (their number). None for one optimizer.
     """
     if len(goodness) < 2:
         return None
@@ -275,11 +285,11 @@ def _wilcoxon(differences: np.ndarray) -> np.ndarray:
     sizes = np.sort(np.abs(np.where(known, differences, np.inf)), axis=1)
     # With ties SciPy's exact method would permute, which takes a second for every pair.
     tied = (sizes[:, 0] == 0) | ((sizes[:, 1:] == sizes[:, :-1]) & (sizes[:, 1:] < np.inf)).any(1)
-    tied |= counts > 50
+    approximated = tied | (counts > 50)
     nothing = (counts > 1) & (np.nanmax(np.where(known, np.abs(differences), 0), axis=1) == 0)
     found[:, nothing] = [[0.0], [1.0]]
-    for count, approximate in {*zip(counts.tolist(), tied.tolist(), strict=True)}:
-        rows = (counts == count) & (tied == approximate) & ~nothing
+    for count, approximate in {*zip(counts.tolist(), approximated.tolist(), strict=True)}:
+        rows = (counts == count) & (approximated == approximate) & ~nothing
         if count < 2 or not rows.any():
             continue
         block = differences[rows][known[rows]].reshape(-1, count)
@@ -313,7 +323,8 @@ def against_best(table: ScoreTable) -> pandas.DataFrame | None:
     so the p-values are somewhat too small.
 
     Returns:
-      backbone, optimizer, best, difference, p_value, p_holm, n, n_best; None without seeds.
+      backbone, optimizer, best, difference (optimizer - best, in the unit of the scores), p_value,
+      p_holm, n, n_best; None if no cell has two seeds.
     """
     if table.one_seed:
         return None
@@ -350,7 +361,7 @@ def against_best(table: ScoreTable) -> pandas.DataFrame | None:
 def welch(
     first: np.ndarray, second: np.ndarray, confidence: float = 0.95
 ) -> tuple[float, float, float]:
-    """Return the interval and p-value of a difference of means with unequal variances.
+    """Return the interval and p-value of the difference of two means, first - second (Welch).
 
     Returns:
       low, high, p_value; NaN where a side has fewer than two scores.

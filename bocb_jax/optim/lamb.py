@@ -15,10 +15,11 @@ def scale_by_trust_ratio(
 ) -> optax.GradientTransformation:
     """Scale updates by the trust ratio: u <- u |p| / |u|, for each tensor.
 
-    The ratio is 1 where either norm is 0, and for parameters without weight decay.
+    The ratio is 1 where either norm is 0 and, unless `always_adapt`, for parameters without weight
+    decay.
 
     Args:
-      weight_decay: coefficient, shape (); only whether it is 0 matters here.
+      weight_decay: coefficient, shape (); only whether it is 0 is used.
       mask: parameters -> tree of booleans: where decay applies.
       always_adapt: rescale parameters without weight decay too.
     """
@@ -46,7 +47,8 @@ def scale_by_trust_ratio(
     numeric_class="exact",
     state_per_parameter=2,
     cost="element-wise, two norms for each tensor and a global one",
-    notes="Norms are not clipped (the paper's phi is the identity), as in NVIDIA's version.",
+    notes="The norm of the weights enters as it is (the phi of You et al. is the identity), as in "
+    "NVIDIA's version.",
 )
 def lamb(
     ctx: Context,
@@ -59,7 +61,8 @@ def lamb(
 ) -> optax.GradientTransformation:
     """Rescale AdamW's direction, for each tensor, to the norm of its weights (LAMB).
 
-    u = m̂ / (sqrt(v̂) + eps) + wd p;  p <- p - lr * (|p| / |u|) u, for each tensor
+    u = m̂ / (sqrt(v̂) + eps) + wd p;  p <- p - lr * r u, for each tensor
+    r = |p| / |u| where p is decayed, else 1 (`always_adapt`: |p| / |u| everywhere)
 
     Args:
       ctx: learning rate, weight decay and masks.

@@ -11,7 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from bocb_jax.report.document import Block, Document, Picture, Table, Text, format_value
-from bocb_jax.report.heat_map import HeatMapData, Measure, palette
+from bocb_jax.report.heat_map_data import HeatMapData, Measure, palette
 from bocb_jax.report.style import INK, MARK_LEGEND, PAPER
 
 _FILES = importlib.resources.files(__package__)

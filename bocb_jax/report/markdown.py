@@ -3,7 +3,7 @@
 import re
 
 from bocb_jax.report.document import Block, Document, Picture, Table, Text, format_value
-from bocb_jax.report.heat_map import HeatMapData
+from bocb_jax.report.heat_map_data import HeatMapData
 from bocb_jax.report.style import MARK_LEGEND
 
 

@@ -14,7 +14,7 @@ from bocb_jax.errors import UserError
 from bocb_jax.patterns.cells import WeightPatterns
 from bocb_jax.report import html, markdown, plots, style
 from bocb_jax.report.document import Document
-from bocb_jax.report.heat_map import build_heat_map
+from bocb_jax.report.heat_map_data import build_heat_map
 from bocb_jax.report.sections import build_document
 from bocb_jax.storage.files import read_json, write_atomically, write_json
 

@@ -85,7 +85,7 @@ def test_complete_drops_sparse_optimizers_first():
     values = np.ones((4, 6))
     values[3, 1:] = np.nan
     values[0, 2] = np.nan
-    assert significance.complete(frame(values)).shape == (3, 5)
+    assert significance.without_gaps(frame(values)).shape == (3, 5)
 
 
 def test_tables_too_small_for_rank_tests():
@@ -121,7 +121,7 @@ def test_tukeys_test_by_the_textbook_formula():
 def rejected(tables, shape, permutations, interaction=0.0, seed=1):
     rng = np.random.default_rng(seed)
     found = [
-        significance.permutation_test(
+        significance.interaction_permutation_test(
             cells_of(random_scores(rng, shape, interaction)), permutations, rng
         )
         for _ in range(tables)

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from bocb_jax.coupling.result import Analysis
-from bocb_jax.report.heat_map import row_and_column_order
+from bocb_jax.report.heat_map_data import row_and_column_order
 from bocb_jax.report.style import (
     FAILED,
     FAINT,
