@@ -1,8 +1,8 @@
 """The config of a run: typed, frozen settings that are checked when they are made.
 
-A config comes from the command line, from TOML or from Python, goes to
-`config.json` in the run directory and comes back from there unchanged. `None` stands for "what the
-recipe or the optimizer says"; `bocb_jax.resolve` fills it in.
+A config comes from the command line, from TOML or from Python, goes to `config.json` in the run
+directory and comes back from there unchanged. `None` stands for "what the recipe or the optimizer
+says"; `bocb_jax.resolve` fills it in.
 """
 
 import ast

@@ -463,8 +463,8 @@ def closing_text(outcome: dict[str, Any], folder: Path) -> str:
     if outcome["status"] == "diverged":
         step = outcome["diverged_at_step"]
         return (
-            f"Diverged: the loss or the gradient was no longer finite at step {step}, after {took}. "
-            f"{folder}"
+            f"Diverged: the loss or the gradient was no longer finite at step {step}, after "
+            f"{took}. {folder}"
         )
     if "test_accuracy" not in outcome:
         validation = f"{outcome['validation_accuracy']:.2%}"
