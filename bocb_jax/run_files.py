@@ -53,7 +53,11 @@ def _stored(hint: Any) -> Any:
 def _table_of(config: type) -> Any:
     hints = typing.get_type_hints(config)
     fields = {field.name: _stored(hints[field.name]) for field in dataclasses.fields(config)}
-    table = TypedDict(config.__name__, fields, total=False)  # type: ignore[misc]  # made from hints
+    return _table(config.__name__, fields)
+
+
+def _table(name: str, fields: dict[str, Any]) -> Any:
+    table = TypedDict(name, fields, total=False)  # type: ignore[misc]  # of fields only known here
     return with_config(_STRICT)(table)
 
 
@@ -96,32 +100,23 @@ class _RunConfig(TypedDict):
 _Pair = Annotated[list[Number | None], Field(min_length=2, max_length=2)]
 
 
-@with_config(_STRICT)
-class _Result(TypedDict, total=False):
-    """`result.json`."""
-
-    status: typing.Required[Name]
-    error: str | None
-    traceback: str | None
-    diverged_at_step: Whole | None
-    bytes_asked: Whole | None
-    validation_accuracy: Number | None
-    best_validation_accuracy: Number | None
-    best_step: Whole | None
-    test_accuracy: Number | None
-    test_loss: Number | None
-    train_loss: Number | None
-    train_accuracy: Number | None
-    first_train_loss: Number | None
-    steps: Whole | None
-    epochs: Number | None
-    parameters: Whole | None
-    wall_seconds: Number | None
-    seconds_to_first_step: Number | None
-    population: Whole | None
-    peak_memory_bytes: Whole | None
-    evaluations: list[_Pair] | None
-    evaluation_seconds: list[Number | None] | None
+# Fields of `result.json` beside its status and its texts.
+_NUMBERS = ("validation_accuracy", "best_validation_accuracy", "test_accuracy", "test_loss",
+            "train_loss", "train_accuracy", "first_train_loss", "epochs", "wall_seconds",
+            "seconds_to_first_step")  # fmt: skip
+_WHOLES = ("diverged_at_step", "bytes_asked", "best_step", "steps", "parameters", "population",
+           "peak_memory_bytes")  # fmt: skip
+_Result: Any = _table(
+    "_Result",
+    {
+        "status": typing.Required[Name],
+        **dict.fromkeys(("error", "traceback"), str | None),
+        **dict.fromkeys(_NUMBERS, Number | None),
+        **dict.fromkeys(_WHOLES, Whole | None),
+        "evaluations": list[_Pair] | None,
+        "evaluation_seconds": list[Number | None] | None,
+    },
+)
 
 
 @with_config(_STRICT)
