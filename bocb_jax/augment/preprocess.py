@@ -136,6 +136,8 @@ def preprocess(
         image, draws = image_and_draws
         image = crop(image, size, draws["crop"], draws["geometry"], policy)
         if kinds:
+            if image.dtype != jnp.uint8:  # rotated or scaled; the operations work on levels
+                image = jnp.clip(jnp.round(image), 0, 255).astype(jnp.uint8)
             image = operations.apply(
                 image, draws["operations"], kinds=kinds, fill=fill, branching=branching
             )

@@ -1,6 +1,7 @@
 """Preprocessing as a whole: the frequency of each change, and what the draws depend on."""
 
 import collections
+import dataclasses
 import functools
 
 import jax
@@ -175,6 +176,19 @@ def test_normalize_centers_and_scales():
     out = np.asarray(normalize(images, tuple(mean), tuple(std)))
     np.testing.assert_allclose(out.mean((0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(out.std((0, 1, 2)), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "more", [{"rand_augment": "rand-m9"}, {"three_augment": True}, {"color_jitter": 0.3}], ids=str
+)
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_images_that_were_rotated_take_operations_too(more, backend):
+    images = noise_images(4, 16, 16, 3)
+    policy = dataclasses.replace(DIGITS, **more)
+    prepared = prepare(policy, 16, backend=backend)(images, jax.random.key(0))
+    levels = pixels(prepared)
+    assert levels.min() > -0.01
+    assert levels.max() < 255.01
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
