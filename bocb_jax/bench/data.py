@@ -184,14 +184,13 @@ def measure_folder(
       python: command of an interpreter that has PyTorch and torchvision.
     """
     with tempfile.TemporaryDirectory() as path:
-        for number in range(images):
-            folder = os.path.join(path, "train", f"class{number % 2}")
-            os.makedirs(folder, exist_ok=True)
-            with open(os.path.join(folder, f"{number:06}.jpg"), "wb") as file:
-                file.write(synthetic_jpeg())
-        # Without these two, our side would hold some of the images out.
-        for split in ("val", "test"):
-            os.symlink(os.path.join(path, "train"), os.path.join(path, split))
+        # Without images for validation and testing, our side would hold some out.
+        for split, count in {"train": images, "val": 2, "test": 2}.items():
+            for number in range(count):
+                folder = os.path.join(path, split, f"class{number % 2}")
+                os.makedirs(folder, exist_ok=True)
+                with open(os.path.join(folder, f"{number:06}.jpg"), "wb") as file:
+                    file.write(synthetic_jpeg())
         ours = _our_folder(path, batch, unseen)
         arguments: list[Any] = [os.path.join(path, "train"), CROP_SIZE, batch, workers]
         arguments += [IMAGENET_MEAN, IMAGENET_STD, unseen]
