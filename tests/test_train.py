@@ -122,7 +122,7 @@ def test_a_diverged_run_is_a_result(config, capsys):
         ({"model": "resnet5"}, "There is no model 'resnet5'. Did you mean resnet50"),
         ({"opt": "adamv"}, "There is no optimizer 'adamv'. Did you mean adam"),
         ({"dataset": "digit"}, "There is no dataset 'digit'. Did you mean digits"),
-        ({"lr": 0}, "lr is 0.0; it must be positive"),
+        ({"lr": 0}, "lr is 0.0; it must be a positive number"),
         ({"batch-size": 100_000}, "fewer than one batch"),
         ({"batch-size": 63, "parallel.devices": 8}, "cannot be divided evenly among 8 devices"),
         ({"opt-args.beta": 0.9}, "beta"),
