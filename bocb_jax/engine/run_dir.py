@@ -40,7 +40,7 @@ def values_of_its_time(folder: Path) -> dict[str, Any]:
     """Return the resolved values that a run has since it was begun by an earlier version."""
     earlier = read_json(folder / "config.json")
     resolved = earlier.get("resolved") if isinstance(earlier, dict) else None
-    if not resolved:  # not begun
+    if not resolved or not isinstance(resolved, dict):  # not begun, or refused by `claim`
         return {}
     return {name: value for name, value in BEFORE.items() if name not in resolved}
 

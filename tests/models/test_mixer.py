@@ -93,7 +93,7 @@ def test_the_bocb_variant_has_dropout_and_another_epsilon():
 def test_images_of_another_size_are_refused():
     with pytest.raises(UserError, match="patch_size divides"):
         build(image_size=30)
-    with pytest.raises(UserError, match=r"made for images of 32x32 pixels and got 64x64"):
+    with pytest.raises(UserError, match=r"created for images of 32x32 pixels and got 64x64"):
         build()(images(size=64))
 
 

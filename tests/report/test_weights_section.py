@@ -162,5 +162,5 @@ def test_unreadable_weights_cost_the_section_but_not_the_report(asked, tmp_path,
     code = bocb(["analyze", *arguments, "--output", str(tmp_path / "report")])
     said = capsys.readouterr()
     assert code == (2 if asked == "yes" else 0)
-    assert ("is no record of a run" in said.out + said.err) == (asked != "no")
+    assert ("config.json cannot be read" in said.out + said.err) == (asked != "no")
     assert (tmp_path / "report/index.html").exists() == (asked != "yes")
