@@ -339,12 +339,13 @@ class Loop:
     def train(self) -> None:
         """Train to the end, and set `outcome` of every run."""
         self.records.begin(self.total_steps)
-        with contextlib.suppress(Diverged):  # raised once every run has diverged and has its result
-            self._loop()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.suppress(Diverged))  # all have, and have their results
+            self._loop(stack)
         for run, outcome in zip(self.runs, self.records.outcomes, strict=True):
             run.outcome = outcome
 
-    def _loop(self) -> None:
+    def _loop(self, stack: contextlib.ExitStack) -> None:
         records, compiled = self.records, False
         while True:
             self._stop_if_asked()
@@ -360,6 +361,7 @@ class Loop:
                 records.first_step_dispatched()
                 jax.block_until_ready(metrics)
                 records.first_step_done()
+                stack.enter_context(signals.steps())
                 compiled = True
             if records.line_is_due():
                 self._fetch_metrics()  # of earlier steps, while the devices compute this one

@@ -10,6 +10,7 @@ from types import FrameType
 import jax
 
 _noticed = threading.Event()  # a training loop has seen a signal, and saves
+_stepping = threading.Event()  # a training loop takes steps: it will see a signal between two
 
 
 class Signals:
@@ -56,6 +57,20 @@ def catching() -> Iterator[Signals]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def steps() -> Iterator[None]:
+    """Keep `exit_unless_noticed` from ending this process inside the block.
+
+    The loop asks for signals between its steps, but Python runs no handler while it waits for the
+    devices, and that takes as long as the steps that were dispatched.
+    """
+    _stepping.set()
+    try:
+        yield
+    finally:
+        _stepping.clear()
+
+
 def were_noticed() -> bool:
     """Whether a training loop of this process has stopped for a signal."""
     return _noticed.is_set()
@@ -64,8 +79,9 @@ def were_noticed() -> bool:
 def exit_unless_noticed(seconds: float) -> None:
     """End this process if no training loop has noticed a signal after so many seconds.
 
-    Python runs no handler while XLA compiles, so a thread waits for the signal as well. A process
-    that does not train is ended by the signal itself.
+    Python runs no handler while XLA compiles, so a thread waits for the signal as well. A loop that
+    takes `steps` is given as long as it needs. A process that does not train is ended by the signal
+    itself.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -75,5 +91,6 @@ def exit_unless_noticed(seconds: float) -> None:
 
 def _watch(reader: int, seconds: float) -> None:
     number = os.read(reader, 1)[0]
-    if not _noticed.wait(seconds):
-        os._exit(128 + number)
+    while not _noticed.wait(seconds):
+        if not _stepping.is_set():
+            os._exit(128 + number)
