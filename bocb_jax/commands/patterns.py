@@ -19,7 +19,8 @@ from bocb_jax.console import output
 from bocb_jax.errors import UserError
 from bocb_jax.patterns.checkpoints import analyze_checkpoints
 from bocb_jax.patterns.spectra import ALPHA_THRESHOLDS, MAIN_METRICS
-from bocb_jax.storage.remote import local_copy
+from bocb_jax.storage.remote import RUN_FILES, local_copy
+from bocb_jax.weight_files.read import files_of, is_weight_file
 
 # On terminals narrower than this, fewer metrics are shown, to leave room for the names.
 _NARROW, _NARROW_METRICS = 110, ("alpha", "entropy", "stable_rank")
@@ -54,9 +55,7 @@ def main(arguments: list[str]) -> int:
     _check(options.output, (".csv", ".parquet"))
     _check(options.plot, (".svg", ".png"))
     with contextlib.ExitStack() as stack:
-        local = {
-            str(stack.enter_context(local_copy(path, weights=True))): path for path in options.paths
-        }
+        local = {str(stack.enter_context(_local_copy(path))): path for path in options.paths}
         frame = analyze_checkpoints(local, jobs=options.jobs)
         for copy, path in local.items():
             frame["source"] = frame["source"].str.replace(copy, path, regex=False)
@@ -68,6 +67,16 @@ def main(arguments: list[str]) -> int:
         ridges.write(frame, options.plot)
     output.print(_table(frame, output.width))
     return 0
+
+
+def _local_copy(path: str) -> contextlib.AbstractContextManager[str | Path]:
+    return local_copy(path, is_file=is_weight_file, parts=files_of, wanted=_is_needed)
+
+
+def _is_needed(file: Path) -> bool:
+    """Whether a file of a folder is one of weights, or one of a run that is read beside them."""
+    best = "checkpoints/best/" in file.as_posix()
+    return best or file.name in RUN_FILES or is_weight_file(file)
 
 
 def _check(path: str | None, suffixes: Collection[str]) -> None:

@@ -23,7 +23,6 @@ from bocb_jax.patterns.spectra import METRICS, analyze_weights, layer_name, rand
 from bocb_jax.run_files import read_config, read_result
 from bocb_jax.storage.files import check_regular
 from bocb_jax.weight_files.read import (
-    INDEX,
     SUFFIXES,
     files_of,
     is_weight_file,
@@ -82,7 +81,7 @@ def find_weights(paths: Iterable[str | Path]) -> list[Path]:
 def _files_in(folder: Path) -> list[Path]:
     """Return the files of weights under a folder; an index stands for the files that it names."""
     found = {p for p in folder.rglob("*") if is_weight_file(p) and p.is_file()}
-    for path in [p for p in found if p.name.lower().endswith(INDEX)]:
+    for path in sorted(found):
         found -= set(files_of(path))
     return sorted(found)
 

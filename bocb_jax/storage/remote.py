@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,7 @@ MANIFEST = "mirror.json"  # of a run: the files that belong together; see `mirro
 RUN_FILES = ("config.json", "result.json")  # small files of every run directory
 _BATCH = 2000  # files read at once
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "r2")
-# Endings of single files; those of weights are `weight_files.SUFFIXES`.
-_SUFFIXES = (".parquet", ".csv", ".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+_TABLES = (".parquet", ".csv")
 _EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 
 
@@ -269,13 +268,26 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted({int(name) for name in saved if name.isdigit()})
 
 
+def is_table(file: Path) -> bool:
+    """Return whether the name of a file is that of a table of results."""
+    return file.suffix.lower() in _TABLES
+
+
 @contextlib.contextmanager
-def local_copy(source: Any, *, weights: bool = False) -> Iterator[Any]:
+def local_copy(
+    source: Any,
+    *,
+    is_file: Callable[[Path], bool] = is_table,
+    parts: Callable[[Path], Iterable[Path]] = lambda file: (),
+    wanted: Callable[[Path], bool] | None = None,
+) -> Iterator[Any]:
     """Yield a path on this machine for a path or a URL; a download is deleted after the block.
 
     Args:
       source: a path, which is yielded as it is; or the URL of a file, a run, or a folder of runs.
-      weights: whether to download the best weights of the runs, or else what reports are made of.
+      is_file: whether a URL with that name is one of a file.
+      parts: the files beside a downloaded one that it names.
+      wanted: which files of a folder to download; None for those that reports are made of.
 
     Raises:
       UserError: there is nothing at the URL.
@@ -286,23 +298,21 @@ def local_copy(source: Any, *, weights: bool = False) -> Iterator[Any]:
     url = str(source).rstrip("/")
     with tempfile.TemporaryDirectory(prefix="bocb_jax-") as temporary:
         parent, _, name = url.rpartition("/")
-        if Path(name).suffix.lower() in _SUFFIXES:
-            Store(parent).download([name], Path(temporary))
-            yield Path(temporary) / name
+        if is_file(Path(name)):
+            file = Path(temporary) / name
+            store = Store(parent)
+            store.download([name], file.parent)
+            store.download([part.name for part in parts(file)], file.parent)
+            yield file
             return
         store, folder = Store(url), Path(temporary) / name
-        if weights:
-            store.download(filter(_is_needed_for_weights, store.files()), folder)
-        else:
+        if wanted is None:
             _download_records(store, folder)
+        else:
+            store.download((file for file in store.files() if wanted(Path(file))), folder)
         if not folder.is_dir():
             raise UserError(f"There is nothing at {url}.")
         yield folder
-
-
-def _is_needed_for_weights(name: str) -> bool:
-    is_small = Path(name).suffix.lower() in _SUFFIXES or name.endswith("config.json")
-    return is_small or "checkpoints/best/" in name
 
 
 def _download_records(store: Store, folder: Path) -> None:

@@ -172,7 +172,7 @@ def _read_shards(path: Path, ema: bool) -> Arrays:
 def files_of(index: Path) -> list[Path]:
     """Return the files that an index of weights names; none if it is no such index."""
     try:
-        return _shards(index)
+        return _shards(index) if index.name.lower().endswith(INDEX) else []
     except NotWeights:
         return []
 

@@ -9,7 +9,10 @@ import sys
 import time
 import uuid
 
+import numpy as np
+import pandas
 import pytest
+import safetensors.numpy
 from drills import kill_run
 from helpers import made_runs
 
@@ -318,6 +321,48 @@ def test_analyses_read_there(url, tmp_path, capsys):
     assert "Your own runs" in capsys.readouterr().out
     assert bocb(["analyze", url + "/nothing", "--no-report"]) == 2
     assert f"There is nothing at {url}/nothing." in capsys.readouterr().err
+
+
+def test_weights_in_several_files_are_read_there(url, tmp_path, capsys):
+    draw = np.random.default_rng(0)
+    names = {f"layer{i}.weight": f"{'ab'[i % 2]}.safetensors" for i in range(4)}
+    for file in set(names.values()):
+        arrays = {n: draw.normal(size=(24, 20)).astype("f4") for n in names if names[n] == file}
+        Store(url).write(f"net/{file}", safetensors.numpy.save(arrays))
+    index = "W.safetensors.index.json"
+    Store(url).write(f"net/{index}", json.dumps({"weight_map": names}).encode())
+    Store(url).write("net/table.csv", b"not needed")
+    for source in (f"{url}/net/{index}", f"{url}/net", f"{url}/net/"):
+        assert bocb(["patterns", source, "--jobs", "1", "--output", str(tmp_path / "t.csv")]) == 0
+        table = pandas.read_csv(tmp_path / "t.csv")
+        assert list(table["layer"]) == [f"layer{i}" for i in range(4)]
+        assert table["source"].str.startswith(url).all()
+    Store(url).remove(["net/b.safetensors"])
+    capsys.readouterr()
+    assert bocb(["patterns", f"{url}/net/{index}"]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be read" in said
+    assert "b.safetensors" in said
+
+
+def test_records_beside_weights_are_read_there(url, tmp_path):
+    """Scores and failures of runs come with their weights, as they do from a folder."""
+    (cell,) = made_runs.cells(STUDY, url, 1, 1)
+    (planned, *_) = cell.planned({})
+    made_runs.finish(planned, tmp_path)
+    weights = Checkpoints(tmp_path / planned.run / "checkpoints")
+    weights.save_best(1, {"params": {"fc": {"kernel": np.eye(24, dtype="f4")}}}, {})
+    weights.wait()
+    weights.close()
+    files = [p for p in (tmp_path / planned.run).rglob("*") if p.is_file()]
+    Store(url).upload(tmp_path, [str(path.relative_to(tmp_path)) for path in files])
+    tables = []
+    for source in (str(tmp_path / planned.run), f"{url}/{planned.run}"):
+        out = tmp_path / "t.csv"
+        assert bocb(["patterns", source, "--jobs", "1", "--output", str(out)]) == 0
+        tables.append(pandas.read_csv(out).drop(columns="source"))
+    assert tables[0]["score"].notna().all()
+    pandas.testing.assert_frame_equal(*tables)
 
 
 @pytest.mark.slow
