@@ -44,7 +44,8 @@ def plot(
             f"{path} cannot be drawn: its folder must exist and its suffix be one of "
             f"{', '.join(sorted(known))}."
         )
-    categories = {name: optimizer_info(name).category for name in names or list_optimizers()}
+    names = list_optimizers() if names is None else names
+    categories = {name: optimizer_info(name).category for name in names}
     names = sorted(categories, key=lambda name: (list(COLORS).index(categories[name]), name))
     across = min(4, len(names))
     down = -(-len(names) // across)

@@ -46,21 +46,21 @@ def main(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
     is_pattern = not options.name or bool(set(options.name) & set("*?["))
+    of_paper, known = paper.optimizers(), list_optimizers(options.name or "*")
+    if is_pattern and not known:
+        raise UserError(
+            f"No optimizer matches '{options.name}'; `bocb optimizers --all` lists them."
+        )
     if options.plot:
-        _plot(list_optimizers(options.name or "*") if is_pattern else [options.name], options.plot)
+        _plot(known if is_pattern else [options.name], options.plot)
         return 0
     if not is_pattern:
         card = describe(options.name)
         show_json(dict(card)) if options.json else show_card(options.name, card)
         return 0
-    of_paper, known = paper.optimizers(), list_optimizers(options.name or "*")
     names = [*(n for n in of_paper if n in known), *(n for n in known if n not in of_paper)]
     if not options.name and not options.all:
         names = of_paper
-    if not names:
-        raise UserError(
-            f"No optimizer matches '{options.name}'; `bocb optimizers --all` lists them."
-        )
     rows = [_row(name) for name in names]
     if options.json:
         show_json([dict(zip(_JSON, _values(name), strict=True)) for name in names])

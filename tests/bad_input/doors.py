@@ -56,6 +56,7 @@ LINES = [
     ("models a b", "unrecognized arguments: b"),
     ("optimizers nosuch", "There is no optimizer 'nosuch'"),
     ("optimizers zzz*", r"No optimizer matches 'zzz\*'"),
+    ("optimizers zzz* --plot x.png", r"No optimizer matches 'zzz\*'"),
     ("optimizers --plot x.xyz", "x.xyz cannot be drawn"),
     ("optimizers --plot none/x.png", "none/x.png cannot be drawn: its folder must exist"),
     ("optimizers --plot", "--plot: expected one argument"),
