@@ -43,7 +43,9 @@ class ArraySplit(Split):
         images = np.ascontiguousarray(self.images[indices])
         return {"image": images, "label": self.labels[indices], "index": indices}
 
-    def joined(self, other: "ArraySplit") -> "ArraySplit":
+    def joined(self, other: Split) -> Split:
+        if not isinstance(other, ArraySplit) or self.image_shape != other.image_shape:
+            return super().joined(other)
         return ArraySplit(
             np.concatenate([self.images, other.images]),
             np.concatenate([self.labels, other.labels]),

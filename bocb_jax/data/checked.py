@@ -1,6 +1,6 @@
 """Splits that people wrote themselves, with every batch checked."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -35,20 +35,33 @@ class CheckedSplit(Split):
         return self._split[index]
 
     def gather(self, indices: np.ndarray, keys: Sequence[Key] = ()) -> Batch:
-        return self._check(self._split.gather(indices, keys))
+        return self._check(self._split.gather(indices, keys), indices)
 
     def load(self) -> Batch:
-        return self._check(self._split.load())
+        return self._check(self._split.load(), np.arange(len(self), dtype=np.int32))
 
     def for_workers(self) -> Split:
         return CheckedSplit(self._split.for_workers(), self._num_classes)
 
-    def _check(self, batch: Batch) -> Batch:
+    def _check(self, batch: Batch, indices: np.ndarray) -> Batch:
+        given = batch if isinstance(batch, Mapping) else {}
+        if "image" not in given or "label" not in given:
+            held = ", ".join(map(repr, given)) or type(batch).__name__
+            raise UserError(
+                f"A batch of the data set is {held}; give a dict of an 'image', an array (B, H, W, "
+                "3) of uint8, and a 'label', (B,) integers."
+            )
+        batch = {"index": indices, **batch}
         images, labels = np.asanyarray(batch["image"]), np.asanyarray(batch["label"])
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise UserError(
                 f"A batch of the data set has images of {images.dtype} and shape {images.shape}; "
                 "give uint8 of shape (B, H, W, 3), on a scale of 0 ... 255."
+            )
+        if len(images) != len(indices):
+            raise UserError(
+                f"A batch of the data set has {len(images)} images, where {len(indices)} were "
+                "asked for; give one for each index."
             )
         if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
             raise UserError(

@@ -1,13 +1,17 @@
 """What a data set is: its splits, its classes, and how it may be opened."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, Self
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from bocb_jax.data.decode import RandomCrop
 from bocb_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -110,7 +114,7 @@ class Split:
         """Return the split that worker processes read."""
         return self
 
-    def joined(self, other: Self) -> "Split":
+    def joined(self, other: "Split") -> "Split":
         """Return the examples of this split followed by those of another one."""
         return JoinedSplit(self, other)
 
@@ -153,6 +157,7 @@ class JoinedSplit(Split):
         if index >= len(part):
             offset, part = len(part), self._parts[1]
         example = part.draw(index - offset, key)
+        _check_example(index, example)
         return example | {"index": example.get("index", index - offset) + offset}
 
     def sized(self, image_size: int | None, crop_ratio: float = 1.0) -> Split:
@@ -169,7 +174,8 @@ class Examples(Protocol):
     """What a user's own split has at least.
 
     Two further methods are used where they exist: `gather(indices)` reads a whole batch at once,
-    and `sized(image_size)` gives the same split with images of one shape.
+    and `sized(image_size)`, or `sized(image_size, crop_ratio)`, gives the same split with images of
+    one shape. The crop ratio is the share of the shorter side that tests keep, in the center.
     """
 
     def __len__(self) -> int: ...
@@ -197,11 +203,29 @@ class UserSplit(Split):
         return super().gather(indices, keys) if self._gather is None else self._gather(indices)
 
     def sized(self, image_size: int | None, crop_ratio: float = 1.0) -> Split:
-        if self._sized is None:
+        if self._sized is None or image_size is None:
             return self
-        # Most people's `sized` knows no crop ratio.
-        further = () if crop_ratio == 1.0 else (crop_ratio,)
-        return as_split(self._sized(image_size, *further))
+        takes_size = _takes(self._sized, image_size)
+        takes_both = _takes(self._sized, image_size, crop_ratio)
+        if takes_both and (crop_ratio != 1.0 or not takes_size):
+            return as_split(self._sized(image_size, crop_ratio))
+        if crop_ratio != 1.0:
+            logger.warning(
+                "The method `sized` of %s takes no crop ratio: how much of an image is kept is "
+                "left to it, and is not the recipe's %g of the shorter side.",
+                type(self._examples).__name__,
+                crop_ratio,
+            )
+        return as_split(self._sized(image_size))
+
+
+def _takes(function: Callable, *arguments: object) -> bool:
+    """Return whether a function can be called with these arguments."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except (TypeError, ValueError):  # it cannot, or has no signature
+        return False
+    return True
 
 
 def as_split(examples: Split | Examples) -> Split:

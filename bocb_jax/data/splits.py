@@ -115,7 +115,9 @@ class EncodedSplit(Split):
             self._sized[wanted] = CachedSplit(split, shape) if small else split
         return self._sized[wanted]
 
-    def joined(self, other: "EncodedSplit") -> "EncodedSplit":
+    def joined(self, other: Split) -> Split:
+        if not isinstance(other, EncodedSplit) or self.image_shape != other.image_shape:
+            return super().joined(other)
         records = JoinedRecords(self._records, other._records)
         return EncodedSplit(records, self.image_shape, self._on_corrupt)
 

@@ -1,10 +1,13 @@
 """The base class of splits: its defaults, and users' splits that do not derive from it."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from PIL import Image
 
 from bocb_jax.data import DATASETS, Dataset, Split, from_arrays, open_dataset, register_dataset
 from bocb_jax.data.dataset import JoinedSplit, OpenOptions, UserSplit
@@ -50,6 +53,23 @@ class Varying(Items):
         return Items(self.first, self.size)
 
 
+class Unsized(Items):
+    """A user's split that cannot be sized without a size, and need not be."""
+
+    image_shape = None
+
+    def sized(self, image_size):
+        raise AssertionError(image_size)
+
+
+class Bare(Whole):
+    """A user's split whose batches have no index."""
+
+    def gather(self, indices):
+        batch = super().gather(indices)
+        return {"image": batch["image"], "label": batch["label"]}
+
+
 def dataset(kind, image_shape=(4, 4, 3)):
     splits = {"train": kind(0, 40), "validation": kind(40, 10), "test": kind(50, 10)}
     return Dataset("own", 3, splits, image_shape)
@@ -77,7 +97,7 @@ def assert_same(ours, theirs):
 
 
 @pytest.mark.parametrize("on_device", ["auto", "yes"])
-@pytest.mark.parametrize("kind", [Items, Whole, Varying])
+@pytest.mark.parametrize("kind", [Items, Whole, Varying, Unsized, Bare])
 def test_a_users_split_gives_the_batches_of_equal_arrays(kind, on_device):
     data = dataset(kind, None if kind is Varying else (4, 4, 3))
     assert all(isinstance(split, Split) for split in data.splits.values())
@@ -90,6 +110,32 @@ def test_users_splits_are_joined_for_the_papers_protocol(kind):
     assert len(joined.splits["train"]) == 50
     assert joined.splits["validation"] is joined.splits["test"]
     assert_same(batches(joined), batches(equal_arrays().tuned_on_test()))
+
+
+@pytest.mark.parametrize("kinds", [("own", "arrays"), ("arrays", "own"), ("files", "arrays")])
+def test_splits_of_unlike_kinds_are_joined_for_the_papers_protocol(kinds, tmp_path):
+    arrays, own = equal_arrays(), dataset(Items)
+    splits = {"own": own.splits, "arrays": arrays.splits}
+    if "files" in kinds:
+        train = arrays.splits["train"]
+        for index, label in enumerate(train.labels):
+            folder = tmp_path / "train" / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(train.images[index]).save(folder / f"{index:03}.png")
+        # Files are sorted by class, and validation and test are held out of them.
+        splits["files"] = open_dataset(f"folder:{tmp_path}").splits
+    train, validation = (
+        splits[kind][key] for kind, key in zip(kinds, ("train", "validation"), strict=True)
+    )
+    mixed = {"train": train, "validation": validation, "test": arrays.splits["test"]}
+    shape = None if "files" in kinds else (4, 4, 3)
+    joined = Dataset("own", 3, mixed, shape).tuned_on_test()
+    found = joined.splits["train"].load()
+    assert found["index"].tolist() == list(range(len(train) + len(validation)))
+    last = validation.load()
+    np.testing.assert_array_equal(found["image"][len(train) :], last["image"])
+    np.testing.assert_array_equal(found["label"][len(train) :], last["label"])
+    assert len(batches(joined)) == 9
 
 
 @pytest.mark.parametrize("kind", [Items, Whole])
@@ -135,6 +181,33 @@ def test_images_of_unequal_shapes_are_refused():
         batches(dataset(Unequal, None), on_device="yes")
 
 
+@pytest.mark.parametrize(
+    ("ratio", "takes", "given"),
+    [
+        (1.0, lambda size: size, [8]),
+        (0.9, lambda size: size, [8]),
+        (1.0, lambda size, ratio=1.0: size, [8]),
+        (0.9, lambda size, ratio=1.0: size, [8, 0.9]),
+        (1.0, lambda size, ratio: size, [8, 1.0]),
+        (0.9, lambda size, *more: size, [8, 0.9]),
+    ],
+)
+def test_a_users_sized_is_given_a_crop_ratio_if_it_takes_one(ratio, takes, given, caplog):
+    calls = []
+
+    examples = Items(0, 4)
+    examples.sized = functools.wraps(takes)(lambda *given: calls.append([*given]) or [])
+    split = UserSplit(examples)
+    assert len(split.sized(8, ratio)) == 0
+    assert calls == [given]
+    assert ("takes no crop ratio" in caplog.text) == (ratio != 1 and given == [8])
+
+
+def test_a_split_that_knows_no_crop_ratio_is_tested(caplog):
+    assert_same(batches(dataset(Varying, None), crop_ratio=0.9), batches(equal_arrays()))
+    assert "`sized` of Varying takes no crop ratio" in caplog.text
+
+
 def test_on_corrupt_is_checked():
     with pytest.raises(UserError, match="'fail' or 'skip'"):
         OpenOptions(on_corrupt="ignore")
@@ -175,13 +248,16 @@ def test_a_users_examples_are_checked(changes, message, on_device):
         batches(data, on_device=on_device)
 
 
-def test_a_users_pairs_are_refused():
-    class Pairs(Items):
-        def __getitem__(self, index):
-            return image(0), 0
+class Pairs(Items):
+    def __getitem__(self, index):
+        return image(0), 0
 
-    with pytest.raises(UserError, match="Example 0 of the data set is tuple; give a dict"):
-        UserSplit(Pairs(0, 4)).load()
+
+def test_a_users_pairs_are_refused():
+    split = UserSplit(Pairs(0, 4))
+    for each in (split, split.joined(split)):
+        with pytest.raises(UserError, match="Example 0 of the data set is tuple; give a dict"):
+            each.load()
 
 
 @pytest.mark.parametrize("kind", [float, np.uint8, np.int64, jax.numpy.int32, np.asarray])
@@ -191,10 +267,27 @@ def test_whole_numbers_of_any_kind_are_labels(kind):
     assert batch["label"].tolist() == [2] * 8
 
 
-def test_a_users_whole_batches_are_checked():
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x | {"label": np.zeros(8)}, r"labels of float64 and shape \(8,\)"),
+        (
+            lambda x: {"images": x["image"], "label": x["label"]},
+            "is 'images', 'label'; give a dict",
+        ),
+        (lambda x: {"image": x["image"]}, "is 'image'; give a dict"),
+        (lambda x: (x["image"], x["label"]), "A batch of the data set is tuple; give a dict"),
+        (lambda x: None, "is NoneType; give a dict"),
+        (
+            lambda x: {key: value[1:] for key, value in x.items()},
+            "7 images, where 8 were asked for",
+        ),
+    ],
+)
+def test_a_users_whole_batches_are_checked(change, message):
     class Wrong(Whole):
         def gather(self, indices):
-            return super().gather(indices) | {"label": np.zeros(len(indices))}
+            return change(super().gather(indices))
 
-    with pytest.raises(UserError, match=r"labels of float64 and shape \(8,\)"):
+    with pytest.raises(UserError, match=message):
         batches(dataset(Wrong))
