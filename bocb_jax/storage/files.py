@@ -19,18 +19,33 @@ def read_json(path: str | Path) -> dict[str, Any] | None:
       UserError: the file cannot be read, is not JSON, or holds something other than an object.
     """
     try:
-        content = _DECODER.decode(read_text(path, MAX_JSON))
+        content = read_bytes(path, MAX_JSON)
     except FileNotFoundError:
         return None
+    return decode_object(content, path)
+
+
+def decode_object(content: bytes, source: str | Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Args:
+      content: of the file.
+      source: its path or URL, for messages.
+
+    Raises:
+      UserError: it is not JSON, or holds something other than an object.
+    """
+    try:
+        found = _DECODER.decode(_decode_text(content, source))
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise UserError(
-            f"{path} cannot be read ({reason}); was it edited? Move its folder away to train that "
-            "run anew."
+            f"{source} cannot be read ({reason}); was it edited? Move its folder away to train "
+            "that run anew."
         ) from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no object; was it edited? Move its folder away.")
-    return content
+    if not isinstance(found, dict):
+        raise UserError(f"{source} holds no object; was it edited? Move its folder away.")
+    return found
 
 
 def _no_constant(text: str) -> None:
@@ -51,12 +66,15 @@ def read_text(path: str | Path, limit: int) -> str:
       FileNotFoundError: there is no such file.
       UserError: it is no regular file, too large, not UTF-8, or cannot be read.
     """
-    content = read_bytes(path, limit)
+    return _decode_text(read_bytes(path, limit), path)
+
+
+def _decode_text(content: bytes, source: str | Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is not text in UTF-8 (byte {error.start + 1}); save it in that encoding."
+            f"{source} is not text in UTF-8 (byte {error.start + 1}); save it in that encoding."
         ) from error
 
 

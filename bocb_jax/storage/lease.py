@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bocb_jax.errors import FolderInUse, UserError
+from bocb_jax.storage.files import decode_object, read_text
 from bocb_jax.storage.remote import Store
 
 logger = logging.getLogger(__name__)
@@ -112,8 +113,8 @@ class Lease:
         if content is None:
             return None
         try:
-            return json.loads(content)
-        except ValueError:
+            return decode_object(content, self._name)
+        except UserError:
             return {"unreadable": content.hex()}
 
     def _encoded(self) -> bytes:
@@ -145,8 +146,8 @@ def hold(store: Store, name: str, owner: str, taken: str) -> Iterator[Lease]:
 def owner_of(folder: Path) -> str:
     """Return a name for the writer of a folder on this machine, the same at every start."""
     path = folder / ".owner"
-    with contextlib.suppress(OSError):
-        if owner := path.read_text(encoding="utf-8"):
+    with contextlib.suppress(FileNotFoundError, UserError):  # a damaged name is replaced
+        if owner := read_text(path, 1024):
             return owner
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(uuid.uuid4().hex, encoding="utf-8")

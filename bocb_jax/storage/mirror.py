@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bocb_jax.errors import FolderInUse, UserError
-from bocb_jax.storage.files import write_atomically
+from bocb_jax.storage.files import decode_object, read_json, write_atomically
 from bocb_jax.storage.lease import hold, owner_of
 from bocb_jax.storage.lock import only_writer
 from bocb_jax.storage.remote import MANIFEST, Store, scratch_dir
@@ -91,12 +91,13 @@ class Mirror:
           Whether the run has ended. The checkpoints of such a run are not downloaded.
         """
         found = self._store.read([MANIFEST, "config.json", _RESULT])
-        manifest = json.loads(found.get(MANIFEST, b"{}"))
-        result = json.loads(found.get(_RESULT, b"{}"))
-        has_ended = result.get("status") in ("finished", "diverged")
+        objects = {n: decode_object(found[n], f"{self._store.url}/{n}") for n in found}
+        manifest = self._checked(objects.get(MANIFEST, {}))
+        has_ended = objects.get(_RESULT, {}).get("status") in ("finished", "diverged")
         memory = _read(self._memory)
         if memory.get("version") == manifest.get("version"):  # no other machine has sent since
-            self._sent = memory.get("sent", {})
+            sent = memory.get("sent")
+            self._sent = sent if isinstance(sent, dict) else {}
         else:
             self._clear()
             self._download(manifest, has_ended)
@@ -104,6 +105,18 @@ class Mirror:
             if name in found:
                 (self._folder / name).write_bytes(found[name])
         return has_ended
+
+    def _checked(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Return a manifest; raise a UserError if it is none."""
+        files, version = manifest.get("files", {}), manifest.get("version", "")
+        if isinstance(files, dict) and isinstance(version, str):
+            sizes = [size for size in files.values() if type(size) is int]
+            if len(sizes) == len(files) and bool(files) == bool(version):
+                return manifest
+        raise UserError(
+            f"{self._store.url}/{MANIFEST} is no list of a run's files; was it edited? Delete that "
+            "folder to train the run anew."
+        )
 
     def _download(self, manifest: dict[str, Any], has_ended: bool) -> None:
         files = manifest.get("files", {})
@@ -261,6 +274,6 @@ class Mirror:
 def _read(path: Path) -> dict[str, Any]:
     # A memory that is damaged is as good as none: the run is downloaded again.
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path) or {}
+    except UserError:
         return {}

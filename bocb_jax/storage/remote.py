@@ -8,7 +8,6 @@ small files from which plans and tables are made. `local_copy` downloads what an
 import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bocb_jax.errors import UserError
+from bocb_jax.storage.files import read_json
 
 MANIFEST = "mirror.json"  # of a run: the files that belong together; see `mirror`
 RUN_FILES = ("config.json", "result.json")  # small files of every run directory
@@ -262,10 +262,12 @@ class Workdir:
 def saved_steps(folder: Path) -> list[int]:
     """Return the steps at which a run has saved its state, from its folder or its manifest."""
     saved = [path.name for path in (folder / "checkpoints" / "last").glob("*")]
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        files = json.loads((folder / MANIFEST).read_bytes())["files"]
-        saved += [n.split("/")[2] for n in files if n.startswith("checkpoints/last/")]
-    return sorted({int(name) for name in saved if name.isdigit()})
+    with contextlib.suppress(UserError):
+        files = (read_json(folder / MANIFEST) or {}).get("files")
+        if isinstance(files, dict):
+            saved += [n.split("/")[2] for n in files if n.startswith("checkpoints/last/")]
+    # Of an edited manifest, such names could be of any length.
+    return sorted({int(n) for n in saved if n.isascii() and n.isdecimal() and len(n) < 20})
 
 
 def is_table(file: Path) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -22,7 +23,7 @@ from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.engine.checkpoint import Checkpoints
 from bocb_jax.errors import FolderInUse, Interrupted, UserError
 from bocb_jax.storage import lease, mirror, remote
-from bocb_jax.storage.remote import Store, Workdir
+from bocb_jax.storage.remote import Store, Workdir, saved_steps
 from bocb_jax.study.spec import Search, Study
 from bocb_jax.train import train
 
@@ -114,6 +115,25 @@ def test_a_machine_takes_over_its_own_lock_at_once(url, quick, monkeypatch):
     first._thread.join()
     with lease.hold(store, ".lock", "me", "taken") as held:
         held.check()
+
+
+@pytest.mark.parametrize("content", [b"[]", b"3", b"", b"\xff", b"[" * 10**5, b"{}"])
+def test_a_lock_that_cannot_be_read_is_taken_over(url, quick, content):
+    store = Store(url)
+    store.write(".lock", content)
+    with lease.hold(store, ".lock", "me", "taken") as held:
+        held.check()
+        store.write(".lock", content)
+        with pytest.raises(FolderInUse):
+            held.check()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", bytes(10**6)])
+def test_a_name_of_a_writer_that_is_damaged_is_replaced(tmp_path, content):
+    (tmp_path / ".owner").write_bytes(content)
+    owner = lease.owner_of(tmp_path)
+    assert len(owner) == 32
+    assert lease.owner_of(tmp_path) == owner
 
 
 # --- A run ----------------------------------------------------------------------------------------
@@ -271,6 +291,46 @@ def test_a_machine_lost_in_the_midst_of_sending_loses_no_more_than_that(tmp_path
     put(here, "checkpoints/last/25/state/a", "not sent")
     again.pull()
     assert (here / "checkpoints" / "last" / "25").is_dir()
+
+
+NO_OBJECTS = ["", "null", "[]", "3", '"a"', '{"a": NaN}', "[" * 10**5, "{" + "1" * 5000, "\xff"]
+NO_MANIFESTS = [
+    {"files": [], "version": "a"}, {"files": {"a": "1"}, "version": "a"}, {"files": {"a": 1}},
+    {"files": {"a": 1}, "version": 3}, {"files": {"a": None}, "version": "a"}, {"version": "a"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *((n, content) for n in ("mirror.json", "result.json") for content in NO_OBJECTS),
+        *(("mirror.json", json.dumps(content)) for content in NO_MANIFESTS),
+        ("mirror.json", '{"version": "a", "files": {"../x": 1}}'),
+    ],
+)
+def test_an_edited_file_there_is_refused(tmp_path, url, name, content):
+    here, _ = made(tmp_path, url)
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    Store(url).write(name, content.encode("latin-1"))
+    with pytest.raises(UserError, match=rf"{re.escape(url)}(/{re.escape(name)}| names a file)"):
+        mirror.Mirror(Store(url), here, Free()).pull()
+    if "../x" not in content:
+        assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "x").exists()
+    shutil.rmtree(tmp_path / "records", ignore_errors=True)
+    put(tmp_path / "records", name, "")
+    (tmp_path / "records" / name).write_bytes(content.encode("latin-1"))
+    assert saved_steps(tmp_path / "records") == []
+
+
+@pytest.mark.parametrize("content", [*NO_OBJECTS, '{"version": 3}', '{"sent": 3}'])
+def test_a_damaged_memory_of_what_was_sent_is_as_good_as_none(tmp_path, url, content):
+    here, _ = made(tmp_path, url)
+    (here / ".mirror" / "sent.json").write_bytes(content.encode("latin-1"))
+    again = mirror.Mirror(Store(url), here, Free())
+    assert not again.pull()
+    assert (here / "checkpoints/last/10/state/a").read_text() == "ten"
+    assert again.push()
 
 
 # --- Tables ---------------------------------------------------------------------------------------
