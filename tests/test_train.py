@@ -19,9 +19,10 @@ from PIL import Image
 
 from bocb_jax.__main__ import main
 from bocb_jax.config import TrainConfig, from_dict
+from bocb_jax.engine.outcome import failure
 from bocb_jax.errors import UserError
 from bocb_jax.storage.files import read_jsonl
-from bocb_jax.train import train
+from bocb_jax.train import Run, train
 
 SMALL = {
     "model": "vit_mini",
@@ -179,6 +180,22 @@ def test_a_crash_is_recorded_and_the_run_can_be_resumed(config, monkeypatch):
     assert "break_at_five" in outcome["traceback"]
     monkeypatch.undo()
     assert train(config)["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no room"), RuntimeError("RESOURCE_EXHAUSTED: allocating 9 bytes.")]
+)
+def test_memory_that_runs_out_before_the_first_step_is_a_sentence(config, monkeypatch, error):
+    def loader(self, sharding):
+        raise error
+
+    monkeypatch.setattr(Run, "loader", loader)
+    with pytest.raises(UserError, match="^Memory ran out.*use a smaller --batch-size") as caught:
+        train(config)
+    outcome = json.loads((config.folder() / "result.json").read_text())
+    assert outcome["status"] == failure(caught.value)["status"] == "out_of_memory"
+    assert (outcome["steps"], outcome["population"]) == (0, 1)
+    assert outcome["wall_seconds"] > 0
 
 
 def test_tensorboard_events_are_written(config):

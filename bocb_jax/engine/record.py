@@ -85,7 +85,8 @@ class Record:
     ):
         self.config, self.folder, self.report = config, folder, report
         self._epoch_steps, self._batch_size, self._num_params = epoch_steps, batch_size, num_params
-        self._started = started
+        self._started = self._begun = started
+        self._population = 1
         self._checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
         self._writers = Writers([])
         self._lines: JsonLines | None = None  # the one that writes metrics.jsonl
@@ -100,6 +101,7 @@ class Record:
         if restored is None:
             return None
         self.step, self.progress = restored.step, Progress(**restored.progress)
+        self._begun -= self.progress.elapsed
         self._checkpoints.discard_after(self.step)
         return restored.state
 
