@@ -18,10 +18,14 @@ _NO_SPACE = "No space left on device"
 _LOST_WORKER = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")
 
 
+class _OfTheMachine(UserError):
+    """The sentence for a failure of the machine, which is the cause."""
+
+
 def failure(error: BaseException) -> dict[str, Any]:
     """Return the result of a run that an error ended: "out_of_memory" or "crashed"."""
-    if isinstance(error, UserError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # see `in_a_sentence`
+    if isinstance(error, _OfTheMachine):
+        error = error.__cause__ or error
     text = f"{type(error).__name__}: {error}"
     is_memory = _is_memory(error)
     return {
@@ -55,7 +59,7 @@ def in_a_sentence(where: str) -> Iterator[None]:
         sentence = explanation(error, where)
         if sentence is None:
             raise
-        raise UserError(sentence) from error
+        raise _OfTheMachine(sentence) from error
 
 
 def explanation(error: Exception, where: str) -> str | None:

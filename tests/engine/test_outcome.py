@@ -37,6 +37,14 @@ def test_a_failure_of_the_machine_is_a_sentence(error, says, status):
     assert failure(caught.value)["error"].startswith(type(error).__name__)
 
 
+def test_a_sentence_of_another_kind_is_recorded_as_it_is():
+    with pytest.raises(UserError) as caught, in_a_sentence("runs/a"):
+        raise UserError("a/3.png cannot be read.") from ValueError("b'\\x00'")
+    result = failure(caught.value)
+    assert (result["status"], result["error"]) == ("crashed", "UserError: a/3.png cannot be read.")
+    assert "ValueError: b'" in result["traceback"]
+
+
 @pytest.mark.parametrize(
     "error", [ValueError("a fault of ours"), UserError("no"), Diverged("it did", step=3),
               Interrupted("saved", signal_number=15), FileNotFoundError(errno.ENOENT, "none")]
