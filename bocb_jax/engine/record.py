@@ -10,11 +10,12 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
 from bocb_jax.config import TrainConfig
+from bocb_jax.console import Reporter
 from bocb_jax.engine.checkpoint import Checkpoints
 from bocb_jax.engine.memory import peak_memory
 from bocb_jax.engine.metrics import JsonLines, Window, Writers, open_writers
@@ -28,20 +29,6 @@ _NOT_FINITE = (
     "has changed a weight: this is no divergence. Look for a layer of the model that divides by "
     "zero or overflows, and for initial weights that are not finite."
 )
-
-
-class Reporter(Protocol):
-    """What shows a run to the user while it trains."""
-
-    def start(self, total: int, done: int) -> None: ...
-
-    def step(self, done: int) -> None: ...
-
-    def metrics(self, line: dict[str, Any]) -> None: ...
-
-    def say(self, text: str) -> None: ...
-
-    def stop(self) -> None: ...
 
 
 @dataclasses.dataclass
