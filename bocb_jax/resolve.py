@@ -22,7 +22,7 @@ class ResolvedConfig:
     """The values of a run that a config may leave open; "resolved" in `config.json`.
 
     A field that is renamed here needs a line in `engine.run_dir.EARLIER_NAMES`, a new one a line in
-    `engine.run_dir.BEFORE`, so that runs of earlier versions can be resumed.
+    `DEFAULTS_OF_EARLIER_VERSIONS` there, so that runs of earlier versions can be resumed.
     """
 
     recipe: str

@@ -172,7 +172,7 @@ class Run:
         self.config, self.folder = config, config.folder()
         self.dataset = dataset or open_run_dataset(config)
         self.resolved = resolved = dataclasses.replace(
-            resolve(config, self.dataset), **run_dir.values_of_its_time(self.folder)
+            resolve(config, self.dataset), **run_dir.earlier_defaults(self.folder)
         )
         self.epoch_steps = steps_per_epoch(len(self.dataset.splits["train"]), resolved.batch_size)
         self.total_steps = resolved.epochs * self.epoch_steps

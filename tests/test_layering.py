@@ -44,7 +44,7 @@ RULES = {
     },
     "bocb_jax/engine": {
         "jax", "flax", "optax", "orbax", "xxhash", "numpy", "tensorboardX", "wandb",
-        "ours:errors", "ours:config", "ours:storage",
+        "ours:errors", "ours:config", "ours:console", "ours:run_files", "ours:storage",
     },
     "bocb_jax/torch_weights.py": {
         "jax", "flax", "numpy", "ours:errors", "ours:models", "ours:weight_files",

@@ -190,7 +190,7 @@ def test_memory_that_runs_out_before_the_first_step_is_a_sentence(config, monkey
         raise error
 
     monkeypatch.setattr(Run, "loader", loader)
-    with pytest.raises(UserError, match="^Memory ran out.*use a smaller --batch-size") as caught:
+    with pytest.raises(UserError, match=r"^Memory ran out.*use a smaller --batch-size") as caught:
         train(config)
     outcome = json.loads((config.folder() / "result.json").read_text())
     assert outcome["status"] == failure(caught.value)["status"] == "out_of_memory"

@@ -19,7 +19,8 @@ import jax
 
 from bocb_jax.config import TrainConfig, difference, run_id
 from bocb_jax.errors import UserError
-from bocb_jax.storage.files import read_json, write_json
+from bocb_jax.run_files import read_config, read_result
+from bocb_jax.storage.files import write_json
 from bocb_jax.storage.lock import only_writer
 from bocb_jax.storage.mirror import mirrored
 from bocb_jax.storage.remote import is_url
@@ -33,16 +34,20 @@ _PACKAGES = ("bocb-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "
 # can be resumed. Settings of "config" that were renamed are in `config.EARLIER_NAMES`.
 EARLIER_NAMES = {"hparams_source": "rates_from"}
 # Field of `ResolvedConfig` that earlier versions did not have -> the value that says what they did.
-BEFORE = {"ema_warmup": False}
+DEFAULTS_OF_EARLIER_VERSIONS = {"ema_warmup": False}
 
 
-def values_of_its_time(folder: Path) -> dict[str, Any]:
-    """Return the resolved values that a run has since it was begun by an earlier version."""
-    earlier = read_json(folder / "config.json")
-    resolved = earlier.get("resolved") if isinstance(earlier, dict) else None
-    if not resolved or not isinstance(resolved, dict):  # not begun, or refused by `claim`
+def earlier_defaults(folder: Path) -> dict[str, Any]:
+    """Return the resolved values that a run begun by an earlier version has, but did not record.
+
+    Raises:
+      UserError: its config.json cannot be read, or a field is missing or of the wrong type.
+    """
+    earlier = read_config(folder)
+    if earlier is None or not (resolved := earlier.get("resolved")):  # not begun
         return {}
-    return {name: value for name, value in BEFORE.items() if name not in resolved}
+    missing = DEFAULTS_OF_EARLIER_VERSIONS.keys() - resolved
+    return {name: DEFAULTS_OF_EARLIER_VERSIONS[name] for name in missing}
 
 
 @contextlib.contextmanager
@@ -56,17 +61,17 @@ def claim(folder: Path, manifest: dict[str, Any], *, resume: bool) -> Iterator[N
       resume: whether an existing run may be resumed.
 
     Raises:
-      UserError: the folder belongs to another run, is in use, or cannot be written.
+      UserError: the folder belongs to another run, is in use, or cannot be written, or its
+        config.json cannot be read.
     """
-    path = folder / "config.json"
-    earlier = read_json(path)
+    earlier = read_config(folder)
     _check_settings_known(folder, earlier)
     if earlier is not None:
         _check_same(folder, earlier, manifest, resume)
     taken = f"Another process is writing to {folder}; wait until it has ended."
     with only_writer(folder, ".lock", taken):
-        if earlier is None or earlier.get("resolved") is None:
-            write_json(path, {**manifest, **surroundings()})
+        if earlier is None or not earlier.get("resolved"):
+            write_json(folder / "config.json", {**manifest, **surroundings()})
         yield
 
 
@@ -105,14 +110,14 @@ def with_other_epochs(config: TrainConfig) -> tuple[TrainConfig, str | None]:
 def _ended_epochs(folder: Path, config: TrainConfig) -> int:
     """Return the epochs of a finished run that is `config` but for these, else 0."""
     try:
-        manifest: Any = read_json(folder / "config.json")
-        result: Any = read_json(folder / "result.json")
-        epochs = manifest["resolved"]["epochs"]
-        same = {**manifest["config"], "epochs": None} == {**config.identity(), "epochs": None}
-        other = result["status"] == "finished" and 0 < epochs != config.epochs
-    except (UserError, KeyError, TypeError):  # not the folder of an ended run, or a damaged one
+        earlier, result = read_config(folder), read_result(folder)
+    except UserError:  # damaged
         return 0
-    return epochs if same and other else 0
+    if earlier is None or result is None or result["status"] != "finished":
+        return 0
+    epochs = (earlier.get("resolved") or {}).get("epochs") or 0
+    same = {**earlier["config"], "epochs": None} == {**config.identity(), "epochs": None}
+    return epochs if same and 0 < epochs != config.epochs else 0
 
 
 @contextlib.contextmanager
@@ -153,7 +158,7 @@ def surroundings() -> dict[str, Any]:
 
 def _check_settings_known(folder: Path, earlier: dict[str, Any] | None) -> None:
     """Raise UserError if a run was trained in a folder, and its config.json does not say how."""
-    if earlier and isinstance(earlier.get("config"), dict) and earlier.get("resolved"):
+    if earlier and earlier.get("resolved"):
         return
     trained = [*folder.glob("checkpoints/*/[0-9]*"), *folder.glob("metrics.jsonl")]
     if earlier is None:
@@ -171,15 +176,9 @@ def _check_same(
     folder: Path, earlier: dict[str, Any], manifest: dict[str, Any], resume: bool
 ) -> None:
     """Raise UserError unless `earlier`, the content of config.json, is of the same run."""
-    for name in ("config", "resolved", "versions"):
-        if not isinstance(earlier.get(name) or {}, dict):
-            raise UserError(
-                f"{folder / 'config.json'}: {name} is {str(earlier[name])[:60]}, not an object. "
-                "Was it edited? Choose another --workdir or --run-id."
-            )
     # A start that failed early has written no resolved values.
     resolved = _with_present_names(earlier.get("resolved") or manifest["resolved"])
-    differing = difference(earlier.get("config", {}), manifest["config"])
+    differing = difference(earlier["config"], manifest["config"])
     differing += difference(resolved, _with_present_names(manifest["resolved"]))
     if differing:
         listed = "\n  ".join(differing)
@@ -201,6 +200,7 @@ def _check_same(
 
 
 def _with_present_names(resolved: dict[str, Any]) -> dict[str, Any]:
-    """Return resolved values with present names, and those of `BEFORE` where they lack."""
+    """Return resolved values with present names, and the earlier defaults of missing ones."""
     present = {old: new for new, old in EARLIER_NAMES.items()}
-    return BEFORE | {present.get(name, name): value for name, value in resolved.items()}
+    found = {present.get(name, name): value for name, value in resolved.items()}
+    return DEFAULTS_OF_EARLIER_VERSIONS | found

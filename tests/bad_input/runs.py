@@ -56,6 +56,11 @@ def run(**files: str | bytes) -> dict[str, str | bytes]:
     return {f"runs/a/{name}": content for name, content in whole.items()}
 
 
+def begun(config: str) -> dict[str, str | bytes]:
+    """Return the files of a folder of runs whose run `a` has saved nothing yet."""
+    return {"runs/a/config.json": config}
+
+
 WRONG_CONFIG = {
     "config.seed": ["x", 1.5, None, [], "0", True, 10**30],
     "config.epochs": ["ten", 2.5, {}],
@@ -248,15 +253,26 @@ def _patterns() -> list[Row]:
 def _train() -> list[Row]:
     """Return rows of resuming a run whose files say something else."""
     start = ("train", "--model", "vit_mini", "--epochs", "1", "--log.progress", "none")
-    return [
+    rows = [
         Row(f"train-{field}-{value}", [*start, "--workdir", "runs/a"],
-            says, files=run(config=changed(CONFIG, field, value)))
-        for field, value, says in (
-            ("config", [], "config"), ("config.seed", "x", "seed: 'x' there, 0 here"),
-            ("config", 3, "config"), ("resolved", 3, "resolved is 3, not an object"),
-            ("versions", [1], "versions is .* not an object"),
+            rf"runs/a/config\.json: {field} is {re.escape(repr(value))}, not .*Was it edited",
+            files=begun(changed(CONFIG, field, value)))
+        for field, value in (
+            *(("config", value) for value in (None, [], "", 0, 3)),
+            *(("resolved", value) for value in ([], "", 0, 3)),
+            *(("versions", value) for value in (None, [], [1], 0)),
+            ("config.seed", "x"), ("resolved.epochs", "2"),
         )
     ]  # fmt: skip
+    named = [*start, "--workdir", "runs", "--run-id", "a"]
+    says = r"runs/a/config\.json: there is no config\. Was it edited"
+    rows += [
+        Row("train-no-config", [*start, "--workdir", "runs/a"], says, files=begun("{}")),
+        Row("train-no-config-named", named, says, files=begun("{}")),
+        Row("train-other-seed", [*start, "--workdir", "runs/a", "--seed", "1"],
+            "seed: 0 there, 1 here", files=begun(json.dumps(CONFIG))),
+    ]  # fmt: skip
+    return rows
 
 
 ROWS = [
