@@ -175,6 +175,12 @@ def misfit(name: str, value: Any, rule: str) -> str:
     return f"{name} is {said(value)}; it must be {rule}."
 
 
+def check(holds: bool, name: str, value: Any, rule: str) -> None:
+    """Raise UserError, which says what a value must be, unless it is that."""
+    if not holds:
+        raise UserError(misfit(name, value, rule))
+
+
 def said(value: Any) -> str:
     """Return a value for a message: as in TOML, and not longer than a line."""
     if isinstance(value, bool):

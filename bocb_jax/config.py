@@ -34,6 +34,7 @@ from bocb_jax.checked import (
     Share,
     Table,
     Text,
+    check,
     misfit,
     no_such_setting,
     read_toml,
@@ -55,11 +56,6 @@ RandAugment = Annotated[
     ),
     Rule("none, or RandAugment in timm's words, such as rand-m9-mstd0.5-inc1"),
 ]
-
-
-def _check(holds: bool, name: str, value: Any, rule: str) -> None:
-    if not holds:
-        raise UserError(misfit(name, value, rule))
 
 
 @settings("data")
@@ -101,7 +97,7 @@ class AugmentConfig:
     def __post_init__(self):
         if self.resized_crop is not None:
             least, largest = self.resized_crop
-            _check(least <= largest, "augment.resized_crop", self.resized_crop,
+            check(least <= largest, "augment.resized_crop", self.resized_crop,
                    "two rising shares of the area in (0, 1]")  # fmt: skip
 
 
@@ -122,7 +118,7 @@ class ScheduleConfig:
     def __post_init__(self):
         inside = all(0 < boundary < 1 for boundary in self.boundaries)
         rising = list(self.boundaries) == sorted(set(self.boundaries))
-        _check(inside and rising, "schedule.boundaries", self.boundaries, "rising, inside (0, 1)")
+        check(inside and rising, "schedule.boundaries", self.boundaries, "rising, inside (0, 1)")
 
 
 @settings("step")
@@ -157,10 +153,10 @@ class ParallelConfig:
 
     def __post_init__(self):
         address = self.coordinator
-        _check(address is None or bool(re.fullmatch(r"\S+:\d+", address)), "parallel.coordinator",
+        check(address is None or bool(re.fullmatch(r"\S+:\d+", address)), "parallel.coordinator",
                address, "HOST:PORT")  # fmt: skip
         if self.processes is not None and self.process is not None:
-            _check(self.process < self.processes, "parallel.process", self.process,
+            check(self.process < self.processes, "parallel.process", self.process,
                    f"below parallel.processes, {self.processes}")  # fmt: skip
 
 

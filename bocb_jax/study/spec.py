@@ -21,7 +21,7 @@ from bocb_jax.checked import (
     Share,
     Table,
     Text,
-    misfit,
+    check,
     read_toml,
     settings,
 )
@@ -42,11 +42,6 @@ Steps = Annotated[int, Field(ge=1, le=100)]
 Span = Annotated[Number, Field(gt=1, le=1e6)]
 Hours = Annotated[Number, Field(gt=0, le=1e9)]
 Factors = tuple[Rate, ...]
-
-
-def _check(holds: bool, name: str, value: Any, rule: str) -> None:
-    if not holds:
-        raise UserError(misfit(name, value, rule))
 
 
 @settings("search")
@@ -74,14 +69,14 @@ class Search:
     def __post_init__(self) -> None:
         for name in ("lr", "lr_factors", "weight_decay", "weight_decay_factors"):
             values = getattr(self, name)
-            _check(len(values) <= MOST_TRIALS, f"search.{name}", values,
+            check(len(values) <= MOST_TRIALS, f"search.{name}", values,
                    f"a list of at most {MOST_TRIALS:,}")  # fmt: skip
-            _check(len(set(values)) == len(values), f"search.{name}", values, "without repetition")
+            check(len(set(values)) == len(values), f"search.{name}", values, "without repetition")
         for name in ("lr", "weight_decay"):
             both = getattr(self, name) and getattr(self, f"{name}_factors")
-            _check(not both, f"search.{name}", getattr(self, name),
+            check(not both, f"search.{name}", getattr(self, name),
                    f"left out where search.{name}_factors is given")  # fmt: skip
-        _check(self.halving == 0 or self.halving > 1, "search.halving", self.halving,
+        check(self.halving == 0 or self.halving > 1, "search.halving", self.halving,
                "0 or above 1")  # fmt: skip
 
 
@@ -93,7 +88,7 @@ class Final:
 
     def __post_init__(self) -> None:
         distinct = len(set(self.seeds)) == len(self.seeds)
-        _check(0 < len(self.seeds) <= MOST_TRIALS and distinct, "final.seeds", self.seeds,
+        check(0 < len(self.seeds) <= MOST_TRIALS and distinct, "final.seeds", self.seeds,
                f"a list of different seeds, at least one and at most {MOST_TRIALS:,}")  # fmt: skip
 
 
@@ -133,11 +128,11 @@ class Study:
 
     def __post_init__(self) -> None:
         for name in ("backbones", "optimizers"):
-            _check(bool(getattr(self, name)), name, getattr(self, name), _NAMES)
+            check(bool(getattr(self, name)), name, getattr(self, name), _NAMES)
         for optimizer, given in self.opt_args.items():
-            _check(isinstance(given, dict), f"opt_args.{optimizer}", given, "a table of settings")
+            check(isinstance(given, dict), f"opt_args.{optimizer}", given, "a table of settings")
         labels = [variant.name for variant in self.variants]
-        _check(len(set(labels)) == len(labels), "variants", labels, "named differently")
+        check(len(set(labels)) == len(labels), "variants", labels, "named differently")
         _check_train("train", self.train)
         for variant in self.variants:
             _check_train(f"variants.train of {variant.name!r}", variant.train)
@@ -150,7 +145,7 @@ class Study:
 def _check_train(where: str, given: dict[str, Any]) -> None:
     """Refuse settings of runs that are unknown, misshapen, or for the study to decide."""
     taken = ", ".join(sorted(RESERVED & {*given}))
-    _check(not taken, where, taken, "without what the study itself decides")
+    check(not taken, where, taken, "without what the study itself decides")
     try:
         from_dict(TrainConfig, given)
     except UserError as error:
