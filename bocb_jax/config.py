@@ -9,7 +9,6 @@ import ast
 import contextlib
 import dataclasses
 import hashlib
-import itertools
 import json
 import re
 from pathlib import Path
@@ -350,17 +349,42 @@ def from_toml(path: str) -> TrainConfig:
         raise UserError(f"{path}: {error}") from error
 
 
-def dotted(arguments: list[str], name: str) -> dict[str, Any]:
-    """Return the values of `--name.key value` and `--name.key=value` on a command line."""
-    words = [word for argument in arguments for word in argument.split("=", 1)]
-    found = {}
-    for word, value in itertools.pairwise([*words, ""]):
-        flag, _, key = word.replace("-", "_").partition(".")
-        if flag == f"__{name}" and key:
-            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-                value = ast.literal_eval(value)
-            found[key] = value
-    return found
+def dotted(words: list[str], table: str) -> tuple[dict[str, Any], list[str]]:
+    """Take `--table.name value` and `--table.name=value` out of a command line.
+
+    Args:
+      words: of the command line.
+      table: "model_args" or the like, whose names no config declares.
+
+    Returns:
+      The values by name, and the remaining words.
+
+    Raises:
+      UserError: a flag has no value.
+    """
+    found: dict[str, Any] = {}
+    remaining = []
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        start, _, name = flag.replace("-", "_").partition(".")
+        if start != f"__{table}" or not name:
+            remaining.append(word)
+            continue
+        if not equals:
+            if not words or words[0].startswith("--"):
+                raise UserError(f"{flag} needs a value.")
+            value = words.pop(0)
+        found[name] = value_in(value)
+    return found, remaining
+
+
+def value_in(text: str) -> Any:
+    """Return the number, truth value, list or None that a word is written as, else the word."""
+    with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        return ast.literal_eval(text)
+    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], where: str = "") -> list[str]:

@@ -64,12 +64,12 @@ def parse(arguments: list[str]) -> TrainConfig:
     before.add_argument("--config")
     known, arguments = before.parse_known_args(present_flags(arguments))
     default = TrainConfig() if known.config is None else from_toml(known.config)
-    # tyro knows only the fields that a config declares. Arguments of a backbone or an optimizer are
-    # none, so those on the command line are put into the defaults first.
+    # A config declares no arguments of a backbone or an optimizer, and tyro knows only what it
+    # declares. They go into the defaults, which `--help` shows.
+    model_args, arguments = dotted(arguments, "model_args")
+    opt_args, arguments = dotted(arguments, "opt_args")
     default = dataclasses.replace(
-        default,
-        model_args=default.model_args | dotted(arguments, "model_args"),
-        opt_args=default.opt_args | dotted(arguments, "opt_args"),
+        default, model_args=default.model_args | model_args, opt_args=default.opt_args | opt_args
     )
     return command_line.parse(TrainConfig, arguments, prog="bocb train", default=default)
 

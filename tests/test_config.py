@@ -18,6 +18,7 @@ from bocb_jax.config import (
     to_dict,
 )
 from bocb_jax.errors import UserError
+from bocb_jax.study.spec import overrides_of
 from bocb_jax.train import parse
 
 FULL = TrainConfig(
@@ -46,6 +47,35 @@ def test_command_line_wins_over_the_file(tmp_path):
     config = parse(["--config", str(file), "--lr", "0.25", "--opt-args.b2", "0.9"])
     assert (config.model, config.lr, config.step.ema) == ("resnet_mini", 0.25, 0.99)
     assert config.opt_args == {"b1": 0.8, "b2": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("false", False), ("True", True), ("None", None), ("[2,2]", [2, 2]), ("-3", -3),
+        ("1e5", 1e5), ("cifar", "cifar"), ("007", "007"), ("a=b", "a=b"), ("[1, 'a']", [1, "a"]),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_arguments_of_backbones_and_optimizers_are_read_as_values(word, value):
+    for flags in (["--opt-args.some-name", word], [f"--opt_args.some_name={word}"]):
+        config = parse(["--model", "vit_mini", *flags, "--lr", "0.5"])
+        assert config == TrainConfig(model="vit_mini", lr=0.5, opt_args={"some_name": value})
+        assert type(config.opt_args["some_name"]) is type(value)
+    assert overrides_of(["--opt_args.sgd.some-name", word]) == {"opt_args.sgd.some_name": value}
+
+
+def test_arguments_replace_those_of_the_file_and_are_shown_by_help(tmp_path, capsys):
+    file = tmp_path / "run.toml"
+    file.write_text("[opt_args]\nnesterov = true\n[model_args]\ndepths = [2, 2]\n")
+    words = ["--config", str(file), "--opt-args.nesterov", "false", "--model-args.depths=3"]
+    config = parse(words)
+    assert (config.opt_args, config.model_args) == ({"nesterov": False}, {"depths": 3})
+    with pytest.raises(SystemExit):
+        parse([*words, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--opt-args.nesterov" in shown
+    assert "--model-args.depths INT" in shown
 
 
 @pytest.mark.parametrize(

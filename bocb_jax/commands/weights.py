@@ -62,7 +62,8 @@ class ExportOptions:
 
 def import_main(arguments: list[str]) -> int:
     """Import weights as the command line says, and return the exit code."""
-    default = ImportOptions(tyro.MISSING, tyro.MISSING, model_args=dotted(arguments, "model_args"))
+    model_args, arguments = dotted(arguments, "model_args")
+    default = ImportOptions(tyro.MISSING, tyro.MISSING, model_args=model_args)
     print(
         import_weights(
             command_line.parse(

@@ -3,8 +3,6 @@
 The same names work on the command line: `--search.kind halton`.
 """
 
-import ast
-import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -25,7 +23,7 @@ from bocb_jax.checked import (
     read_toml,
     settings,
 )
-from bocb_jax.config import TrainConfig, from_dict
+from bocb_jax.config import TrainConfig, from_dict, value_in
 from bocb_jax.errors import UserError
 
 # Settings of a run that [train] may not hold: the study, or the sweep, decides them.
@@ -211,17 +209,11 @@ def overrides_of(words: list[str]) -> dict[str, Any]:
         if not name.startswith("--"):
             raise UserError(f"'{word}' is not understood; settings are given as --name value.")
         if not equals:
-            if not words:
+            if not words or words[0].startswith("--"):
                 raise UserError(f"{name} needs a value.")
             value = words.pop(0)
-        found[name[2:].replace("-", "_")] = _value(value)
+        found[name[2:].replace("-", "_")] = value_in(value)
     for name in ("backbones", "optimizers"):
         if isinstance(found.get(name), str):
             found[name] = tuple(found[name].split(","))
     return found
-
-
-def _value(text: str) -> Any:
-    with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-        return ast.literal_eval(text)
-    return {"true": True, "false": False}.get(text.lower(), text)

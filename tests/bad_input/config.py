@@ -174,6 +174,7 @@ FLAGS = [
     ("--log.progress graph", "--log.progress is 'graph'; it must be one of auto, bar, lines, none"),
     ("--model-args 3", "There is no option --model-args"),
     ("--model-args.depth", "--model-args.depth needs a value"),
+    ("--opt-args.nesterov --lr 0.1", "--opt-args.nesterov needs a value"),
 ]
 
 # Lines of a TOML file, and what the sentence says.

@@ -118,6 +118,7 @@ WORDS = [
     ("--population 0", "--population is '0'; it must be auto, off, or a number"),
     ("extra", "'extra' is not understood"),
     ("--search.trials", "--search.trials needs a value"),
+    ("--search.kind --final.seeds [1]", "--search.kind needs a value"),
     ("--search.trials 0", f"search.trials is 0; it {WHOLE} 1"),
     ("--search.trials 1e9", f"search.trials is 1000000000.0; it {WHOLE} 1"),
     ("--search.trials many", f"search.trials is 'many'; it {WHOLE} 1"),
