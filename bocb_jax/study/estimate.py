@@ -4,15 +4,15 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.console import console, duration
 from bocb_jax.run_files import read_result
 from bocb_jax.storage.remote import Workdir
 from bocb_jax.study.messages import EventKind, Request, Task
 from bocb_jax.study.plan import Cell, Outcome
-from bocb_jax.study.pool import LocalPool, Share, share_out
+from bocb_jax.study.pool import LocalPool, Share, StartWatch, share_out
 from bocb_jax.study.spec import Study
 
-KEPT_STATES = 2  # the default of `checkpoint.keep`
 # Forward, backward to activations and to weights; a multiplication and an addition each.
 FLOPS_PER_MAC = 3 * 2
 
@@ -55,10 +55,7 @@ def estimate(
         runs += left_runs
         hours += left_runs * pair.images * seconds.get(pair.label, 0.0) / 3600
         flops += left_runs * pair.images * pair.macs * FLOPS_PER_MAC
-        # The best weights, and the last states: parameters, their average, the optimizer's own.
-        copies = 1 + KEPT_STATES * (2 + pair.state_per_parameter)
-        kept_runs = cell.size if study.checkpoints == "all" else len(study.final.seeds)
-        stored += kept_runs * 4 * pair.num_params * copies
+        stored += _stored_bytes(cell)
     lines = [
         f"{study.name}: {len(cells)} pairs, {sum(cell.size for cell in cells)} runs, {runs} of "
         "them still to do."
@@ -94,6 +91,18 @@ def estimate(
     if limit is not None and hours > limit:
         lines.append(f"That exceeds budget.device_hours, {limit:g}: the sweep will stop early.")
     return "\n".join(lines)
+
+
+def _stored_bytes(cell: Cell) -> float:
+    """Return the size of the checkpoints that a pair's runs leave."""
+    pair, study = cell.pair, cell.study
+    checkpoint = from_dict(TrainConfig, pair.train).checkpoint
+    if checkpoint.discard:
+        return 0.0
+    runs = cell.size if study.checkpoints == "all" else len(study.final.seeds)
+    # The best weights, and the last states: parameters, their average, the optimizer's own.
+    copies = 1 + checkpoint.keep * (2 + pair.state_per_parameter)
+    return runs * 4 * pair.num_params * copies
 
 
 def _number(value: float) -> str:
@@ -137,8 +146,10 @@ def _measure(cells: dict[str, Cell], shares: Sequence[Share], workdir: Path) -> 
     asked: dict[int, str] = {}
     done = 0
     with contextlib.closing(LocalPool(shares[: len(todo)], workdir / ".workers")) as pool:
+        starts = StartWatch(pool)
         while done < len(cells):
             for event in pool.events(timeout=1.0):
+                starts.note(event)
                 label = asked.pop(event.worker, None)
                 if label:
                     seconds = event.answer.seconds_per_image if event.answer else None

@@ -30,6 +30,11 @@ class Request:
     configs: list[dict[str, Any]]
     members: int = 1
 
+    @property
+    def runs(self) -> int:
+        """How many runs it trains and saves."""
+        return len(self.configs) if self.task in (Task.TRAIN, Task.TRAIN_TOGETHER) else 0
+
     def to_json(self) -> str:
         """Return the request on one line."""
         return json.dumps(dataclasses.asdict(self))

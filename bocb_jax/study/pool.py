@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from bocb_jax.errors import UserError
 from bocb_jax.study.messages import Answer, Event, EventKind, Request
 
 # TensorStore keeps some 30 kB of every checkpoint that it writes, for as long as the process lives.
 RUNS_PER_PROCESS = 500
+MAX_FAILED_STARTS = 3  # in a row, for each worker of the pool
 SAVE_SECONDS = 600.0  # for all workers together, to save a run each when the sweep is stopped
 
 
@@ -33,6 +35,39 @@ class Pool(Protocol):
     def events(self, timeout: float) -> list[Event]: ...
 
     def close(self) -> None: ...
+
+
+class StartWatch:
+    """Raises a UserError when workers die before they are ready, again and again.
+
+    Args:
+      pool: the workers.
+    """
+
+    def __init__(self, pool: Pool):
+        self._limit = MAX_FAILED_STARTS * pool.size
+        self._failed = 0  # in a row
+        self._ready: set[int] = set()
+
+    def note(self, event: Event) -> None:
+        """Take in an event of the pool.
+
+        Raises:
+          UserError: no worker can start.
+        """
+        if event.kind is EventKind.READY:
+            self._ready.add(event.worker)
+            self._failed = 0
+        elif event.kind is EventKind.DIED and event.worker in self._ready:
+            self._ready.remove(event.worker)
+        elif event.kind is EventKind.DIED:
+            self._failed += 1
+            if self._failed > self._limit:
+                raise UserError(
+                    f"No worker could start. {event.reason} What the workers print is in .workers "
+                    "in the folder of the runs; on a cluster, bocb_jax must be installed on each "
+                    "node."
+                )
 
 
 class LocalPool:
@@ -60,7 +95,7 @@ class LocalPool:
             before = self._processes[worker]
             self._spawn(worker, announced=False)  # it reads the request once it is ready
             _piped(before.stdin).close()  # which ends it
-        self._runs[worker] += len(request.configs)
+        self._runs[worker] += request.runs
         pipe = _piped(self._processes[worker].stdin)
         try:
             pipe.write(request.to_json() + "\n")

@@ -7,17 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bocb_jax.errors import UserError
 from bocb_jax.run_files import read_result
 from bocb_jax.storage.remote import Workdir, saved_steps
 from bocb_jax.study.grouping import Grouping
 from bocb_jax.study.messages import Answer, Event, EventKind, Request, Task
 from bocb_jax.study.plan import Cell, Outcome, Planned
-from bocb_jax.study.pool import Pool
+from bocb_jax.study.pool import Pool, StartWatch
 from bocb_jax.study.progress import Progress
 from bocb_jax.study.worker import write_failure
 
-MAX_FAILED_STARTS = 3  # in a row, for each worker of the pool
 # As XLA's events name the compiled functions.
 TRAIN_STEP = "jit(train_step)"
 TRAIN_STEP_TOGETHER = "jit(train_step_together)"
@@ -96,7 +94,7 @@ class Scheduler:
         self._last: dict[int, int] = {}  # worker -> the cell of its last run
         self._jobs: dict[int, _Job] = {}  # by worker
         self._deaths: collections.Counter[str] = collections.Counter()
-        self._failed_starts = 0  # workers in a row that died before they were ready
+        self._starts = StartWatch(pool)
         self._reached: dict[
             str, int
         ] = {}  # run -> its last saved step when its worker died or ran out of time
@@ -189,31 +187,20 @@ class Scheduler:
 
     def _take(self, event: Event) -> None:
         worker = event.worker
+        self._starts.note(event)
         if event.kind is EventKind.READY:
             self._free.add(worker)
-            self._failed_starts = 0
             return
         job = self._jobs.pop(worker, None)
         if event.kind is EventKind.DIED:
-            was_ready = job is not None or worker in self._free
             self._free.discard(worker)
             self._last.pop(worker, None)
             if job:
                 self._died(job, event.reason)
-            elif not was_ready:
-                self._count_failed_start(event.reason)
         elif job is not None and event.answer is not None:
             self._free.add(worker)
             self._count(job, event.answer)
             self._done(job, event.answer)
-
-    def _count_failed_start(self, reason: str) -> None:
-        self._failed_starts += 1
-        if self._failed_starts > MAX_FAILED_STARTS * self.pool.size:
-            raise UserError(
-                f"No worker could start. {reason} What the workers print is in .workers in the "
-                "folder of the runs; on a cluster, bocb_jax must be installed on each node."
-            )
 
     def _count(self, job: _Job, answer: Answer) -> None:
         counts = self.counts

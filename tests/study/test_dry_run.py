@@ -1,18 +1,20 @@
 """What a dry run says, and what stands in for data that are not there."""
 
+import dataclasses
 import io
 import re
+import sys
 
 import pytest
 from helpers import made_runs
 from PIL import Image
 
 from bocb_jax.data.synthetic import open_or_synthetic, synthetic_jpeg
-from bocb_jax.errors import DatasetMissing
+from bocb_jax.errors import DatasetMissing, UserError
 from bocb_jax.storage.remote import Workdir
 from bocb_jax.study.estimate import estimate
 from bocb_jax.study.messages import Request, Task
-from bocb_jax.study.plan import Outcome
+from bocb_jax.study.plan import Cell, Outcome
 from bocb_jax.study.spec import Final, Search, Study
 from bocb_jax.study.worker import Executor
 
@@ -74,6 +76,29 @@ def test_what_is_counted_is_what_is_left(tmp_path):
     # The runs of the first backbone, 12 but for one, of 48 s each.
     assert re.search(rf"About {11 * 48 / 3600:.2f} device-hours, 4:24 on the 2 workers", said)
     assert "left out of the hours: net1." in said
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "size"),  # two runs of 4 * 1e8 bytes, 1 + 3 * keep times
+    [({}, "5.60"), ({"keep": 5}, "12.80"), ({"keep": 5, "discard": True}, "0")],
+)
+def test_disk_space_is_that_of_the_states_that_are_kept(tmp_path, checkpoint, size):
+    study = Study(name="s", backbones=("a",), optimizers=("b",), final=Final(seeds=(1, 2)))
+    (cell,) = made_runs.cells(study, tmp_path, 1, 1)
+    pair = dataclasses.replace(cell.pair, train={"checkpoint": checkpoint}, num_params=10**8)
+    said = estimated([Cell(pair, study, tmp_path)], {})
+    assert f"Up to {size} GB" in said
+
+
+def test_workers_that_cannot_start_end_a_measurement(tmp_path, monkeypatch):
+    script = tmp_path / "worker"
+    script.write_text("#!/bin/sh\nexit 7\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    study = Study(name="s", backbones=("a",), optimizers=("b",))
+    cells = made_runs.cells(study, tmp_path, 2, 1)
+    with pytest.raises(UserError, match=r"No worker could start\. .* exit code 7\..*\.workers"):
+        estimate(study, cells, {}, Workdir.at(tmp_path), 2)
 
 
 def test_a_study_without_a_search_counts_its_final_runs_alone(tmp_path):
