@@ -3,6 +3,7 @@
 All nodes must see the folder of runs under the same path or URL, and have bocb_jax installed.
 """
 
+import collections
 import contextlib
 import fcntl
 import logging
@@ -14,6 +15,7 @@ from typing import IO, Any
 
 from bocb_jax.errors import UserError
 from bocb_jax.study.messages import Answer, Event, EventKind, Request
+from bocb_jax.study.pool import RUNS_PER_PROCESS
 
 # Environment variables of the sweep that the actors inherit.
 ENVIRONMENT = ("JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR", "PYTHONPATH", "XLA_FLAGS")
@@ -21,6 +23,8 @@ ENVIRONMENT = ("JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR", "PYTHONPATH", "XLA_
 
 class RayPool:
     """Actors on a Ray cluster; one that is lost is replaced as soon as there is room.
+
+    So is one that has done `RUNS_PER_PROCESS` runs.
 
     Args:
       address: of the cluster; "auto" for the one this machine belongs to or, failing that, a new
@@ -62,13 +66,19 @@ class RayPool:
         self.size = workers or gpus or int(resources.get("CPU", 1))
         self._actor = ray.remote(max_restarts=0, **needs)(_Actor)
         self._actors: dict[int, Any] = {}
-        self._pending: dict[Any, tuple[int, EventKind]] = {}  # reference -> worker, what it brings
+        # Reference -> worker, and the event that it brings.
+        self._pending: dict[Any, tuple[int, EventKind | None]] = {}
         self._homes: dict[int, dict[str, Any]] = {}  # what `_Actor.ready` says of each worker
+        self._runs: collections.Counter[int] = collections.Counter()  # by worker, of its actor
         for worker in range(self.size):
             self._spawn(worker)
 
     def start(self, worker: int, request: Request) -> None:
         """Send a request to an idle worker; a DONE event brings the answer."""
+        if self._runs[worker] >= RUNS_PER_PROCESS:
+            self._ray.kill(self._actors[worker])
+            self._spawn(worker, announced=False)  # it takes the request once it is ready
+        self._runs[worker] += request.runs
         reference = self._actors[worker].answer.remote(request)
         self._pending[reference] = worker, EventKind.DONE
 
@@ -90,12 +100,15 @@ class RayPool:
             except self._ray.exceptions.RayError as error:
                 reason = self._how_it_ended(worker, error)
                 found.append(Event(EventKind.DIED, worker, reason=reason))
+                # A replacement that never was ready leaves its request, which fails as well.
+                self._pending = {r: p for r, p in self._pending.items() if p[0] != worker}
                 self._spawn(worker)
                 continue
-            if kind is EventKind.READY:
+            if kind is not EventKind.DONE:
                 self._homes[worker] = content
+            if kind is EventKind.READY:
                 found.append(Event(kind, worker))
-            else:
+            elif kind is EventKind.DONE:
                 found.append(Event(kind, worker, content))
         return found
 
@@ -108,7 +121,7 @@ class RayPool:
 
     def _how_it_ended(self, worker: int, error: Exception) -> str:
         """Return in one sentence what Ray says in paragraphs."""
-        home = self._homes.pop(worker, None)
+        home = self._homes.get(worker)
         kinds = self._ray.exceptions
         if isinstance(error, kinds.RayTaskError) or getattr(error, "actor_init_failed", False):
             last = str(error).strip().rpartition("\n")[2]
@@ -123,9 +136,17 @@ class RayPool:
             return f"{where} was lost with its node."
         return f"{where} ended without a word."
 
-    def _spawn(self, worker: int) -> None:
+    def _spawn(self, worker: int, *, announced: bool = True) -> None:
+        """Start the actor of a worker.
+
+        Args:
+          worker: its number.
+          announced: whether a READY event follows.
+        """
         actor = self._actors[worker] = self._actor.remote(pin=self._pin)
-        self._pending[actor.ready.remote()] = worker, EventKind.READY
+        self._runs[worker] = 0
+        self._homes.pop(worker, None)
+        self._pending[actor.ready.remote()] = worker, EventKind.READY if announced else None
 
 
 class _Actor:
