@@ -1,9 +1,7 @@
 """Image folders: PATH/train/CLASS/*.jpg, with PATH/val and PATH/test beside it."""
 
-import errno
 import logging
 import os
-import stat
 import unicodedata
 from collections.abc import Sequence
 
@@ -14,6 +12,7 @@ from bocb_jax.data.dataset import Dataset, OpenOptions
 from bocb_jax.data.holdout import held_out_fraction, stratified_split
 from bocb_jax.data.listing import (
     EXTENSIONS,
+    FileRecords,
     Listing,
     images_in,
     list_images,
@@ -28,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 _TRAIN = ("train", "ILSVRC2012_img_train")
 _VALIDATION = ("val", "validation", "valid", "ILSVRC2012_img_val")
-# A larger file is no image to train on; it would be read into memory whole.
-MAX_FILE_BYTES = 2**29
 
 
 def open_folder(path: str, options: OpenOptions) -> Dataset:
@@ -62,17 +59,22 @@ def open_folder(path: str, options: OpenOptions) -> Dataset:
     notes = [order + _ends([f"{label} = {name}" for label, name in enumerate(classes)]) + "."]
     listings |= _list_held_out(path, base, folders, classes, skip, notes)
     take_each_image_once(listings)
-    splits = {key: FileRecords(x.root, x.names, x.labels) for key, x in listings.items()}
+    splits = {key: listing.records for key, listing in listings.items()}
     for key, split in splits.items():
         if not len(split):
             raise UserError(f"No {key} image in '{path}' is left; give it images of its own.")
+    if (label := _empty_class(splits["train"], len(classes))) is not None:
+        raise UserError(
+            f"No training image of the class '{classes[label]}' in '{path}' is left; give it "
+            "images of its own."
+        )
 
     missing = [key for key in ("validation", "test") if key not in splits]
     train = splits["train"]
     fraction = held_out_fraction(len(train))
     parts = stratified_split(train.labels, [fraction] * len(missing), options.split_seed)
     for key, part in zip(["train", *missing], parts, strict=True):
-        splits[key] = FileRecords(train.root, train.names[part], train.labels[part])
+        splits[key] = train.subset(part)
     return Dataset(
         name=f"folder:{path}",
         num_classes=len(classes),
@@ -84,45 +86,6 @@ def open_folder(path: str, options: OpenOptions) -> Dataset:
         class_names=imagenet.class_names(path, base, classes),
         notes=tuple(notes),
     )
-
-
-class FileRecords:
-    """Records of the image files under one folder.
-
-    Args:
-      root: the folder.
-      names: (N,) bytes, relative to the root. One array rather than a list: a million names take
-        little memory and are pickled fast.
-      labels: (N,) int32.
-    """
-
-    def __init__(self, root: str, names: np.ndarray, labels: np.ndarray):
-        self.root, self.names, self.labels = root, names, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
-        return _read_file(self._path(index)), self.labels[index]
-
-    def name(self, index: int) -> str:
-        return shown(self._path(index))
-
-    def _path(self, index: int) -> str:
-        return os.path.join(self.root, os.fsdecode(bytes(self.names[index])))
-
-
-def _read_file(path: str) -> bytes:
-    """Read a regular file; whatever took its place since it was listed is not waited for."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
-        if status.st_size > MAX_FILE_BYTES:
-            size = status.st_size / 2**20
-            raise OSError(errno.EFBIG, f"its {size:,.0f} MiB exceed {MAX_FILE_BYTES >> 20} MiB")
-        return file.read()
 
 
 def _split_folders(path: str) -> tuple[str, dict[str, str]]:
@@ -209,16 +172,21 @@ def _list_classes(root: str, classes: list[str], skip: bool, *, complete: bool =
             "rename or remove it."
         )
     found = list_images(root, [here.get(name, "") for name in known], skip_unreadable=skip)
-    if complete:
-        for label in np.flatnonzero(np.bincount(found.labels, minlength=len(classes)) == 0)[:1]:
-            folder = os.path.join(root, classes[label])
-            raise UserError(
-                f"The class folder '{folder}' holds no image ({', '.join(EXTENSIONS[:5])} ...)"
-                f"{_other_endings(folder)}; fill it or remove it."
-            )
-    if not len(found.names):
+    if complete and (label := _empty_class(found.records, len(classes))) is not None:
+        folder = os.path.join(root, classes[label])
+        raise UserError(
+            f"The class folder '{folder}' holds no image ({', '.join(EXTENSIONS[:5])} ...)"
+            f"{_other_endings(folder)}; fill it or remove it."
+        )
+    if not len(found.records):
         raise UserError(f"The folder '{root}' holds no images; fill it or remove it.")
     return found
+
+
+def _empty_class(records: FileRecords, num_classes: int) -> int | None:
+    """Return the first class without an image, if there is one."""
+    empty = np.flatnonzero(np.bincount(records.labels, minlength=num_classes) == 0)
+    return int(empty[0]) if len(empty) else None
 
 
 def _by_composed_name(root: str, names: list[str]) -> dict[str, str]:

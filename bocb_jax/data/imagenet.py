@@ -52,14 +52,14 @@ def list_flat(
     """
     top, name = os.path.split(folder)
     listing = list_images(top, [name], skip_unreadable=skip_unreadable)
-    images = [os.path.basename(os.fsdecode(bytes(x))) for x in listing.names]
+    images = [os.path.basename(os.fsdecode(bytes(x))) for x in listing.records.names]
     for pattern, read in _READERS.items():
         for place in (*_places(path, base), folder):
             files = sorted(glob.glob(os.path.join(glob.escape(place), pattern)))
             for file in filter(os.path.isfile, files[:1]):
                 labels = _labels(file, images, classes, read(file, images))
                 left_out = int((labels < 0).sum())
-                listing.labels = labels
+                listing.records.labels = labels
                 listing.keep(np.argsort(labels, kind="stable")[left_out:])
                 note = f"The labels of the images in '{folder}' are those of '{file}'"
                 note += f"; {left_out:,} of other classes are left out." if left_out else "."

@@ -1,8 +1,10 @@
 """The image files in the class folders of a split: regular files, each listed once."""
 
 import dataclasses
+import errno
 import logging
 import os
+import stat
 import unicodedata
 from collections.abc import Iterator, Sequence
 
@@ -25,31 +27,74 @@ _SYSTEM_NAMES = frozenset(
 )
 
 
+# A larger file is no image to train on; it would be read into memory whole.
+MAX_FILE_BYTES = 2**29
+
+
+class FileRecords:
+    """Records of the image files under one folder.
+
+    Args:
+      root: the folder.
+      names: (N,) bytes, relative to the root. One array rather than a list: a million names take
+        little memory and are pickled fast.
+      labels: (N,) int32.
+    """
+
+    def __init__(self, root: str, names: np.ndarray, labels: np.ndarray):
+        self.root, self.names, self.labels = root, names, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        return _read_file(self.path(index)), self.labels[index]
+
+    def name(self, index: int) -> str:
+        return shown(self.path(index))
+
+    def path(self, index: int) -> str:
+        """Return the path of an image."""
+        return os.path.join(self.root, os.fsdecode(bytes(self.names[index])))
+
+    def subset(self, chosen: np.ndarray) -> "FileRecords":
+        """Return the images that are chosen, by a mask or by indices."""
+        return FileRecords(self.root, self.names[chosen], self.labels[chosen])
+
+
+def _read_file(path: str) -> bytes:
+    """Read a regular file; whatever took its place since it was listed is not waited for."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            size = status.st_size / 2**20
+            raise OSError(errno.EFBIG, f"its {size:,.0f} MiB exceed {MAX_FILE_BYTES >> 20} MiB")
+        return file.read()
+
+
 @dataclasses.dataclass
 class Listing:
     """The images of one split.
 
     Attributes:
-      root: the folder of the split.
-      names: (N,) bytes, relative to the root, sorted within each class.
-      labels: (N,) int32.
+      records: sorted by name within each class.
       folders: the real paths of all folders that were read.
       has_links: whether a name is a symbolic link to a file.
+      inodes: (N,) uint64, the file number of each name as its folder has it: of the link itself
+        where the name is one.
     """
 
-    root: str
-    names: np.ndarray
-    labels: np.ndarray
+    records: FileRecords
     folders: frozenset[str]
     has_links: bool
+    inodes: np.ndarray
 
     def keep(self, chosen: np.ndarray) -> None:
         """Keep the images that are chosen, by a mask or by indices."""
-        self.names, self.labels = self.names[chosen], self.labels[chosen]
-
-    def path(self, index: int) -> str:
-        """Return the path of an image."""
-        return os.path.join(self.root, os.fsdecode(bytes(self.names[index])))
+        self.records, self.inodes = self.records.subset(chosen), self.inodes[chosen]
 
 
 def is_image_name(name: str) -> bool:
@@ -115,14 +160,11 @@ def list_images(root: str, folders: Sequence[str], *, skip_unreadable: bool) -> 
             root,
             first,
         )
-    names = [sorted(found) for found in walk.found]
-    return Listing(
-        root,
-        np.array([name for found in names for name in found], dtype=np.bytes_),
-        np.repeat(np.arange(len(folders), dtype=np.int32), [len(found) for found in names]),
-        frozenset(walk.seen),
-        walk.has_links,
-    )
+    images = [image for found in walk.found for image in sorted(found)]
+    labels = np.repeat(np.arange(len(folders), dtype=np.int32), [len(x) for x in walk.found])
+    names = np.array([name for name, _ in images], dtype=np.bytes_)
+    inodes = np.array([inode for _, inode in images], dtype=np.uint64)
+    return Listing(FileRecords(root, names, labels), frozenset(walk.seen), walk.has_links, inodes)
 
 
 class _Walk:
@@ -133,7 +175,8 @@ class _Walk:
         self.real = [os.path.realpath(os.path.join(root, folder)) for folder in folders]
         self.seen: set[str] = set()
         self.links: list[tuple[int, str]] = []  # label, path of a link to a folder
-        self.found: list[list[bytes]] = [[] for _ in folders]  # by label
+        # By label: names relative to the root, and inode numbers.
+        self.found: list[list[tuple[bytes, int]]] = [[] for _ in folders]
         self.strange: list[str] = []  # named as images, but no files
         self.has_links = False
         self._top, self._tops = root, set(self.real)
@@ -162,7 +205,8 @@ class _Walk:
                 elif is_image_name(entry.name):
                     if _is_regular(entry):
                         self.has_links |= entry.is_symlink()
-                        self.found[label].append(os.fsencode(within + os.sep + entry.name))
+                        name = os.fsencode(within + os.sep + entry.name)
+                        self.found[label].append((name, entry.inode()))
                     else:
                         self.strange.append(entry.path)
 
@@ -184,7 +228,7 @@ def images_in(folder: str) -> list[str]:
 
 
 def take_each_image_once(splits: dict[str, Listing]) -> None:
-    """Leave out every image that is listed already, for example by a second link to its file.
+    """Leave out every image that is listed already, by a second link to its file of either kind.
 
     An image of several splits stays in the test split, or else in the validation split, so that
     nothing is trained on that is tested on.
@@ -203,14 +247,17 @@ def take_each_image_once(splits: dict[str, Listing]) -> None:
                     f"The folder '{min(shared)}' belongs to both the {key} and the {other} images; "
                     "a link leads from one to the other. Remove it."
                 )
-    # Without links, no file is listed twice, since no folder is read twice.
-    if not any(split.has_links for split in splits.values()):
+    # To ask for the identity of every file takes long on network drives. It is needed only where
+    # there are symbolic links, or where two names have the same inode number, as hard links do.
+    inodes = np.concatenate([splits[key].inodes for key in order])
+    has_links = any(split.has_links for split in splits.values())
+    if not has_links and len(np.unique(inodes)) == len(inodes):
         return
-    files = np.concatenate([_identities(splits[key]) for key in order])
+    files = np.concatenate([_identities(splits[key].records) for key in order])
     _, first = np.unique(files, return_index=True)
     once = np.zeros(len(files), bool)
     once[first] = True
-    sizes = [len(splits[key].names) for key in order]
+    sizes = [len(splits[key].records) for key in order]
     for key, kept in zip(order, np.split(once, np.cumsum(sizes)[:-1]), strict=True):
         if left_out := int((~kept).sum()):
             logger.warning(
@@ -218,16 +265,16 @@ def take_each_image_once(splits: dict[str, Listing]) -> None:
                 "already; each file is taken once.",
                 left_out,
                 key,
-                shown(splits[key].path(int(np.argmin(kept)))),
+                splits[key].records.name(int(np.argmin(kept))),
             )
             splits[key].keep(kept)
 
 
-def _identities(listing: Listing) -> np.ndarray:
+def _identities(records: FileRecords) -> np.ndarray:
     """Return the device and the number of each file, (N,) of two integers."""
-    stats = (os.stat(listing.path(index)) for index in range(len(listing.names)))
+    stats = (os.stat(records.path(index)) for index in range(len(records)))
     kind = np.dtype([("device", np.uint64), ("file", np.uint64)])
-    return np.array([(stat.st_dev, stat.st_ino) for stat in stats], kind)
+    return np.array([(found.st_dev, found.st_ino) for found in stats], kind)
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry[str]]:

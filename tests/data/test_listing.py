@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.image_folder import make_folder, write
 
-from bocb_jax.data import image_folder, listing, open_dataset
+from bocb_jax.data import listing, open_dataset
 from bocb_jax.errors import UserError
 
 
@@ -119,6 +119,31 @@ def test_each_file_is_taken_once(folder, caplog):
     assert "1 of the validation images" in caplog.text
 
 
+def test_each_file_with_hard_links_is_taken_once(folder, caplog, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(listing, "_identities", None)  # would ask for each of a million files
+        open_folder(folder)
+    train = folder / "train"
+    (train / "cat" / "again.png").hardlink_to(train / "cat" / "000.png")
+    (train / "dog" / "leak.png").hardlink_to(folder / "test" / "cat" / "000.png")
+    (folder / "val" / "cat" / "leak.png").hardlink_to(folder / "test" / "cat" / "001.png")
+    data = open_folder(folder)
+    assert sizes(data) == SIZES
+    assert "leak.png" not in str(names(data, "train") + names(data, "validation"))
+    assert "2 of the train images" in caplog.text
+    assert "1 of the validation images" in caplog.text
+
+
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_a_class_whose_images_are_all_in_the_test_split_is_refused(folder, link):
+    for path in (folder / "train" / "cat").iterdir():
+        path.unlink()
+    for path in (folder / "test" / "cat").iterdir():
+        getattr(folder / "train" / "cat" / path.name, link)(path)
+    with pytest.raises(UserError, match=r"No training image of the class 'cat' .* is left"):
+        open_folder(folder)
+
+
 def test_an_image_with_two_links_is_never_in_train_and_validation(folder):
     pool = folder.parent / "pool"
     for number in range(30):
@@ -206,7 +231,7 @@ def test_a_file_that_may_not_be_read_is_named(folder, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(image_folder, "_read_file", refuse)
+    monkeypatch.setattr(listing, "_read_file", refuse)
     with pytest.raises(UserError, match=r"000\.png cannot be read .*Permission denied"):
         open_folder(folder).splits["train"][0]
 
