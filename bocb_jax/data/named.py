@@ -4,8 +4,10 @@ import dataclasses
 import hashlib
 import importlib.util
 import os
+import shutil
 import tarfile
 import urllib.request
+import uuid
 from typing import Any
 
 import numpy as np
@@ -149,7 +151,7 @@ def _archive(cifar: _Cifar, data_dir: str, download: bool) -> str:
     remedy = f"Put {cifar.url} there, or give the folder that holds it as --data.dir."
     if not download:
         raise DatasetMissing(f"{not_there}, and downloading is switched off. {remedy}")
-    partial = f"{archive}.{os.getpid()}.part"
+    partial = _partial(archive)
     try:
         os.makedirs(data_dir, exist_ok=True)
         digest = hashlib.sha256()
@@ -172,18 +174,29 @@ def _archive(cifar: _Cifar, data_dir: str, download: bool) -> str:
 def _extract(archive: str, folder: str):
     """Unpack the files of an archive into a folder, without the folders in it."""
     # Renamed at the end, so that a folder of this name is always complete.
-    partial = f"{folder}.{os.getpid()}.part"
-    os.makedirs(partial, exist_ok=True)
+    partial = _partial(folder)
     try:
+        os.makedirs(partial)
         with tarfile.open(archive) as tar:
             for member in tar:
                 source = tar.extractfile(member) if member.isfile() else None
                 if source is not None:
                     with open(os.path.join(partial, os.path.basename(member.name)), "wb") as file:
                         file.write(source.read())
-        os.replace(partial, folder)
+        try:
+            os.replace(partial, folder)
+        except OSError:
+            if not os.path.isdir(folder):  # another process has unpacked it meanwhile
+                raise
     except (OSError, EOFError, tarfile.TarError) as error:
         raise UserError(
             f"The archive '{archive}' cannot be unpacked ({error}); remove it; it is downloaded "
             "again."
         ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial(path: str) -> str:
+    """Return a name beside a path that no other process uses, on this machine or another."""
+    return f"{path}.{uuid.uuid4().hex}.part"

@@ -111,6 +111,21 @@ def test_cifar_is_downloaded_checked_and_unpacked_once(tmp_path, monkeypatch):
     assert len(open_dataset("cifar10", data_dir=str(here), download=False).splits["test"]) == 100
 
 
+def test_two_processes_may_unpack_at_once(tmp_path, monkeypatch):
+    cifar, replace = named._CIFAR10, os.replace
+    write_cifar(tmp_path / "other", cifar)
+    with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "other", cifar.folder)
+
+    def late(source, target):
+        (tmp_path / "other").rename(target)  # the other process was faster
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    assert len(open_dataset("cifar10", data_dir=str(tmp_path)).splits["test"]) == 100
+    assert not list(tmp_path.glob("*.part"))
+
+
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenet2012"])
 def test_missing_data_sets_are_reported(name, tmp_path):
     with pytest.raises(UserError, match=f"{name}.* is not in {tmp_path}.*switched off"):
@@ -122,6 +137,7 @@ def test_a_broken_cifar_archive(tmp_path):
     with pytest.raises(UserError, match=r"cifar-10-binary\.tar\.gz.* cannot be unpacked"):
         open_dataset("cifar10", data_dir=str(tmp_path))
     (tmp_path / "cifar-10-binary.tar.gz").unlink()
+    assert list(tmp_path.iterdir()) == []  # nothing half unpacked is left
     write_cifar(tmp_path / "cifar-10-batches-bin", named._CIFAR10)
     (tmp_path / "cifar-10-batches-bin" / "data_batch_2.bin").write_bytes(bytes(100))
     with pytest.raises(UserError, match="does not hold all of cifar10"):
