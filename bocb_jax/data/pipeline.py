@@ -17,7 +17,8 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Self
 
 import grain
@@ -51,10 +52,12 @@ class Plan(abc.ABC):
       steps: batches in one epoch.
       identity: the settings that fix the order of batches; saved positions are checked against
         them.
+      defaults: settings that `identity` holds only where they differ from these.
     """
 
     steps: int
     identity: dict[str, int]
+    defaults: Mapping[str, int] = MappingProxyType({})
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -76,14 +79,14 @@ class Plan(abc.ABC):
         Raises:
           UserError: the position belongs to another order of batches.
         """
-        theirs_by_key, ours_by_key = ({"repeats": 1} | each for each in (state, self.identity))
-        for key, ours in ours_by_key.items():
-            theirs = theirs_by_key.get(key)
-            if theirs != ours:
+        ours, theirs = ({**self.defaults, **each} for each in (self.identity, state))
+        theirs.pop("step", None)
+        for key in ours | theirs:
+            if theirs.get(key) != ours.get(key):
                 raise UserError(
-                    f"The saved data position was made with {key} = {theirs}, this run has "
-                    f"{key} = {ours}; its batches would be different. Resume with the settings "
-                    "that the run was started with."
+                    f"The saved data position was made with {key} = {theirs.get(key)}, this run "
+                    f"has {key} = {ours.get(key)}; its batches would be different. Resume with the "
+                    "settings that the run was started with."
                 )
 
     def batch(self, step: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -102,6 +105,8 @@ class TrainPlan(Plan):
     only 1/`repeats` of the images.
     """
 
+    defaults = MappingProxyType({"repeats": 1})  # earlier versions knew no other, and saved none
+
     def __init__(self, examples: int, batch_size: int, seed: int, repeats: int = 1):
         self.identity = {"examples": examples, "batch_size": batch_size, "seed": seed}
         if repeats > 1:
@@ -112,8 +117,8 @@ class TrainPlan(Plan):
         return sys.maxsize
 
     def epoch(self, number: int) -> tuple[np.ndarray, None]:
-        plan = self.identity
-        return _epoch_order(plan["examples"], plan["seed"], number, plan.get("repeats", 1)), None
+        plan = {**self.defaults, **self.identity}
+        return _epoch_order(plan["examples"], plan["seed"], number, plan["repeats"]), None
 
 
 class EvaluationPlan(Plan):

@@ -149,6 +149,22 @@ def test_a_state_of_another_order_is_refused(change, named):
         make().set_state(make(**change).get_state())
 
 
+def test_a_state_with_a_setting_of_a_later_version_is_refused():
+    iterator = train_batches(arrays(), batch_size=8, seed=0)
+    with pytest.raises(UserError, match=r"made with drop = 2, this run has drop = None"):
+        iterator.set_state(iterator.get_state() | {"drop": 2})
+
+
+def test_a_state_saved_before_there_were_repeats_is_continued():
+    iterator = train_batches(arrays(), batch_size=8, seed=3)
+    iterator.set_state({"step": 7, "examples": 50, "batch_size": 8, "seed": 3})
+    (batch,) = take(iterator, 1)
+    assert batch["index"].tolist() == [45, 8, 15, 40, 48, 12, 44, 24]
+    fresh = train_batches(arrays(), batch_size=8, seed=3)
+    assert fresh.get_state() == {"step": 0, "examples": 50, "batch_size": 8, "seed": 3}
+    fresh.set_state(fresh.get_state() | {"repeats": 1})
+
+
 @SPLITS
 @pytest.mark.parametrize("batch_size", [7, 10, 64])
 def test_evaluation_sees_every_example_exactly_once(split, batch_size):
