@@ -259,7 +259,7 @@ def apply(
     """Apply the operations on one image.
 
     Args:
-      image: (H, W, 3) uint8.
+      image: (H, W, 3), uint8 or float of 0 ... 255, which is rounded.
       operations: N of them.
       kinds: the kinds that `operations.kind` is an index into.
       fill: color of pixels from outside the image.
@@ -269,6 +269,8 @@ def apply(
     Returns:
       (H, W, 3) uint8.
     """
+    if image.dtype != jnp.uint8:
+        image = jnp.clip(jnp.round(image), 0, 255).astype(jnp.uint8)
     functions: dict[str, Operation] = {
         "keep": lambda image, value, matrix: image,
         "warp": lambda image, value, matrix: geometry.warp(image, matrix, fill),

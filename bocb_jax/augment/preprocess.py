@@ -72,6 +72,11 @@ class Augmentation:
                 raise UserError(
                     f"{name} must lie in {least:g} ... {largest:g}; it is {getattr(self, name)}."
                 )
+        if np.float32(self.scale) == 1:
+            raise UserError(
+                "scale must lie below 1, at which an image may shrink to a point; it is "
+                f"{self.scale}."
+            )
         if self.shift and self.pad:
             raise UserError("Give a shift as a fraction of the side or a pad in pixels, not both.")
         if self.pad_mode not in ("zero", "reflect"):
@@ -136,8 +141,6 @@ def preprocess(
         image, draws = image_and_draws
         image = crop(image, size, draws["crop"], draws["geometry"], policy)
         if kinds:
-            if image.dtype != jnp.uint8:  # rotated or scaled; the operations work on levels
-                image = jnp.clip(jnp.round(image), 0, 255).astype(jnp.uint8)
             image = operations.apply(
                 image, draws["operations"], kinds=kinds, fill=fill, branching=branching
             )
