@@ -144,7 +144,7 @@ def _terms(cells: Cells, noise: float | None, confidence: float) -> pandas.DataF
     """Return `Decomposition.terms` without the intervals of the shares."""
     squares = sums_of_squares(cells)
     between, within = cells.degrees_of_freedom
-    runs, rank = len(cells.values), cells.basis.shape[1]
+    runs, rank = len(cells.values), cells.rank
     degrees = {
         "optimizer": rank - len(np.unique(cells.backbone)),
         "backbone": rank - len(np.unique(cells.optimizer)),
@@ -241,7 +241,7 @@ def row_intervals(cells: Cells, axis: str, confidence: float) -> pandas.DataFram
     size = cells.shape[axis == "backbone"]
     residuals = cells.interaction(cells.means(cells.values))
     # The additive fit absorbs a share of each cell's noise: its leverage.
-    left = 1 - (cells.basis**2).sum(axis=1)
+    left = 1 - cells.leverage
     squares = np.bincount(group, cells.counts * residuals**2, size)
     expected = np.bincount(group, left, size)
     runs = np.bincount(group, cells.counts, size)

@@ -10,6 +10,7 @@ from helpers.score_tables import cells_of, random_scores, table_of
 from hypothesis import strategies as st
 
 from bocb_jax.coupling import decomposition, noncentral
+from bocb_jax.coupling.cells import cells_of as group
 from bocb_jax.coupling.cells import noise_variance
 
 TABLES = 1000
@@ -105,6 +106,36 @@ def test_an_additive_table_with_gaps_has_no_interaction():
     assert fit.terms.loc["interaction", "sum_of_squares"] == pytest.approx(0, abs=1e-8)
     np.testing.assert_allclose(fit.interaction.fillna(0), 0, atol=1e-9)
     np.testing.assert_allclose(np.diff(fit.optimizer_effects), [1, 2, 4])
+
+
+@hypothesis.given(seed=st.integers(0, 10**6))
+@hypothesis.settings(max_examples=30, deadline=None)
+def test_additive_fit_of_any_table_agrees_with_least_squares(seed):
+    # Gaps, unequal counts and parts that no cell connects; NumPy's least squares on a dense design.
+    rng = np.random.default_rng(seed)
+    shape = rng.integers(1, 7, 2)
+    runs = rng.integers(1, 30)
+    cells = group(
+        70 + rng.standard_normal(runs), *(rng.integers(n, size=runs) for n in shape), tuple(shape)
+    )
+    design = np.zeros((len(cells.counts), shape.sum()))
+    design[np.arange(len(design)), cells.optimizer] = 1
+    design[np.arange(len(design)), shape[0] + cells.backbone] = 1
+    weights = np.sqrt(cells.counts)
+    means = cells.means(cells.values)
+    terms, _, rank, _ = np.linalg.lstsq(design * weights[:, None], means * weights)
+    assert cells.rank == rank
+    np.testing.assert_allclose(cells.interaction(means), means - design @ terms, atol=1e-10)
+    hat = design * weights[:, None] @ np.linalg.pinv(design * weights[:, None])
+    np.testing.assert_allclose(cells.leverage, np.diag(hat), atol=1e-10)
+
+
+def test_a_table_of_a_million_cells_needs_no_dense_design():
+    rng = np.random.default_rng(0)
+    planted = np.add.outer(rng.standard_normal(1000), rng.standard_normal(1000))
+    cells = cells_of(planted[..., None])
+    assert cells.inverse.shape == (2000, 2000)
+    np.testing.assert_allclose(cells.interaction(cells.values), 0, atol=1e-9)
 
 
 def test_small_tables():
