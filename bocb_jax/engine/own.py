@@ -52,8 +52,15 @@ def check_backbone(
 
 
 def _check_call(name: str, model: object) -> None:
-    _, _, *others = inspect.signature(type(model).__call__).parameters.values()
-    for parameter in others:
+    signature = inspect.signature(type(model).__call__)
+    try:
+        signature.bind_partial(model, None)
+    except TypeError:
+        raise UserError(
+            f"The __call__ of the model '{name}' takes no images; write it as __call__(self, x), x "
+            "of (batch, height, width, channels)."
+        ) from None
+    for parameter in [*signature.parameters.values()][2:]:
         required = parameter.default is parameter.empty and parameter.kind in (
             parameter.POSITIONAL_OR_KEYWORD,
             parameter.KEYWORD_ONLY,

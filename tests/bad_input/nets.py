@@ -70,6 +70,9 @@ NETS = {
         net(LINEAR, MEAN, takes="x, deterministic"), "takes deterministic, which a run",
     ),
     "needs-mask": (net(LINEAR, MEAN, takes="x, mask"), "needs mask; a run passes the images"),
+    "no-images": (net(LINEAR, "return 0", takes=""), "__call__ of .* takes no images; write it as"),
+    "images-by-keyword": (net(LINEAR, MEAN, takes="*, x"), "takes no images; write it as __call__"),
+    "any-arguments": (net(LINEAR, "x, mask = args", takes="*args"), "not enough values to unpack"),
     "no-num-classes": (
         net("self.head = nnx.Linear(3, 10, rngs=rngs)", MEAN, "*, rngs"),
         "has no parameter num_classes: add it, and make the last layer that wide",
