@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from bocb_jax import optim, torch_weights
 from bocb_jax.augment.mixing import Mixing, mix, smoothed_one_hot
 from bocb_jax.augment.preprocess import Augmentation, preprocess
+from bocb_jax.checked import misfit
 from bocb_jax.config import TrainConfig
 from bocb_jax.data.dataset import Dataset
 from bocb_jax.engine.checkpoint import by_path, read_best
@@ -82,9 +83,9 @@ def program_spec(
     opt_args.setdefault("decay_mask", resolved.decay_mask)
     return ProgramSpec(
         model=config.model,
-        model_args=_hashable(model_args),
+        model_args=_hashable("model_args", model_args),
         opt=config.opt,
-        opt_args=_hashable(opt_args),
+        opt_args=_hashable("opt_args", opt_args),
         num_classes=resolved.num_classes,
         image_size=resolved.image_size,
         test_size=resolved.test_size,
@@ -136,13 +137,29 @@ def _step_options(config: TrainConfig, resolved: ResolvedConfig) -> StepOptions:
     return StepOptions(**{f.name: given[f.name] for f in dataclasses.fields(StepOptions)})
 
 
-def _hashable(arguments: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Return the items, sorted; lists, as TOML and JSON have them, become tuples."""
+def _hashable(table: str, arguments: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Return the items, sorted; lists, as TOML and JSON have them, become tuples.
 
-    def frozen(value: Any) -> Any:
-        return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
+    Args:
+      table: name of the arguments, for messages.
+      arguments: of a model or an optimizer.
 
-    return tuple((name, frozen(value)) for name, value in sorted(arguments.items()))
+    Raises:
+      UserError: an argument is, or holds, a table.
+    """
+
+    found = tuple((name, _tuples(value)) for name, value in sorted(arguments.items()))
+    for name, value in found:
+        try:
+            hash(value)
+        except TypeError:
+            rule = "text, a truth value, a number, or a list of these"
+            raise UserError(misfit(f"{table}.{name}", value, rule)) from None
+    return found
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def build_model(spec: ProgramSpec, rngs: nnx.Rngs) -> nnx.Module:
@@ -163,16 +180,25 @@ def build_model(spec: ProgramSpec, rngs: nnx.Rngs) -> nnx.Module:
     return model
 
 
+def build_optimizer(
+    spec: ProgramSpec, parameter_kinds: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    """Build the optimizer of a spec.
+
+    Args:
+      spec: of the program.
+      parameter_kinds: a tree like the parameters; None to infer it from names and shapes.
+    """
+    return optim.create_optimizer(
+        spec.opt, spec.schedule, parameter_kinds=parameter_kinds, **dict(spec.opt_args)
+    )
+
+
 def build_steps(spec: ProgramSpec, mesh: Mesh) -> Steps:
     """Build the functions of a spec, for the devices of a mesh."""
 
     def create_optimizer(model: nnx.Module) -> optax.GradientTransformationExtraArgs:
-        return optim.create_optimizer(
-            spec.opt,
-            spec.schedule,
-            parameter_kinds=parameter_kinds(model),
-            **dict(spec.opt_args),
-        )
+        return build_optimizer(spec, parameter_kinds(model))
 
     def preprocess_train(
         images: jax.Array, labels: jax.Array, key: jax.Array
@@ -212,15 +238,13 @@ def build_steps(spec: ProgramSpec, mesh: Mesh) -> Steps:
     )
 
 
-@functools.lru_cache(maxsize=64)
-def compiled_program(spec: ProgramSpec) -> Program:
-    """Return the program of a spec. Runs with equal specs share one, and its compilation.
+def checked_steps(spec: ProgramSpec, mesh: Mesh) -> Steps:
+    """Build the functions of a spec and trace what is the user's own; nothing is compiled.
 
     Raises:
-      UserError: the user's own backbone or optimizer is not what a run can train; nothing was
-        compiled.
+      UserError: the user's own backbone or optimizer is not what a run can train, or a backbone
+        takes no images of the test size.
     """
-    mesh = make_mesh(spec.fsdp, spec.devices)
     steps = build_steps(spec, mesh)
     if MODELS.resolve(spec.model).own or spec.test_size != spec.image_size:
         check_backbone(
@@ -233,7 +257,18 @@ def compiled_program(spec: ProgramSpec) -> Program:
         )
     if optim.optimizer_info(spec.opt).own:
         steps.trace_update()
-    return Program(steps, mesh)
+    return steps
+
+
+@functools.lru_cache(maxsize=64)
+def compiled_program(spec: ProgramSpec) -> Program:
+    """Return the program of a spec. Runs with equal specs share one, and its compilation.
+
+    Raises:
+      UserError: see `checked_steps`; nothing was compiled.
+    """
+    mesh = make_mesh(spec.fsdp, spec.devices)
+    return Program(checked_steps(spec, mesh), mesh)
 
 
 @functools.lru_cache(maxsize=64)
@@ -313,7 +348,7 @@ def initial_weights(
     """
     if precision not in ("float32", "bfloat16"):
         raise UserError(f"The precision of a run is float32 or bfloat16, not {precision[:60]!r}.")
-    arguments = _hashable(model_args)
+    arguments = _hashable("model_args", model_args)
     draw = _initializer(
         model, arguments, num_classes, image_size, precision, tuple(sorted(shapes.items()))
     )

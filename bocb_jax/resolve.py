@@ -4,10 +4,11 @@ Nothing is compiled here.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 from bocb_jax import optim, paper
-from bocb_jax.checked import misfit
+from bocb_jax.checked import check, misfit
 from bocb_jax.config import TrainConfig
 from bocb_jax.data.dataset import Dataset
 from bocb_jax.errors import UserError
@@ -63,8 +64,10 @@ def resolve(config: TrainConfig, dataset: Dataset) -> ResolvedConfig:
       UserError: the recipe is unknown, the paper has no tuned values for the pair, or the batch
         does not divide into the parts that are asked for.
     """
-    _check_arguments(config)
     model = MODELS.resolve(config.model)
+    _check_arguments(config)
+    if not model.own:
+        _check_sizes(config.model_args)
     optimizer = optim.optimizer_info(config.opt)
     side = dataset.image_shape[0] if dataset.image_shape else config.image_size
     regime = regime_for(config.dataset, side)
@@ -153,7 +156,7 @@ _MOST, _MOST_DEPTH = 65_536, 1_000  # of a number in `model_args`; blocks are tr
 
 
 def _check_arguments(config: TrainConfig) -> None:
-    """Refuse arguments that are not for the model or optimizer to take, and absurd sizes."""
+    """Refuse arguments that are not for the model or optimizer to take."""
     for table, decided in _DECIDED.items():
         for name in getattr(config, table):
             if name in decided:
@@ -166,11 +169,23 @@ def _check_arguments(config: TrainConfig) -> None:
         raise UserError(
             "opt_args.lr_multipliers is for Python, bocb_jax.create_optimizer; a run has none."
         )
-    for name, value in config.model_args.items():
+
+
+def _check_sizes(model_args: dict[str, Any]) -> None:
+    """Refuse sizes of a backbone of ours that are a slip, and would take hours or all memory."""
+    for name, value in model_args.items():
         most = _MOST_DEPTH if name.startswith("depth") else _MOST
-        numbers = value if isinstance(value, list | tuple) else [value]
-        if any(isinstance(number, int | float) and number > most for number in numbers):
-            raise UserError(misfit(f"model_args.{name}", value, f"at most {most:,}"))
+        too_large = any(isinstance(leaf, int | float) and leaf > most for leaf in _leaves(value))
+        check(not too_large, f"model_args.{name}", value, f"at most {most:,}")
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yield what is in a list, and in the lists within it; another value as it is."""
+    if isinstance(value, list | tuple):
+        for inner in value:
+            yield from _leaves(inner)
+    else:
+        yield value
 
 
 def _are_texts(value: Any) -> bool:

@@ -55,8 +55,8 @@ RULES = {
         "ours:models", "ours:optim", "ours:data",
     },
     "bocb_jax/build.py": {
-        "jax", "flax", "optax", "numpy", "ours:errors", "ours:config", "ours:resolve",
-        "ours:models", "ours:optim", "ours:data", "ours:augment", "ours:engine",
+        "jax", "flax", "optax", "numpy", "ours:errors", "ours:checked", "ours:config",
+        "ours:resolve", "ours:models", "ours:optim", "ours:data", "ours:augment", "ours:engine",
         "ours:torch_weights", "ours:weight_files",
     },
     "bocb_jax/coupling": {

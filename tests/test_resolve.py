@@ -165,3 +165,10 @@ def test_the_average_of_a_command_warms_up(changes, warms):
     resolved = settings(images(changes.pop("dataset", "cifar100"), 224), **changes)
     assert resolved.ema_warmup is warms
     assert (resolved.ema is not None) == ("recipe" in changes or "ema" in changes.get("step", {}))
+
+
+def test_sizes_are_bounded_for_the_backbones_of_the_package_alone():
+    with pytest.raises(UserError, match=r"model_args.width is 100000.*at most 65,536"):
+        settings(model="vit_mini", model_args={"width": 100_000})
+    own = settings(model="flax.nnx:Linear", model_args={"rope_theta": 1e5, "depths": [[2000]]})
+    assert own.recipe == "pytorch"

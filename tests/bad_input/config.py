@@ -298,6 +298,12 @@ ROWS = [
         "toml-loop", ["train", "--config", "run.toml"], "run.toml cannot be read: Too many levels",
         prepare=lambda folder: (folder / "run.toml").symlink_to("run.toml"),
     ),
+    *(
+        Row(f"toml-table-in-{table}", ["train", "--config", "run.toml"],
+            rf"{table}.a is .*'b': 1.*; it must be text, a truth value, a number, or a list",
+            files={"run.toml": f"model = 'vit_mini'\n[{table}]\na = {value}"})
+        for table, value in (("model_args", "{b = 1}"), ("opt_args", "[[{b = 1}]]"))
+    ),
     Row("toml-folder", ["train", "--config", "a"], "a cannot be read: it is a folder",
         prepare=lambda folder: (folder / "a").mkdir()),
 ]  # fmt: skip

@@ -97,6 +97,8 @@ TRAIN = [
     ("--model-args.foo 3", "vit_mini has no setting foo. It has: patch_size"),
     ("--model-args.depth 1000000000", "model_args.depth is 1000000000; it must be at most 1,000"),
     ("--model-args.width 1000000000", "model_args.width is 1000000000; it must be at most 65,536"),
+    ("--model-args.depths [[1,100000]]", "model_args.depths is .*; it must be at most 1,000"),
+    ("--model-args.pool {1:2}", r"model_args is \{'pool': \{1: 2\}\}; it must be a table"),
     ("--model-args.depth 2.5", "The setting depth of vit_mini is 2.5"),
     ("--model-args.depth abc", "The setting depth of vit_mini is 'abc'"),
     ("--model-args.drop-path 2", r"The setting drop_path of vit_mini is 2; it must be in \[0, 1\]"),
