@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -194,6 +195,14 @@ def cold_cache(tmp_path, monkeypatch):
         (('"vit_mini"', '"nothing*"'), "backbones: nothing matches 'nothing"),
         (("depth = 1", "depht = 1"), "vit_mini has no setting depht"),
         (("image_size = 16", "image_size = 17"), "17 pixels cannot be cut into patches"),
+        (("image_size = 16", "image_size = 16\ntest_size = 17"), "17 pixels cannot be cut into"),
+        (("[final]", "[opt_args.sgd]\nb1 = 0.5\n[final]"), "sgd has no hyper-parameter b1"),
+        (("[final]", "[opt_args.sgd]\nlr = 0.5\n[final]"), "opt_args.lr is not a setting of its"),
+        (("[final]", "[opt_args.sgd]\ndecay = 'l1'\n[final]"), "no weight decay of the kind 'l1'"),
+        (
+            ("[final]", "[opt_args.sgd.momentum]\na = 1\n[final]"),
+            r"opt_args.momentum is \{'a': 1\}",
+        ),
         (("epochs = 4", 'epochs = 4\ndataset = "digit"'), "There is no dataset 'digit'"),
         (("[final]", "[budget]\nruns = 5\n[final]"), r"plans 6 runs .* and budget.runs is 5"),
     ],
@@ -207,6 +216,58 @@ def test_a_study_that_cannot_be_is_one_line_and_leaves_nothing(
         sweep.sweep(read_study(path), tmp_path / "runs")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "runs").exists()
+
+
+NETS = """
+import optax
+from flax import nnx
+
+class Net(nnx.Module):
+    def __init__(self, num_classes, rngs):
+        self.head = nnx.Linear(3, num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(x.mean((1, 2)))
+
+class TakesTrain(Net):
+    def __call__(self, x, train):
+        return super().__call__(x)
+
+class TakesNothing(Net):
+    def __call__(self):
+        return 0
+
+def fails(learning_rate):
+    return optax.GradientTransformation(lambda params: (), lambda grads, state, params: 1 / 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("backbone", "optimizer", "message"),
+    [
+        ("Net", "sgd", None),
+        ("TakesTrain", "sgd", "takes train, which a run does not pass: remove it"),
+        ("TakesNothing", "sgd", "takes no images"),
+        ("Net", "nets:fails", "'nets:fails' fails in its update: ZeroDivisionError"),
+    ],
+)
+def test_ones_own_is_checked_before_a_sweep(tmp_path, monkeypatch, backbone, optimizer, message):
+    (tmp_path / "nets.py").write_text(NETS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "nets", raising=False)
+    text = re.sub("model_args = .*", "", TINY.replace('"vit_mini"', f'"nets:{backbone}"'))
+    spec = read_study(write(tmp_path, text.replace('"sgd", "adamw"', f'"{optimizer}"')))
+    if message is None:
+        assert [pair.optimizer for pair in resolve.find_pairs(spec)] == [optimizer]
+        return
+    with pytest.raises(sweep.UserError, match=message):
+        resolve.find_pairs(spec)
+
+
+def test_a_decay_mask_is_an_argument_of_every_optimizer(tmp_path):
+    text = TINY.replace("[final]", "[opt_args.sgd]\ndecay_mask = 'all'\n[final]")
+    (sgd, _) = resolve.find_pairs(read_study(write(tmp_path, text)))
+    assert sgd.train["opt_args"] == {"decay_mask": "all"}
 
 
 def test_two_sweeps_do_not_write_to_one_folder(tmp_path):

@@ -19,7 +19,9 @@ from bocb_jax.errors import UserError
 from bocb_jax.study.spec import Study, study_from_dict
 
 if TYPE_CHECKING:
+    from bocb_jax.build import ProgramSpec
     from bocb_jax.data.registry import Dataset
+    from bocb_jax.resolve import ResolvedConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,12 +116,14 @@ def find_pairs(study: Study, *, stand_in: bool = False) -> list[Pair]:
             size = _size(backbone, train, stand_in)
             for optimizer in optimizers:
                 opt_args = study.opt_args.get(optimizer)
+                settings = {**train, "opt_args": opt_args} if opt_args else train
+                _check_optimizer(backbone, optimizer, settings, stand_in)
                 pairs.append(
                     Pair(
                         backbone=backbone,
                         optimizer=optimizer,
                         variant=variant.name,
-                        train={**train, "opt_args": opt_args} if opt_args else train,
+                        train=settings,
                         **size,
                         **_optimizer(study, backbone, optimizer),
                     )
@@ -165,44 +169,77 @@ def _optimizers(pattern: str) -> list[str]:
     return [pattern]
 
 
-def _size(backbone: str, train: dict[str, Any], stand_in: bool) -> dict[str, Any]:
-    """Return the fields of `Pair` that say how large a run of a backbone is.
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What the settings of a run stand for."""
 
-    Raises:
-      UserError: the settings do not go together.
-    """
-    import jax
-    from flax import nnx
+    resolved: "ResolvedConfig"
+    spec: "ProgramSpec"
+    epoch_steps: int
+    has_data: bool
 
-    from bocb_jax.build import build_model, program_spec
+
+def _run(backbone: str, optimizer: str, train: dict[str, Any], stand_in: bool) -> _Run:
+    from bocb_jax.build import program_spec
     from bocb_jax.data.pipeline import steps_per_epoch
-    from bocb_jax.models.macs import count_macs
     from bocb_jax.resolve import resolve
 
-    config = from_dict(TrainConfig, {**train, "model": backbone, "opt": "sgd"})
+    config = from_dict(TrainConfig, {**train, "model": backbone, "opt": optimizer})
     dataset, has_data = _dataset(
         config.dataset, config.data, config.on_corrupt, config.protocol, stand_in
     )
     resolved = resolve(config, dataset)
     epoch_steps = steps_per_epoch(len(dataset.splits["train"]), resolved.batch_size)
-    spec = program_spec(config, resolved, dataset, epoch_steps)
+    return _Run(
+        resolved, program_spec(config, resolved, dataset, epoch_steps), epoch_steps, has_data
+    )
+
+
+def _size(backbone: str, train: dict[str, Any], stand_in: bool) -> dict[str, Any]:
+    """Return the fields of `Pair` that say how large a run of a backbone is.
+
+    Raises:
+      UserError: the settings do not go together, or the backbone cannot be trained.
+    """
+    import jax
+    from flax import nnx
+
+    from bocb_jax.build import checked_steps
+    from bocb_jax.engine.sharding import make_mesh
+    from bocb_jax.models.macs import count_macs
+
+    run = _run(backbone, "sgd", train, stand_in)
     try:
-        model = nnx.eval_shape(lambda: build_model(spec, nnx.Rngs(0)))
-        macs = count_macs(model, spec.image_size)  # also raises where images are too small
+        model = checked_steps(run.spec, make_mesh(devices=1)).abstract_model
+        macs = count_macs(model, run.spec.image_size)  # also raises where images are too small
     except UserError:
         raise
     except Exception as error:
         raise UserError(
-            f"{backbone} cannot take images of {spec.image_size} pixels: {error}"
+            f"{backbone} cannot take images of {run.spec.image_size} pixels: {error}"
         ) from error
     leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
     return {
-        "epochs": resolved.epochs,
-        "images": resolved.epochs * epoch_steps * resolved.batch_size,
+        "epochs": run.resolved.epochs,
+        "images": run.resolved.epochs * run.epoch_steps * run.resolved.batch_size,
         "num_params": sum(leaf.size for leaf in leaves),
         "macs": macs,
-        "has_data": has_data,
+        "has_data": run.has_data,
     }
+
+
+def _check_optimizer(backbone: str, optimizer: str, train: dict[str, Any], stand_in: bool) -> None:
+    """Raise UserError if an optimizer cannot take its arguments or, the user's own, train."""
+    from bocb_jax import optim
+    from bocb_jax.build import build_optimizer, checked_steps
+    from bocb_jax.engine.sharding import make_mesh
+
+    is_own = optim.optimizer_info(optimizer).own
+    if is_own or train.get("opt_args"):
+        spec = _run(backbone, optimizer, train, stand_in).spec
+        build_optimizer(spec)
+        if is_own:
+            checked_steps(spec, make_mesh(devices=1))
 
 
 @functools.cache
@@ -226,10 +263,8 @@ def _dataset(
 def _optimizer(study: Study, backbone: str, optimizer: str) -> dict[str, Any]:
     """Return the fields of `Pair` that follow from the optimizer and from the paper."""
     from bocb_jax import optim, paper
-    from bocb_jax.optim.bounds import check_hyperparameters
 
     info = optim.optimizer_info(optimizer)
-    check_hyperparameters(optimizer, info.hyperparameters, study.opt_args.get(optimizer, {}))
     lr, weight_decay = info.search_center
     if study.search.kind == "around":  # as in the paper: around its most frequent values
         lr = (*info.paper_learning_rate, lr)[0]
