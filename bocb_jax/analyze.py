@@ -76,7 +76,7 @@ def _parser() -> Parser:
     )  # fmt: skip
     parser.add_argument("--dataset", help="which data set, if the runs are on several")
     parser.add_argument(
-        "--chance", type=value_of(Number), help="score of a guess, for diverged runs of a CSV file"
+        "--chance", type=value_of(Number), help="score of a random guess, for a CSV file"
     )
     parser.add_argument(
         "--confidence",

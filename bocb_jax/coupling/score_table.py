@@ -1,6 +1,7 @@
 """`ScoreTable`: which backbone reached what with which optimizer and seed."""
 
 import dataclasses
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -14,7 +15,12 @@ SCORES = {
     "train loss": ("nats", False),
     "log-odds": ("log-odds", True),
 }
-STATUSES = ("finished", "diverged", "out_of_memory", "crashed", "timed_out")
+# How a run may end. Only a finished run has a score. A run that was stopped before it reached the
+# target of a time-to-target metric is "not_reached": its time is censored.
+STATUSES = ("finished", "diverged", "out_of_memory", "crashed", "timed_out", "not_reached")
+# Differences that count as equal, by unit; of other units, a share of the median best score.
+_EQUAL = {"points": 1.0, "AP": 1.0, "log-odds": 0.05, "nats": 0.05, "log-ratio": math.log(1.02)}
+_EQUAL_SHARE = 0.02
 # Log-odds stay finite: an accuracy counts as at least 0.01 and at most 99.99 percent.
 _ODDS_LIMIT = 0.01
 
@@ -23,24 +29,47 @@ _ODDS_LIMIT = 0.01
 class ScoreTable:
     """Scores of backbones under optimizers.
 
-    A run that diverged scores chance level. One that ended for another reason (out of memory,
-    crashed, timed out) says nothing about the optimizer: its cell is missing.
+    A run has a score only if it finished. What the others tell is in their status: nothing is
+    scored at chance level.
     """
 
-    # Final runs, one a row: backbone, optimizer, seed, score, status, learning_rate, weight_decay,
-    # train_loss, train_accuracy, first_train_loss, validation_score, run; NaN where not known.
-    # Results of a sweep have seconds_to_target and wall_seconds as well.
+    # Final runs, one a row: backbone, optimizer, seed, score (NaN unless status is "finished"),
+    # status (one of `STATUSES`), spread (standard deviation that the source gives for the figure),
+    # learning_rate, weight_decay, train_loss, train_accuracy, first_train_loss,
+    # validation_score, run; NaN where not known. Results of a sweep have seconds_to_target and
+    # wall_seconds as well.
     runs: pandas.DataFrame
     # Runs of the search for learning rate and weight decay, the same columns; None without one.
     # Their score is that of the validation split.
     trials: pandas.DataFrame | None
-    score: str  # a key of SCORES
-    unit: str  # "points" (accuracy in percent), "nats" or "log-odds"
+    score: str  # what was measured: a key of SCORES, or the name of another metric, such as "AP"
+    unit: str  # of scores and regrets: "points" (accuracy in percent), "nats", "s", "AP", ...
     higher_is_better: bool
     chance: float | None  # score of a random guess, in the unit; None if not known
     source: str  # where the scores are from, in words
     dataset: str | None = None  # such as "cifar100", "imagenet"
     notes: tuple[str, ...] = ()  # what a reader of any figure should know, in sentences
+    noise: float | None = None  # standard deviation of one figure, as the user gives it
+    # Difference that counts as equal, in the unit. By default 1 point (or 1 AP), 0.05 nats or
+    # log-odds, 2 % of the median best score otherwise; never less than one test image.
+    equal: float = math.nan
+    test_images: int | None = None  # behind each accuracy, where known
+    # Whether scores are natural logarithms of what was measured, so that regrets are log-ratios to
+    # the best of the backbone: exp(0.1) is 1.105 times as long. `measured` undoes it.
+    relative: bool = False
+    measured_unit: str = ""  # of what was measured, such as "s", where it is not `unit`
+    described: str = ""  # how the source was understood, in a line
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.equal):
+            object.__setattr__(self, "equal", self._default_equal())
+
+    def _default_equal(self) -> float:
+        if self.unit not in _EQUAL:
+            best = float(np.abs(self.goodness().max()).median()) if len(self.runs) else math.nan
+            return _EQUAL_SHARE * best if best > 0 else 0.0
+        image = 100 / self.test_images if self.unit == "points" and self.test_images else 0.0
+        return max(_EQUAL[self.unit], image)
 
     @property
     def optimizers(self) -> list[str]:
@@ -54,8 +83,8 @@ class ScoreTable:
 
     @property
     def within(self) -> tuple[float, float]:
-        """Distances that count as close to the best and as fairly close, in the unit."""
-        return {"points": (1.0, 2.0)}.get(self.unit, (0.05, 0.1))
+        """Distances that count as close to the best and as fairly close: `equal`, and twice it."""
+        return self.equal, 2 * self.equal
 
     @property
     def one_seed(self) -> bool:
@@ -110,6 +139,8 @@ class ScoreTable:
     def log_odds(self) -> "ScoreTable":
         """Return the same table in log-odds, ln(p / (1 - p)): 60 -> 62 is less than 96 -> 98.
 
+        A noise in points becomes the spread of each figure, since log-odds stretch near the ends.
+
         Raises:
           UserError: the scores are not accuracies.
         """
@@ -120,7 +151,9 @@ class ScoreTable:
 
         def transformed(frame: pandas.DataFrame) -> pandas.DataFrame:
             columns = [name for name in ("score", "validation_score") if name in frame]
-            return frame.assign(**{name: _log_odds(frame[name]) for name in columns})
+            share = np.clip(frame["score"], _ODDS_LIMIT, 100 - _ODDS_LIMIT) / 100
+            spread = self._spread(frame) / (100 * share * (1 - share))
+            return frame.assign(spread=spread, **{name: _log_odds(frame[name]) for name in columns})
 
         return dataclasses.replace(
             self,
@@ -129,7 +162,46 @@ class ScoreTable:
             score="log-odds",
             unit="log-odds",
             chance=None if self.chance is None else float(_log_odds(self.chance)),
+            equal=math.nan,
+            noise=None,
         )
+
+    def _spread(self, frame: pandas.DataFrame) -> pandas.Series:
+        """Return the standard deviation of each figure, as the source or else the user gives it."""
+        spread = frame["spread"] if "spread" in frame else pandas.Series(math.nan, frame.index)
+        return spread if self.noise is None else spread.fillna(self.noise)
+
+    def logarithms(self) -> "ScoreTable":
+        """Return the same table relative to the best of each backbone: scores are ln(score).
+
+        For columns that differ in scale, such as seconds to a target.
+
+        Raises:
+          UserError: a score is not positive.
+        """
+        scores = self.runs["score"]
+        if not (scores.isna() | (scores > 0)).all():
+            raise UserError(f"Ratios need positive scores, and a {self.score} is {scores.min():g}.")
+
+        def transformed(frame: pandas.DataFrame) -> pandas.DataFrame:
+            spread = self._spread(frame) / frame["score"]
+            return frame.assign(score=np.log(frame["score"]), spread=spread)
+
+        return dataclasses.replace(
+            self,
+            runs=transformed(self.runs),
+            trials=None if self.trials is None else transformed(self.trials),
+            unit="log-ratio",
+            measured_unit=self.unit,
+            chance=None,
+            equal=math.nan,
+            noise=None,
+            relative=True,
+        )
+
+    def measured(self) -> pandas.DataFrame:
+        """Return `matrix` as it was measured, in `measured_unit` where the table is relative."""
+        return np.exp(self.matrix()) if self.relative else self.matrix()
 
 
 def _log_odds(percent: pandas.Series | float) -> pandas.Series | float:

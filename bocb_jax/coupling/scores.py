@@ -30,7 +30,7 @@ _NUMBERS = (
     "first_train_loss",
     "validation_score",
 )
-_COLUMNS = ("backbone", "optimizer", "seed", "score", "status", *_NUMBERS, "run")
+_COLUMNS = ("backbone", "optimizer", "seed", "score", "status", "spread", *_NUMBERS, "run")
 
 
 def from_published(name: str = "cifar100") -> ScoreTable:
@@ -87,7 +87,7 @@ def from_csv(
     Args:
       path: the file.
       score: "test accuracy", "train loss" or "log-odds" (of accuracies in the file).
-      chance: score of a random guess in percent or nats, for runs that diverged.
+      chance: score of a random guess in percent or nats.
 
     Raises:
       UserError: the file cannot be read, lacks a column, repeats a row, or has a score that is text
@@ -101,7 +101,7 @@ def from_csv(
     notes: list[str] = []
     if kind == "test accuracy":
         runs = _in_percent(runs, path, notes)
-    runs = _with_diverged_at_chance(runs.drop(columns="line"), kind, chance, notes)
+    runs = _without_unfinished(runs.drop(columns="line"), notes)
     if not runs["score"].notna().any():
         raise UserError(f"'{path}' holds no score.")
     unit, higher = SCORES[kind]
@@ -241,25 +241,15 @@ def _in_percent(runs: pandas.DataFrame, path: str | Path, notes: list[str]) -> p
     return runs
 
 
-def _with_diverged_at_chance(
-    runs: pandas.DataFrame, score: str, chance: float | None, notes: list[str]
-) -> pandas.DataFrame:
-    """Return the runs with diverged ones at chance, and without a score for other failures."""
+def _without_unfinished(runs: pandas.DataFrame, notes: list[str]) -> pandas.DataFrame:
+    """Return the runs with the scores of finished ones only; a note counts the others."""
     unfinished = runs["status"] != "finished"
-    diverged = runs["status"] == "diverged"
     runs["score"] = runs["score"].mask(unfinished)
-    if diverged.any():
-        if chance is None:
-            chance = 0.0 if score == "test accuracy" else runs["score"].max()
-            notes.append(
-                f"{diverged.sum()} runs diverged and chance level is not known: they score "
-                f"{chance:g}."
-            )
-        runs["score"] = runs["score"].mask(diverged, chance)
-    if (unfinished & ~diverged).any():
+    if unfinished.any():
+        counts = runs.loc[unfinished, "status"].value_counts(sort=False)
+        listed = ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in counts.items())
         notes.append(
-            f"{(unfinished & ~diverged).sum()} runs ended for a reason that is not the "
-            "optimizer's (memory, crash, time): they have no score."
+            f"{unfinished.sum()} of {len(runs)} runs did not finish ({listed}): they have no score."
         )
     return runs
 
@@ -291,15 +281,16 @@ def from_results(
     frame, dataset = _one_dataset(frame, dataset)
     if frame.empty:
         raise UserError("There are no runs to analyse.")
+    notes: list[str] = []
+    frame = _ended(frame, notes)
     searched = (frame["phase"] == "search").to_numpy() if "phase" in frame else False
     searched = np.broadcast_to(searched, len(frame))
     chance = _chance(frame, kind)
-    notes: list[str] = []
     trials = _runs(frame[searched], kind, validation=True)
-    trials = _with_diverged_at_chance(trials, kind, chance, []) if len(trials) else None
+    trials = _without_unfinished(trials, []) if len(trials) else None
     runs, source = _final_runs(frame[~searched], trials, kind, notes)
     _refuse_seed_twice(runs)
-    runs = _with_diverged_at_chance(runs, kind, chance, notes)
+    runs = _without_unfinished(runs, notes)
     if not runs["score"].notna().any():
         raise UserError(f"No run has a {kind}: {len(runs)} runs, none of which finished with one.")
     unit, higher = SCORES[kind]
@@ -330,6 +321,18 @@ def _one_dataset(
     if len(names) > 1:
         raise UserError(f"The runs are on {len(names)} datasets: {', '.join(names)}; choose one.")
     return frame, names[0] if names else None
+
+
+def _ended(frame: pandas.DataFrame, notes: list[str]) -> pandas.DataFrame:
+    """Return the runs that ended: one that still trains, or was killed, is no failure."""
+    going = (frame["status"] == "unfinished").fillna(False).to_numpy(bool)
+    if going.all():
+        raise UserError(f"There are no runs to analyse: none of {len(frame)} has ended yet.")
+    if going.any():
+        count = going.sum()
+        verbs = "run has not ended and is" if count == 1 else "runs have not ended and are"
+        notes.append(f"{count} {verbs} left out.")
+    return frame[~going]
 
 
 def _chance(frame: pandas.DataFrame, score: str) -> float | None:
@@ -392,6 +395,7 @@ def _runs(frame: pandas.DataFrame, score: str, *, validation: bool = False) -> p
             "seed": frame["seed"].to_numpy() if "seed" in frame else 0,
             "score": np.where(np.isfinite(scores), scores, np.nan),
             "status": frame["status"].to_numpy(str),
+            "spread": np.nan,
             "learning_rate": numbers("learning_rate"),
             "weight_decay": numbers("weight_decay"),
             "train_loss": numbers("train_loss"),

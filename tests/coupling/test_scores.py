@@ -1,5 +1,7 @@
 """Tables of scores: CSV and results, and the sentences on what is wrong with them."""
 
+import dataclasses
+
 import numpy as np
 import pandas
 import pytest
@@ -27,22 +29,23 @@ def test_a_long_table(read):
         "resnet,sgd,0,,crashed,0.1\nresnet,adamw,0,80,,1e-3\n",
         chance=10.0,
     )
+    nothing = pytest.approx(np.nan, nan_ok=True)  # a diverged run does not score at chance
     assert found.matrix().to_dict() == {
-        "vit": {"sgd": 61.0, "adamw": 10.0}, "resnet": {"sgd": pytest.approx(np.nan, nan_ok=True),
-                                                       "adamw": 80.0},
-    }  # fmt: skip
+        "vit": {"sgd": 61.0, "adamw": nothing},
+        "resnet": {"sgd": nothing, "adamw": 80.0},
+    }
     assert found.counts().loc["sgd"].tolist() == [2, 0]
     assert found.failed().to_numpy().tolist() == [[False, True], [True, False]]
     assert not found.one_seed
-    assert any("1 runs ended" in note for note in found.notes)
+    said = "2 of 5 runs did not finish (1 diverged, 1 crashed): they have no score."
+    assert said in found.notes
 
 
 def test_a_wide_table_reads_like_a_long_one(read):
     wide = read("optimizer,vit,resnet\nsgd,60,78\nadamw,diverged,\n")
     assert wide.matrix().loc["sgd"].tolist() == [60, 78]
-    assert wide.matrix().loc["adamw", "vit"] == 0
-    assert np.isnan(wide.matrix().loc["adamw", "resnet"])
-    assert any("chance level is not known: they score 0" in note for note in wide.notes)
+    assert wide.matrix().loc["adamw"].isna().all()
+    assert wide.failed().loc["adamw"].tolist() == [True, False]
     assert wide.one_seed
 
 
@@ -121,14 +124,50 @@ def test_results_of_a_sweep():
     found = scores.from_results(results())
     matrix = found.matrix()
     assert matrix.loc["sgd", "vit"] == 50
-    assert matrix.loc["adamw", "vit"] == found.chance == 10
+    assert found.chance == 10
+    assert matrix.isna().to_numpy().tolist() == found.failed().to_numpy().tolist()
+    assert np.isnan(matrix.loc["adamw", "vit"])
     assert np.isnan(matrix.loc["sgd", "net"])
-    assert found.failed().loc["sgd", "net"]
-    assert found.trials["score"].tolist() == [pytest.approx(55), 10]
+    nothing = pytest.approx(np.nan, nan_ok=True)
+    assert found.trials["score"].tolist() == [pytest.approx(55), nothing]
     loss = scores.from_results(results(), "train loss")
-    assert loss.matrix().loc["adamw", "vit"] == pytest.approx(np.log(10))
+    assert loss.matrix().loc["sgd", "vit"] == 2.1
+    assert np.isnan(loss.matrix().loc["adamw", "vit"])
     odds = scores.from_results(results(), "log-odds")
     assert odds.matrix().loc["sgd", "vit"] == pytest.approx(0)
+
+
+def test_runs_that_still_train_are_left_out():
+    frame = results(status=["finished"] * 3 + ["unfinished", "finished", "finished"])
+    found = scores.from_results(frame)
+    assert not found.failed().to_numpy().any()
+    assert "1 run has not ended and is left out." in found.notes
+
+
+def test_what_counts_as_equal_follows_the_unit():
+    table = scores.from_results(results())
+    assert table.equal == 1
+    assert table.within == (1, 2)
+    assert table.log_odds().equal == 0.05
+    assert dataclasses.replace(table, test_images=50, equal=np.nan).equal == 2
+    seconds = dataclasses.replace(table, unit="s", higher_is_better=False, equal=np.nan)
+    assert seconds.equal == pytest.approx(0.02 * np.median([50, 75]))
+    assert seconds.select(backbones=["vit"]).equal == seconds.equal
+    ratios = seconds.logarithms()
+    assert ratios.equal == pytest.approx(np.log(1.02))
+    assert (ratios.unit, ratios.measured_unit) == ("log-ratio", "s")
+    pandas.testing.assert_frame_equal(ratios.measured(), seconds.matrix())
+    with pytest.raises(UserError, match="Ratios need positive scores, and a test accuracy is 0"):
+        dataclasses.replace(table, runs=table.runs.assign(score=0.0)).logarithms()
+
+
+def test_the_spread_of_a_figure_follows_its_scale():
+    table = dataclasses.replace(scores.from_results(results()), noise=0.2)
+    odds, ratios = table.log_odds(), table.logarithms()
+    assert odds.noise is ratios.noise is None
+    # d ln(p / (1 - p)) = dp / (p (1 - p)), d ln p = dp / p, of 50 and of 75 percent.
+    assert odds.runs["spread"].dropna().tolist() == pytest.approx([0.002 / 0.25, 0.002 / 0.1875])
+    assert ratios.runs["spread"].dropna().tolist() == pytest.approx([0.2 / 50, 0.2 / 75])
 
 
 def test_a_search_alone_is_a_table_with_a_note():

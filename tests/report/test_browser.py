@@ -128,7 +128,8 @@ def test_arrow_keys_move_through_the_cells(browser, address):
 def test_other_measures_and_tables_sort(browser, address):
     with opened(browser, address) as page:
         page.locator("#measure").select_option("regret")
-        regrets = [float(t) for t in page.locator("#heat tbody td").all_inner_texts()]
+        shown = page.locator("#heat tbody td").all_inner_texts()
+        regrets = [float(text) for text in shown if text != "·"]  # the dot: no run finished
         assert min(regrets) == 0
         assert regrets.count(0) >= len(BACKBONES)
         table = page.locator("#optimizers table.data").first

@@ -77,14 +77,13 @@ def _write_cells(
     marks = analysis.outliers.labels.reindex(index=rows, columns=columns)
     decimals = 1 if table.unit == "points" else 2
     for (row, column), value in np.ndenumerate(scores.to_numpy(float)):
+        if failed.iat[row, column]:
+            corner = column - 0.5, row - 0.5
+            axes.add_patch(Rectangle(corner, 1, 1, facecolor=FAILED, hatch="////", linewidth=0))
         if not np.isfinite(value):
             axes.text(column, row, "·", ha="center", va="center", color=FAINT)
             continue
         background = colormaps[_COLOURS](scale(regret.iat[row, column]))[:3]
-        if failed.iat[row, column]:
-            corner = column - 0.5, row - 0.5
-            axes.add_patch(Rectangle(corner, 1, 1, facecolor=FAILED, hatch="////", linewidth=0))
-            background = colors.to_rgb(FAILED)
         sign = MARK_SIGNS[marks.iat[row, column]]
         # Where every cell has one seed, the note under the picture says so once.
         single = ONE_SEED_SIGN if one_seed.iat[row, column] and not table.one_seed else ""

@@ -16,8 +16,7 @@ def build(analysis: Analysis) -> Section:
         f"Marks: {analysis.outliers.rule}: {summary.sentence(analysis.outliers.description)}",
         f"Intervals are at {100 * analysis.confidence:g} %, from {analysis.resamples} resamples "
         f"with seed {analysis.seed}.",
-        "A run that diverged scores what a guess would; one that ended for another reason has no "
-        "score.",
+        "A run that did not finish, for whatever reason, has no score.",
         "Backbones differ in many ways at once, so nothing here names a cause.",
         "After Li et al., Unveiling the Backbone-Optimizer Coupling Bias in Visual Representation "
         "Learning, 2024, arXiv 2410.06373.",
