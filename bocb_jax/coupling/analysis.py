@@ -25,14 +25,15 @@ from bocb_jax.coupling import (
     tuning,
 )
 from bocb_jax.coupling.cells import cells_of_table
-from bocb_jax.coupling.contrasts import CategoryContrast
 from bocb_jax.coupling.decomposition import Decomposition
 from bocb_jax.coupling.features import features_of, predict
+from bocb_jax.coupling.interaction import interaction_test
 from bocb_jax.coupling.outliers import Outliers, column_statistics, find_outliers
 from bocb_jax.coupling.result import Analysis
 from bocb_jax.coupling.score_table import ScoreTable, regret_of
 from bocb_jax.coupling.structure import Structure
 from bocb_jax.errors import UserError
+from bocb_jax.paper.categories import to_opt
 
 __all__ = ["Analysis", "analyze"]
 
@@ -143,6 +144,7 @@ def _effects(
     return {
         "decomposition": full,
         "decomposition_without_failures": without,
+        "interaction": interaction_test(table, resamples=draws.resamples, seed=draws.seed),
         "backbones": backbones,
         "optimizers": optimizers,
         "coupling": coupling,
@@ -172,20 +174,23 @@ def _preferences(
     table: ScoreTable, categories: pandas.Series, taxonomy: pandas.DataFrame, draws: _Draws
 ) -> dict[str, Any]:
     """Return the sections on what backbones prefer, and what predicts it."""
-    contrast = contrasts.contrast(table, categories, taxonomy["family"], **draws.options())
     return {
-        "category_contrast": contrast,
-        "features": _prediction(contrast, taxonomy, draws),
+        "category_contrast": contrasts.contrast(
+            table, categories, taxonomy["family"], **draws.options()
+        ),
+        "features": _prediction(table, categories, taxonomy, draws),
         "clusters": structure.cluster(table.goodness(), resamples=draws.resamples, seed=draws.seed),
     }
 
 
 def _prediction(
-    contrast: CategoryContrast | None, taxonomy: pandas.DataFrame, draws: _Draws
+    table: ScoreTable, categories: pandas.Series, taxonomy: pandas.DataFrame, draws: _Draws
 ) -> pandas.DataFrame | None:
-    if contrast is None:
-        return None
-    target = contrast.contrasts["contrast"]
+    """Return how well features of backbones predict the camp: SGD-like or adaptive optimizers."""
+    goodness = table.goodness()
+    adaptive = categories == "b"
+    sgd_like = (categories == "a") & (categories.index.map(to_opt) != "lion")
+    target = goodness[sgd_like].median() - goodness[adaptive].median()
     known = taxonomy.reindex(target.index)
     return predict(target, known, resamples=draws.resamples, seed=draws.seed)
 

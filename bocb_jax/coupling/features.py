@@ -4,11 +4,18 @@ Comparing different backbones shows association, not cause: those that share a n
 age, a recipe and often authors. The recipe is among the features for that reason.
 """
 
+import itertools
+import math
+from collections.abc import Iterator
+
 import numpy as np
 import pandas
 
 from bocb_jax.coupling.significance import holm
 from bocb_jax.paper import taxonomy
+
+# All assignments of levels to families are gone through if there are no more than these.
+_MOST_ASSIGNMENTS = 20_000
 
 
 def features_of(backbones: list[str], extra: pandas.DataFrame | None = None) -> pandas.DataFrame:
@@ -53,62 +60,67 @@ def _features(name: str) -> dict[str, str]:
 
 
 def predict(
-    target: pandas.Series,
+    preference: pandas.Series,
     features: pandas.DataFrame,
     *,
     resamples: int = 2000,
     seed: int = 0,
 ) -> pandas.DataFrame | None:
-    """Test how well each feature alone predicts a preference on unseen families.
+    """Test how well each feature alone predicts a preference on families that were left out.
 
-    The prediction for a backbone is the mean over backbones of other families with the same level,
-    or of all other families if none has that level. The p-value permutes whole families, and
-    compares the between-level sum of squares of their means.
+    The preference is predicted twice: its rank among the backbones, so that one that fails with a
+    whole group of optimizers does not decide alone, and its sign, which is the camp. The prediction
+    for a backbone is the mean over backbones of other families with the same level, or of all other
+    families if none has that level. The p-values are those of the spread of family means between
+    levels when levels are dealt to families anew: all ways where they are few, else random ones.
 
     Args:
-      target: preference of each backbone, such as the contrast of two categories of optimizers.
+      preference: of each backbone, such as SGD-like minus adaptive optimizers in points.
       features: from `features_of`, with a column "family".
-      resamples: permutations.
-      seed: of the permutations.
+      resamples: ways to deal levels to families, where all would be more than 20,000.
+      seed: of these.
 
     Returns:
-      Index feature, best skill first: levels, n (backbones), families, in_sample_r2, error (root
-      mean square, leaving one family out at a time), error_without (the same without the feature),
-      skill (1 - error^2 / error_without^2; below 0 the feature misleads), p_value, p_holm, helps
-      (skill above 0 and p_holm below 0.05). None with fewer than four families.
+      Index feature, best skill first: levels, n (backbones), families, skill (of ranks:
+      1 - squared error / squared error without the feature; below 0 the feature misleads),
+      p_value, p_holm (over the features), sign_skill, sign_p_value, sign_p_holm (the same of
+      signs; NaN if all backbones have one sign), assignments (ways to deal the levels), exact
+      (whether these were all), helps (skill above 0 and p_holm below 0.05, of ranks). None with
+      fewer than four families.
     """
     rng = np.random.default_rng(seed)
     rows = {}
     for name in features.columns.drop("family"):
         both = pandas.DataFrame(
-            {"y": target, "level": features[name], "family": features["family"]}
+            {"y": preference, "level": features[name], "family": features["family"]}
         ).dropna()
         if both["family"].nunique() < 4 or both["level"].nunique() < 2:
             continue
-        y, level, family = both["y"].to_numpy(), both["level"].to_numpy(), both["family"].to_numpy()
-        error, error_without = _left_out(y, level, family)
-        fitted = both.groupby("level")["y"].transform("mean").to_numpy()
-        spread = ((y - y.mean()) ** 2).sum()
+        scales = np.stack([both["y"].rank().to_numpy(), np.sign(both["y"].to_numpy())])
+        skill = [_skill(y, both["level"].to_numpy(), both["family"].to_numpy()) for y in scales]
+        p_values, assignments, exact = _permutation_p(scales, both, resamples, rng)
         rows[name] = {
             "levels": both["level"].nunique(),
             "n": len(both),
             "families": both["family"].nunique(),
-            "in_sample_r2": 1 - ((y - fitted) ** 2).sum() / spread if spread > 0 else np.nan,
-            "error": error,
-            "error_without": error_without,
-            "skill": 1 - (error / error_without) ** 2 if error_without > 0 else np.nan,
-            "p_value": _permutation_p(both, resamples, rng),
+            "skill": skill[0],
+            "p_value": p_values[0],
+            "sign_skill": skill[1],
+            "sign_p_value": p_values[1],
+            "assignments": assignments,
+            "exact": exact,
         }
     if not rows:
         return None
     frame = pandas.DataFrame.from_dict(rows, orient="index").rename_axis("feature")
-    frame["p_holm"] = holm(frame["p_value"])
+    frame.insert(5, "p_holm", holm(frame["p_value"]))
+    frame.insert(8, "sign_p_holm", holm(frame["sign_p_value"]))
     frame["helps"] = (frame["skill"] > 0) & (frame["p_holm"] < 0.05)
     return frame.sort_values("skill", ascending=False, kind="stable")
 
 
-def _left_out(y: np.ndarray, level: np.ndarray, family: np.ndarray) -> tuple[float, float]:
-    """Return the root mean square error of the prediction, with the feature and without."""
+def _skill(y: np.ndarray, level: np.ndarray, family: np.ndarray) -> float:
+    """Return 1 - squared error / squared error without the feature, families left out in turn."""
     squares = np.zeros(2)
     for left in np.unique(family):
         outside = family != left
@@ -116,25 +128,62 @@ def _left_out(y: np.ndarray, level: np.ndarray, family: np.ndarray) -> tuple[flo
             same = outside & (level == level[i])
             guess = y[same].mean() if same.any() else y[outside].mean()
             squares += (y[i] - guess) ** 2, (y[i] - y[outside].mean()) ** 2
-    error, error_without = np.sqrt(squares / len(y))
-    return float(error), float(error_without)
+    return float(1 - squares[0] / squares[1]) if squares[1] > 0 else math.nan
 
 
-def _permutation_p(both: pandas.DataFrame, resamples: int, rng: np.random.Generator) -> float:
-    """Return the p-value of the between-level spread of family means.
+def _permutation_p(
+    scales: np.ndarray, both: pandas.DataFrame, resamples: int, rng: np.random.Generator
+) -> tuple[np.ndarray, int, bool]:
+    """Return the p-values of the between-level spread of family means.
 
     Args:
-      both: a row per backbone: y, level, family.
-      resamples: permutations.
-      rng: of the permutations.
+      scales: (2, backbones) what is predicted; a scale without differences gets NaN.
+      both: a row per backbone: level, family.
+      resamples: random assignments, where there are too many to go through.
+      rng: of these.
+
+    Returns:
+      (2,) p-values, the number of assignments, and whether these were all.
     """
     families = both.groupby("family", sort=False)
-    means = families["y"].mean().to_numpy()
+    means = np.stack(
+        [pandas.Series(y).groupby(families.ngroup().to_numpy()).mean() for y in scales]
+    )
     levels = families["level"].agg(lambda values: values.mode().iloc[0]).to_numpy()
-    names, codes = np.unique(levels.astype(str), return_inverse=True)
-    if len(names) < 2:
-        return np.nan
-    members = np.eye(len(names))[codes]
-    draws = rng.permuted(np.tile(means, (resamples, 1)), axis=1)
-    between = ((np.vstack([means, draws]) @ members) ** 2 / members.sum(axis=0)).sum(axis=1)
-    return float((between >= between[0] - 1e-9 * abs(between[0])).mean())
+    codes = np.unique(levels.astype(str), return_inverse=True)[1]
+    counts = np.bincount(codes)
+    if len(counts) < 2:
+        return np.full(2, np.nan), 0, True
+    ways = math.factorial(len(codes)) // math.prod(map(math.factorial, counts.tolist()))
+    exact = ways <= _MOST_ASSIGNMENTS
+    if exact:
+        dealt = np.array(list(_assignments(tuple(counts.tolist()))))
+    else:
+        dealt = np.vstack([codes, rng.permuted(np.tile(codes, (resamples, 1)), axis=1)])
+    p_values = np.full(2, np.nan)
+    for scale, values in enumerate(means):
+        if not np.ptp(scales[scale]) > 0:
+            continue
+
+        def between(codes: np.ndarray, values: np.ndarray = values) -> np.ndarray:
+            sums = [((codes == level) @ values) ** 2 / n for level, n in enumerate(counts)]
+            return np.sum(sums, axis=0)
+
+        own = between(codes)
+        p_values[scale] = (between(dealt) >= own - 1e-9 * abs(own)).mean()
+    return p_values, ways if exact else resamples, exact
+
+
+def _assignments(counts: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """Yield every way to deal levels 0, 1, ... to places, level i to counts[i] of them."""
+    places = sum(counts)
+    if len(counts) == 1:
+        yield np.zeros(places, int)
+        return
+    for chosen in itertools.combinations(range(places), counts[-1]):
+        taken = np.zeros(places, bool)
+        taken[list(chosen)] = True
+        for rest in _assignments(counts[:-1]):
+            dealt = np.full(places, len(counts) - 1)
+            dealt[~taken] = rest
+            yield dealt

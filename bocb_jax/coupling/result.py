@@ -9,6 +9,7 @@ import pandas
 
 from bocb_jax.coupling.contrasts import CategoryContrast
 from bocb_jax.coupling.decomposition import Decomposition
+from bocb_jax.coupling.interaction import InteractionTest
 from bocb_jax.coupling.outliers import Outliers
 from bocb_jax.coupling.ranking import Profiles
 from bocb_jax.coupling.score_table import ScoreTable
@@ -37,6 +38,7 @@ class Analysis:
     decomposition: Decomposition | None
     # The same without the optimizers that fail (`.dropped` names them; empty if none does).
     decomposition_without_failures: Decomposition | None
+    interaction: InteractionTest | None  # None where the noise is not known
     # Index backbone: n (optimizers with a score), seeds (median per cell), one_seed_cells;
     # coupling_rms, coupling_rms_without_failures (each with _low and _high),
     # coupling_polished (root mean square in the polished table without failures), coupling_mad,
@@ -62,9 +64,9 @@ class Analysis:
     clusters: Clusters | None
     # Index backbone: family, norm, stages, stem, mixer, residual, recipe, and features of your own.
     taxonomy: pandas.DataFrame
-    # How well each feature predicts the contrast of `category_contrast`. Index feature: levels, n,
-    # families, in_sample_r2, error (root mean square, leaving one family out), error_without (the
-    # same without the feature), skill (1 - ratio of squares), p_value, p_holm, helps.
+    # How well each feature predicts the preference (SGD-like minus adaptive optimizers) on families
+    # left out. Index feature: levels, n, families, skill (of ranks; 1 - ratio of squared errors),
+    # p_value, p_holm, sign_skill, sign_p_value, sign_p_holm (of signs), assignments, exact, helps.
     features: pandas.DataFrame | None
     # Index optimizer, best first: overall_rank, overall (weighted), performance_rank,
     # performance, hyperparameter_rank, hyperparameter_distance, flag, computation_rank, seconds, n.

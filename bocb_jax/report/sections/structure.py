@@ -35,10 +35,10 @@ def _clusters(clusters: Clusters) -> Text:
 def _features(analysis: Analysis) -> Table:
     columns = (
         ("feature", "feature", "text"), ("kind", "kind", "text"), ("levels", "levels", "text"),
-        ("n", "n backbones", "int"), ("in_sample_r2", "R² in the sample", "number"),
-        ("error", "error, family left out", "number"),
-        ("error_without", "error of the mean", "number"),
-        ("skill", "skill", "number"), ("p_value", "p", "p"), ("helps", "helps", "text"),
+        ("n", "n backbones", "int"), ("families", "families", "int"),
+        ("skill", "skill (ranks)", "number"), ("p_holm", "p (Holm)", "p"),
+        ("sign_skill", "skill (signs)", "number"), ("sign_p_holm", "p (Holm)", "p"),
+        ("helps", "helps", "text"),
     )  # fmt: skip
     caption = (
         "Does a property of a backbone predict which optimizers it prefers, on families of "
