@@ -14,10 +14,15 @@ from typing import Any
 import pandas
 
 from bocb_jax.coupling import (
+    best,
+    camps,
     caveats,
+    choice,
     contrasts,
     decomposition,
     failures,
+    noise,
+    portfolio,
     ranking,
     significance,
     strength,
@@ -101,6 +106,7 @@ def analyze(
         failures=failures.label(table, outliers, regret),
         profiles=ranking.profile(table),
         warnings=[],
+        **_choices(table, kinds, taxonomy, draws),
         **_effects(table, outliers, regret, kinds, taxonomy["family"], draws),
         **_preferences(table, kinds, taxonomy, draws),
         **_rank_tests(table, taxonomy["family"], draws),
@@ -108,6 +114,29 @@ def analyze(
         **draws.options(),
     )
     return dataclasses.replace(found, warnings=caveats.warn(found))
+
+
+def _choices(
+    table: ScoreTable, categories: pandas.Series, taxonomy: pandas.DataFrame, draws: _Draws
+) -> dict[str, Any]:
+    """Return the sections on what the choice of the optimizer costs, and on camps."""
+    families = taxonomy["family"]
+    estimated = noise.estimate_noise(table)
+    compared = best.compare_with_best(table, estimated, confidence=draws.confidence)
+    preferred = camps.preference(table, categories, estimated)
+    return {
+        "noise": estimated,
+        "best": compared,
+        "free": choice.freedom(table, compared, estimated, confidence=draws.confidence),
+        "stakes": choice.stakes(table),
+        "reliability": choice.reliability(table, confidence=draws.confidence),
+        "price": choice.price(
+            table, families, estimated, resamples=draws.resamples, seed=draws.seed
+        ),
+        "preference": preferred,
+        "camps": camps.find_camps(preferred, families, camps.classic_of(table.backbones)),
+        "portfolio": portfolio.portfolio(choice.costs_of(table), families),
+    }
 
 
 def _effects(
@@ -133,13 +162,13 @@ def _effects(
     optimizers = strength.describe_optimizers(
         table, optimizers, regret, outliers, categories, families, **draws.options()
     )
-    noise = without.noise_std if without is not None else None
+    seeds_std = without.noise_std if without is not None else None
     backbones["strength"], rule = strength.classify(
-        backbones["coupling_polished"], table.unit, noise
+        backbones["coupling_polished"], table.unit, seeds_std
     )
     optimizers["fails"] = optimizers.index.isin(failing)
     optimizers["strength"], _ = strength.classify(
-        optimizers["coupling_polished"], table.unit, noise
+        optimizers["coupling_polished"], table.unit, seeds_std
     )
     return {
         "decomposition": full,

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pandas
 
+from bocb_jax.coupling import choice
+from bocb_jax.coupling.camps import Camps
 from bocb_jax.coupling.contrasts import CategoryContrast
 from bocb_jax.coupling.decomposition import Decomposition
 from bocb_jax.coupling.interaction import InteractionTest
@@ -53,6 +55,15 @@ class Analysis:
     # category, fails (left out of `decomposition_without_failures`), strength.
     optimizers: pandas.DataFrame
     near: tuple[float, float]  # distances that within_1 and within_2 count
+    noise: pandas.DataFrame  # between seeds, see `noise.estimate_noise`
+    best: pandas.DataFrame  # every cell against the best, see `best.compare_with_best`
+    free: pandas.DataFrame  # `freedom()` at `table.equal`
+    stakes: pandas.DataFrame  # see `choice.stakes`
+    reliability: pandas.DataFrame  # see `choice.reliability`
+    price: pandas.DataFrame  # of general advice, see `choice.price`; empty for few backbones
+    preference: pandas.DataFrame  # SGD-like or adaptive, see `camps.preference`
+    camps: Camps
+    portfolio: pandas.DataFrame  # see `portfolio.portfolio`
     regret: pandas.DataFrame  # best of the column minus the cell, >= 0, optimizers x backbones
     # Residuals of the median polish, optimizers x backbones; positive is better than additive.
     coupling: pandas.DataFrame
@@ -87,6 +98,23 @@ class Analysis:
     failures: pandas.DataFrame
     strength_rule: str  # the thresholds behind `strength`, in words
     warnings: list[str]  # sentences on what the data cannot say
+
+    def freedom(self, equal: float | None = None) -> pandas.DataFrame:
+        """Return which share of the optimizers is within a distance of the best of each backbone.
+
+        Args:
+          equal: the distance, in the unit; by default `table.equal`.
+
+        Returns:
+          See `choice.freedom`.
+        """
+        if equal is None:
+            return self.free
+        return choice.freedom(self.table, self.best, self.noise, equal, confidence=self.confidence)
+
+    def freedom_curve(self) -> pandas.DataFrame:
+        """Return the share of the optimizers within any distance, see `choice.freedom_curve`."""
+        return choice.freedom_curve(self.table)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as dicts and lists for JSON, with NaN and infinity as None.

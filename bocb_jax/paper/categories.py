@@ -11,6 +11,8 @@ import functools
 
 from bocb_jax.paper.tables import own_rows, rows
 
+_DIRECTION_ONLY = ("lion", "muon")  # of category a
+
 
 @functools.cache
 def descriptions() -> dict[str, str]:
@@ -47,6 +49,20 @@ def category(optimizer: str) -> tuple[str | None, str]:
         return None, "the paper does not have it, and its update rule is not known here"
     found, reason = known[base]
     return found, reason if base == optimizer else f"as {base}: {reason}"
+
+
+def is_sgd_like(optimizer: str, of_category: str | None) -> bool:
+    """Return whether an optimizer steps along the gradient with momentum at a fixed rate, as SGD.
+
+    That is category a without what takes only the gradient's direction: its sign, or the nearest
+    orthogonal matrix.
+
+    Args:
+      optimizer: as this project names it.
+      of_category: its category.
+    """
+    base = optimizer.rpartition("+")[2].partition("@")[0]
+    return of_category == "a" and base not in _DIRECTION_ONLY and base[1:] not in _DIRECTION_ONLY
 
 
 def to_opt(optimizer: str) -> str:

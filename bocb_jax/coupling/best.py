@@ -1,0 +1,156 @@
+"""Which optimizers are shown to be close to the best of a backbone, and which are not.
+
+Simultaneous intervals of every optimizer's regret, from the moderated noise of the backbone: upper
+ends by Hsu's constrained comparisons with the best (Edwards and Hsu 1983), lower ends, which say by
+how much an optimizer is behind at least, by the studentized range (Hsu 1996, unconstrained).
+"""
+
+import functools
+
+import numpy as np
+import pandas
+from scipy import optimize, special, stats
+
+from bocb_jax.coupling.score_table import ScoreTable
+
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(64)
+_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+_LEVELS = 256  # quantiles of the noise that stand for its distribution
+
+
+def compare_with_best(
+    table: ScoreTable, noise: pandas.DataFrame, *, confidence: float = 0.95
+) -> pandas.DataFrame:
+    """Return the regret of every cell with simultaneous intervals for each backbone.
+
+    Args:
+      table: the scores.
+      noise: from `noise.estimate_noise`.
+      confidence: that all intervals of one backbone hold.
+
+    Returns:
+      A row for each cell with a score: backbone, optimizer, regret, low, high (NaN where the noise
+      is unknown), verdict ("within" or "beyond" `table.equal`, or "undecided"), n.
+    """
+    goodness, counts = table.goodness(), table.counts()
+    parts = []
+    for backbone in goodness:
+        scores = goodness[backbone].dropna()
+        if scores.empty:
+            continue
+        n = counts.loc[scores.index, backbone].to_numpy(float)
+        low, high = regret_intervals(
+            scores.to_numpy(), n, noise.at[backbone, "sd"], noise.at[backbone, "df"], confidence
+        )
+        parts.append(
+            pandas.DataFrame(
+                {
+                    "backbone": backbone,
+                    "optimizer": scores.index,
+                    "regret": scores.max() - scores.to_numpy(),
+                    "low": low,
+                    "high": high,
+                    "verdict": judge(low, high, table.equal),
+                    "n": n.astype(int),
+                }
+            )
+        )
+    return pandas.concat(parts, ignore_index=True)
+
+
+def judge(low: np.ndarray, high: np.ndarray, equal: float) -> np.ndarray:
+    """Return "within", "beyond" or "undecided" for intervals of regret; the limit is within."""
+    limit = equal + 1e-9
+    return np.select([high <= limit, low > limit], ["within", "beyond"], "undecided")
+
+
+def regret_intervals(
+    means: np.ndarray, n: np.ndarray, sd: float, df: float, confidence: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return intervals of max(mu) - mu that hold together.
+
+    Args:
+      means: (k,) of the scores, larger is better.
+      n: (k,) runs behind each.
+      sd: standard deviation of one run.
+      df: degrees of freedom of `sd`.
+      confidence: of all intervals together.
+
+    Returns:
+      low, high: (k,) each, not below 0; NaN where `sd` is.
+    """
+    k = len(means)
+    if not sd >= 0:
+        return np.full(k, np.nan), np.full(k, np.nan)
+    if k == 1:
+        return np.zeros(1), np.zeros(1)
+    # Half of the error that is allowed goes to each side.
+    confidence = (1 + confidence) / 2
+    error = sd * np.sqrt(1 / n[:, None] + 1 / n[None, :])
+    behind = means[None, :] - means[:, None]  # [i, j]: how far i is behind j
+    np.fill_diagonal(behind, -np.inf)
+    low = (behind - range_quantile(confidence, k, df) / np.sqrt(2) * error).max(axis=1)
+    dunnett = _dunnett_quantiles(n, df, confidence)
+    may_be_best = (behind - dunnett[:, None] * error).max(axis=1) < 0
+    upper = np.where(may_be_best[None, :], behind + dunnett[None, :] * error, -np.inf)
+    return low.clip(0), upper.max(axis=1).clip(0)
+
+
+def _dunnett_quantiles(n: np.ndarray, df: float, confidence: float) -> np.ndarray:
+    """Return Dunnett's quantile with each of k optimizers in turn as the control."""
+    shares = n[:, None] / (n[:, None] + n[None, :])  # squares of Dunnett's lambda
+    correlation = (shares.sum(axis=0) - 0.5) / (len(n) - 1)
+    # Rounded down, so that few are computed; less correlation gives a larger quantile.
+    steps = np.floor(correlation * 20 + 1e-9) / 20
+    return np.array([dunnett_quantile(confidence, len(n) - 1, df, float(rho)) for rho in steps])
+
+
+@functools.lru_cache(maxsize=4096)
+def dunnett_quantile(confidence: float, comparisons: int, df: float, correlation: float) -> float:
+    """Return the one-sided quantile of Dunnett (1955) for comparisons that share a control.
+
+    Args:
+      confidence: probability that no statistic exceeds the quantile.
+      comparisons: number of statistics.
+      df: degrees of freedom of the noise; may be infinite.
+      correlation: between any two statistics; 0.5 where all means have as many runs.
+    """
+    scales = _scales(df)
+    shared = np.sqrt(correlation) * _NODES
+    own = np.sqrt(1 - correlation)
+
+    def excess(quantile: float) -> float:
+        inside = special.ndtr((quantile * scales[:, None] + shared) / own) ** comparisons
+        return float((inside @ _WEIGHTS).mean()) - confidence
+
+    return float(optimize.brentq(excess, 0, 1000, xtol=1e-6))
+
+
+@functools.lru_cache(maxsize=4096)
+def range_quantile(confidence: float, means: int, df: float) -> float:
+    """Return the quantile of the studentized range of several means.
+
+    Args:
+      confidence: probability that the range does not exceed the quantile.
+      means: their number.
+      df: degrees of freedom of the noise; may be infinite.
+    """
+    scales = _scales(df)
+    # Over the largest of the means: all others lie within the range below it.
+    largest = np.linspace(-8, 8, 321)
+    density = means * stats.norm.pdf(largest) * (largest[1] - largest[0])
+
+    def excess(quantile: float) -> float:
+        below = special.ndtr(largest - quantile * scales[:, None])
+        inside = (special.ndtr(largest) - below) ** (means - 1)
+        return float((inside @ density).mean()) - confidence
+
+    return float(optimize.brentq(excess, 0, 1000, xtol=1e-6))
+
+
+def _scales(df: float) -> np.ndarray:
+    """Return quantiles of the estimated over the true standard deviation."""
+    if not np.isfinite(df):
+        return np.ones(1)
+    levels = (np.arange(_LEVELS) + 0.5) / _LEVELS
+    return np.sqrt(stats.chi2.ppf(levels, df) / df)

@@ -1,0 +1,137 @@
+"""Which camp a backbone is in: whether SGD-like or adaptive optimizers lead on it."""
+
+import dataclasses
+
+import numpy as np
+import pandas
+from scipy import stats
+
+from bocb_jax.coupling.choice import diverged
+from bocb_jax.coupling.score_table import ScoreTable
+from bocb_jax.paper import taxonomy
+from bocb_jax.paper.categories import is_sgd_like, to_opt
+
+_CLASSIC = ("primary CNN", "classical CNN")  # the paper's categories; the third is "modern DNN"
+
+
+def preference(
+    table: ScoreTable, categories: pandas.Series, noise: pandas.DataFrame
+) -> pandas.DataFrame:
+    """Return which kind of optimizers leads on each backbone: SGD-like or adaptive.
+
+    SGD-like are those of category a whose step scales with the gradient, adaptive those of
+    category b. What diverged ranks last.
+
+    Args:
+      table: the scores.
+      categories: of every optimizer.
+      noise: from `noise.estimate_noise`.
+
+    Returns:
+      Index backbone: points (median of the SGD-like minus median of the adaptive, positive where
+      the former lead), points_low, points_high (95 percent by the noise of the seeds; NaN where it
+      is not known), rank_difference (mean rank of the adaptive minus that of the SGD-like, over
+      all optimizers), camp ("SGD-like" or "adaptive" where points and ranks agree and the interval,
+      if there is one, excludes 0; else "either"; None where a kind is missing), n_sgd, n_adaptive.
+    """
+    sgd = [name for name in table.optimizers if is_sgd_like(to_opt(name), categories.get(name))]
+    adaptive = [name for name in table.optimizers if categories.get(name) == "b"]
+    goodness, counts = table.goodness(), table.counts()
+    failed = diverged(table)
+    rows = {}
+    for backbone in table.backbones:
+        column = goodness[backbone]
+        ranked = column.where(~failed[backbone], -np.inf)
+        ranks = ranked.rank(ascending=False)
+        left, right = column[sgd].dropna(), column[adaptive].dropna()
+        row = {
+            "points": left.median() - right.median() if len(left) and len(right) else np.nan,
+            "rank_difference": ranks[adaptive].mean() - ranks[sgd].mean(),
+            "n_sgd": len(left),
+            "n_adaptive": len(right),
+        }
+        error = _error_of_medians(
+            noise.at[backbone, "sd"], counts.loc[left.index, backbone],
+            counts.loc[right.index, backbone],
+        )  # fmt: skip
+        half = stats.t.ppf(0.975, noise.at[backbone, "df"]) * error if error >= 0 else np.nan
+        row |= {"points_low": row["points"] - half, "points_high": row["points"] + half}
+        rows[backbone] = row | {"camp": _camp(row)}
+    columns = [
+        "points", "points_low", "points_high", "rank_difference", "camp", "n_sgd", "n_adaptive",
+    ]  # fmt: skip
+    frame = pandas.DataFrame.from_dict(rows, orient="index", columns=columns)
+    frame["camp"] = frame["camp"].astype(object).where(frame["camp"].notna(), None)
+    return frame.rename_axis("backbone")
+
+
+def _error_of_medians(sd: float, left: pandas.Series, right: pandas.Series) -> float:
+    """Return the standard error of the difference of two medians of means, at most."""
+    if not len(left) or not len(right):
+        return np.nan
+    # A median of k means is at most as noisy as the noisiest of them, and for k > 2 about
+    # sqrt(pi / 2) times as noisy as their mean.
+    parts = [
+        min(float((1 / n).max()), np.pi / 2 * float((1 / n).sum()) / len(n) ** 2)
+        for n in (left, right)
+    ]
+    return sd * float(np.sqrt(sum(parts)))
+
+
+def _camp(row: dict[str, float]) -> str | None:
+    points, ranks = row["points"], row["rank_difference"]
+    if np.isnan(ranks):
+        return None
+    sign = np.sign(points) if not np.isnan(points) else np.sign(ranks)
+    if sign == 0 or sign != np.sign(ranks):
+        return "either"
+    if row["points_low"] <= 0 <= row["points_high"]:
+        return "either"
+    return "SGD-like" if sign > 0 else "adaptive"
+
+
+@dataclasses.dataclass(frozen=True)
+class Camps:
+    """Which backbones SGD-like optimizers lead on, and whether classic CNNs are those."""
+
+    members: dict[str, tuple[str, ...]]  # camp -> backbones, in the order of the table
+    # Exact one-sided rank-sum test over families that classic CNNs favor SGD-like optimizers more
+    # than others do, on the mean of `points` over each family; None where it cannot be asked.
+    p_value: float | None
+    families: tuple[int, int]  # of classic CNNs, and of others
+
+
+def find_camps(found: pandas.DataFrame, families: pandas.Series, classic: pandas.Series) -> Camps:
+    """Return the camps of a table.
+
+    Args:
+      found: from `preference`.
+      families: of every backbone.
+      classic: whether each is a classic CNN; NaN where the paper does not say.
+    """
+    members: dict[str, list[str]] = {"SGD-like": [], "adaptive": [], "either": []}
+    for backbone, camp in found["camp"].items():
+        if camp is not None:
+            members[camp].append(str(backbone))
+    known = classic.notna() & found["points"].notna()
+    sides = []
+    for side in (True, False):
+        here = found["points"][known & (classic == side)]
+        sides.append(here.groupby(families.reindex(here.index)).mean().to_numpy())
+    p_value = None
+    if all(len(side) for side in sides) and sum(map(len, sides)) >= 4:
+        test = stats.mannwhitneyu(*sides, alternative="greater", method="exact")
+        p_value = float(test.pvalue)
+    return Camps(
+        members={camp: tuple(names) for camp, names in members.items()},
+        p_value=p_value,
+        families=(len(sides[0]), len(sides[1])),
+    )
+
+
+def classic_of(backbones: list[str]) -> pandas.Series:
+    """Return whether each backbone is a classic CNN; NaN where the paper has no relative of it."""
+    found = {name: taxonomy.find(name) for name in backbones}
+    return pandas.Series(
+        {name: known and known.category in _CLASSIC for name, known in found.items()}, dtype=object
+    )

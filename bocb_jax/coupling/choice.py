@@ -1,0 +1,353 @@
+"""What the choice of the optimizer costs on each backbone: freedom, stakes, reliability, price.
+
+Regret is the best score of a backbone minus that of an optimizer. An optimizer that ran and never
+finished has no score; where costs are added up it costs as much as the worst that finished there.
+"""
+
+import numpy as np
+import pandas
+from scipy import stats
+
+from bocb_jax.coupling.best import dunnett_quantile, judge, regret_intervals
+from bocb_jax.coupling.score_table import ScoreTable, regret_of
+
+SHOWN = 2 / 3  # share of the optimizers that "free" and "bound" must be shown for
+FAR = 5  # times what counts as equal: an optimizer further behind is named as one to avoid
+LEAST_BACKBONES = 4  # for the price of general advice
+MOST_SEEDS = 30  # per cell; what more seeds would show is not asked
+# A cell without a finished run is shown to fail if a share of two thirds that finish is excluded.
+_FINISHING = 2 / 3
+_PRICE_CONFIDENCE = 0.9
+_MOST_NUMBERS = 2**22  # that the draws of a table may hold
+
+
+def reliability(table: ScoreTable, *, confidence: float = 0.95) -> pandas.DataFrame:
+    """Return how many runs finish in every cell, with Wilson's (1927) interval of the share.
+
+    Runs that ended for lack of memory or by a crash do not count: they say nothing about the
+    optimizer.
+
+    Returns:
+      backbone, optimizer, runs, finished, share, low, high; a row for each cell with such runs.
+    """
+    counted = table.runs[table.runs["status"].isin(("finished", "diverged", "not_reached"))]
+    finished = counted.assign(finished=counted["status"] == "finished")
+    groups = finished.groupby(["backbone", "optimizer"], sort=False)["finished"]
+    frame = groups.agg(runs="size", finished="sum").reset_index()
+    frame["share"] = frame["finished"] / frame["runs"]
+    frame["low"], frame["high"] = wilson(
+        frame["finished"].to_numpy(float), frame["runs"].to_numpy(float), confidence
+    )
+    return frame
+
+
+def wilson(
+    successes: np.ndarray, trials: np.ndarray, confidence: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return Wilson's score interval of a share."""
+    z = stats.norm.ppf((1 + confidence) / 2)
+    center = (successes + z**2 / 2) / (trials + z**2)
+    half = z / (trials + z**2) * np.sqrt(successes * (1 - successes / trials) + z**2 / 4)
+    return (center - half).clip(0), (center + half).clip(max=1)
+
+
+def costs_of(table: ScoreTable) -> pandas.DataFrame:
+    """Return regrets, optimizers x backbones, where what failed costs as much as the worst.
+
+    NaN remains where there is no run that tells: none was tried, or it lacked memory or crashed.
+    """
+    regret = regret_of(table.goodness())
+    worst = regret.max()
+    worst = worst.fillna(worst.max() if worst.notna().any() else np.nan)
+    return regret.where(~diverged(table), worst, axis="columns")
+
+
+def diverged(table: ScoreTable) -> pandas.DataFrame:
+    """Return whether runs of a cell diverged and none finished, optimizers x backbones."""
+    counted = table.runs["status"].isin(("diverged", "not_reached"))
+    cells = table.runs[counted].groupby(["optimizer", "backbone"]).size().unstack()
+    cells = cells.reindex(index=table.optimizers, columns=table.backbones)
+    return (cells > 0) & (table.counts() == 0)
+
+
+# -- freedom ---------------------------------------------------------------------------------------
+
+
+def freedom(
+    table: ScoreTable,
+    best: pandas.DataFrame,
+    noise: pandas.DataFrame,
+    equal: float | None = None,
+    *,
+    confidence: float = 0.95,
+) -> pandas.DataFrame:
+    """Return which share of the optimizers is as good as the best, for every backbone.
+
+    Args:
+      table: the scores.
+      best: from `best.compare_with_best`.
+      noise: from `noise.estimate_noise`.
+      equal: distance to the best that counts as equal; by default `table.equal`.
+      confidence: of what is said to be shown.
+
+    Returns:
+      Index backbone: n (optimizers that finished or diverged), freedom (share within `equal`),
+      shown_within and shown_beyond (shares for which that is shown), word, and seeds: the number
+      per cell that would decide a word, if means and noise stayed what they are, NaN where
+      `MOST_SEEDS` would not. The word is "free" (at least two thirds shown within), "bound" (two
+      thirds shown beyond), "mixed" (shown to be neither), "undecided", or None where the noise is
+      unknown or there are fewer than three optimizers.
+    """
+    equal = table.equal if equal is None else equal
+    failed = diverged(table)
+    lost = _shown_to_fail(table, confidence)
+    rows = {}
+    for backbone in table.backbones:
+        cells = best[best["backbone"] == backbone]
+        number = len(cells) + int(failed[backbone].sum())
+        if number == 0:
+            continue
+        low, high = cells["low"].to_numpy(), cells["high"].to_numpy()
+        verdicts = judge(low, high, equal)
+        within = (verdicts == "within").sum() / number
+        beyond = ((verdicts == "beyond").sum() + lost[backbone]) / number
+        known = number >= 3 and bool(np.isfinite(high).all()) and len(cells) > 0
+        word = _word(within, beyond) if known else None
+        seeds = np.nan
+        if word == "undecided":
+            seeds = _deciding_seeds(table, noise, backbone, equal, confidence, number, lost)
+        rows[backbone] = {
+            "n": number,
+            "freedom": (cells["regret"] <= equal + 1e-9).sum() / number,
+            "shown_within": within if known else np.nan,
+            "shown_beyond": beyond if known else np.nan,
+            "word": word,
+            "seeds": seeds,
+        }
+    frame = pandas.DataFrame.from_dict(rows, orient="index").reindex(table.backbones)
+    frame["word"] = frame["word"].astype(object).where(frame["word"].notna(), None)
+    return frame.rename_axis("backbone")
+
+
+def _word(within: float, beyond: float) -> str:
+    if within >= SHOWN - 1e-9:
+        return "free"
+    if beyond >= SHOWN - 1e-9:
+        return "bound"
+    # More than a third beyond excludes "free", more than a third within excludes "bound".
+    if min(within, beyond) > 1 - SHOWN + 1e-9:
+        return "mixed"
+    return "undecided"
+
+
+def _shown_to_fail(table: ScoreTable, confidence: float) -> pandas.Series:
+    """Return the number of optimizers of each backbone that are shown to diverge mostly."""
+    found = reliability(table, confidence=confidence)
+    found = found[(found["finished"] == 0) & (found["high"] < _FINISHING)]
+    return found.groupby("backbone").size().reindex(table.backbones).fillna(0).astype(int)
+
+
+def _deciding_seeds(
+    table: ScoreTable,
+    noise: pandas.DataFrame,
+    backbone: str,
+    equal: float,
+    confidence: float,
+    number: int,
+    lost: pandas.Series,
+) -> float:
+    """Return the least number of runs per cell that would give a backbone a word."""
+    scores = table.goodness()[backbone].dropna()
+    counts = table.counts().loc[scores.index, backbone].to_numpy(float)
+    sd = noise.at[backbone, "sd"]
+    low, high = 1, MOST_SEEDS
+    start = int(counts.min())
+
+    def decided(seeds: int) -> bool:
+        n = np.maximum(counts, seeds)
+        df = noise.at[backbone, "df"] + float((n - counts).sum())
+        ends = regret_intervals(scores.to_numpy(), n, sd, df, confidence)
+        verdicts = judge(*ends, equal)
+        within = (verdicts == "within").sum() / number
+        beyond = ((verdicts == "beyond").sum() + lost[backbone]) / number
+        return _word(within, beyond) != "undecided"
+
+    if not decided(MOST_SEEDS):
+        return np.nan
+    low, high = start, MOST_SEEDS  # undecided, decided
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if decided(middle) else (middle, high)
+    return float(high)
+
+
+def freedom_curve(table: ScoreTable) -> pandas.DataFrame:
+    """Return the share of the optimizers that are within any distance of the best.
+
+    Returns:
+      Index: every regret of the table in ascending order; a column for each backbone with a score.
+    """
+    regret, failed = regret_of(table.goodness()), diverged(table)
+    distances = np.unique(regret.to_numpy()[regret.notna().to_numpy()])
+    curves = {
+        backbone: np.searchsorted(np.sort(column.dropna()), distances + 1e-9, side="right")
+        / (column.notna() | failed[backbone]).sum()
+        for backbone, column in regret.items()
+        if column.notna().any()
+    }
+    return pandas.DataFrame(curves, index=pandas.Index(distances, name="distance"))
+
+
+# -- stakes ----------------------------------------------------------------------------------------
+
+
+def stakes(table: ScoreTable) -> pandas.DataFrame:
+    """Return what a wrong choice costs on every backbone.
+
+    Returns:
+      Index backbone: median, q90 and largest regret (of optimizers with a score), worst (the
+      optimizer with the largest), beyond (optimizers more than `FAR` times `table.equal` behind,
+      the worst first) and failed (those whose runs diverged), both tuples.
+    """
+    regret, failed = regret_of(table.goodness()), diverged(table)
+    rows = {}
+    for backbone in table.backbones:
+        column = regret[backbone].dropna().sort_values(ascending=False, kind="stable")
+        far = column.index[column > FAR * table.equal + 1e-9]
+        rows[backbone] = {
+            "median": column.median(),
+            "q90": column.quantile(0.9),
+            "largest": column.max(),
+            "worst": column.index[0] if len(column) > 1 else None,
+            "beyond": tuple(far),
+            "failed": tuple(failed.index[failed[backbone]]),
+        }
+    return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("backbone")
+
+
+# -- price of general advice -----------------------------------------------------------------------
+
+
+def price(
+    table: ScoreTable,
+    families: pandas.Series,
+    noise: pandas.DataFrame,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> pandas.DataFrame:
+    """Return what it costs on a backbone to use the optimizer that is best on all others.
+
+    General advice for a backbone is the optimizer with the lowest mean regret on backbones of
+    other families; its price is its regret on this one.
+
+    Args:
+      table: the scores.
+      families: of every backbone.
+      noise: from `noise.estimate_noise`.
+      resamples: draws of the seeds' noise, each of which chooses the general advice anew.
+      seed: of the draws.
+
+    Returns:
+      Index backbone: general (the optimizer), price, price_low, price_high (90 percent; NaN where
+      the noise is not known), fails (whether it diverged there, in which case the price is that of
+      the worst), families (number behind the advice). Empty for fewer than `LEAST_BACKBONES`.
+    """
+    columns = ["general", "price", "price_low", "price_high", "fails", "families"]
+    costs = costs_of(table)
+    told = costs.notna().sum() >= 2
+    if told.sum() < LEAST_BACKBONES:
+        return pandas.DataFrame(columns=columns).rename_axis("backbone")
+    groups = families.reindex(costs.columns).where(told)
+    usual = general_advice(costs.to_numpy()[None], groups)[0]
+    drawn = _drawn_costs(table, noise, resamples, seed)
+    chosen = None if drawn is None else general_advice(drawn, groups)
+    failed = diverged(table)
+    rows = {}
+    for column, backbone in enumerate(costs.columns):
+        if not told[backbone] or usual[column] < 0:
+            continue
+        name = costs.index[usual[column]]
+        low, high = np.nan, np.nan
+        if chosen is not None:
+            low, high = _price_interval(table, noise, backbone, chosen[:, column])
+        rows[backbone] = {
+            "general": name,
+            "price": costs.at[name, backbone],
+            "price_low": low,
+            "price_high": high,
+            "fails": bool(failed.at[name, backbone]),
+            "families": groups[groups != groups[backbone]].nunique(),
+        }
+    return pandas.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("backbone")
+
+
+def general_advice(costs: np.ndarray, families: pandas.Series) -> np.ndarray:
+    """Return for each backbone the optimizer with the lowest mean cost on other families.
+
+    Args:
+      costs: (draws, optimizers, backbones) regrets; NaN where not known.
+      families: of every backbone; those without one do not count.
+
+    Returns:
+      (draws, backbones) rows; -1 where no optimizer is known on half of the other backbones.
+    """
+    codes, _ = pandas.factorize(families)
+    member = (codes[:, None] == np.arange(codes.max(initial=0) + 1)).astype(float)
+    others = member.sum(axis=1, keepdims=True) @ np.ones((1, len(codes))) - member @ member.T
+    others[:, codes < 0] = member.sum(axis=1)[:, None]  # a backbone without family: all others
+    np.fill_diagonal(others, 0)
+    known = (~np.isnan(costs)).astype(float) @ others
+    enough = 2 * known >= np.maximum(1, others.sum(axis=0))
+    means = np.nan_to_num(costs) @ others / np.maximum(known, 1)
+    rows = np.where(enough, means, np.inf).argmin(axis=1)
+    return np.where(enough.any(axis=1), rows, -1)
+
+
+def _drawn_costs(
+    table: ScoreTable, noise: pandas.DataFrame, resamples: int, seed: int
+) -> np.ndarray | None:
+    """Return (draws, optimizers, backbones) costs of means with other noise; None if not known."""
+    goodness, counts = table.goodness().to_numpy(), table.counts().to_numpy()
+    sd = noise["sd"].reindex(table.backbones).to_numpy(float)
+    if np.isnan(sd).any():
+        return None
+    draws = max(1, min(resamples, _MOST_NUMBERS // goodness.size))
+    normal = np.random.default_rng(seed).standard_normal((draws, *goodness.shape))
+    drawn = goodness + normal * sd / np.sqrt(np.maximum(counts, 1))
+    regret = np.nanmax(np.where(np.isnan(drawn), -np.inf, drawn), axis=1, keepdims=True) - drawn
+    worst = np.nanmax(np.where(np.isnan(regret), -np.inf, regret), axis=1, keepdims=True)
+    return np.where(diverged(table).to_numpy(), np.where(np.isfinite(worst), worst, np.nan), regret)
+
+
+def _price_interval(
+    table: ScoreTable, noise: pandas.DataFrame, backbone: str, chosen: np.ndarray
+) -> tuple[float, float]:
+    """Return the interval of the regret of whatever may be the general advice.
+
+    The noise of this backbone has no part in the choice of the advice, so each candidate's regret
+    has an interval of its own: below by Dunnett's quantile, since the best is not known, above by
+    Student's. Candidates are those that nine tenths of the draws chose.
+    """
+    scores = table.goodness()[backbone].dropna()
+    n = table.counts().loc[scores.index, backbone].to_numpy(float)
+    sd, df = noise.at[backbone, "sd"], noise.at[backbone, "df"]
+    names, shares = np.unique(chosen[chosen >= 0], return_counts=True)
+    order = np.argsort(-shares)
+    most = np.searchsorted(np.cumsum(shares[order]), _PRICE_CONFIDENCE * len(chosen)) + 1
+    ends = []
+    for row in names[order][:most]:
+        name = table.optimizers[row]
+        if name not in scores.index or len(scores) < 2:
+            continue
+        at = scores.index.get_loc(name)
+        behind = np.delete(scores.to_numpy() - scores[name], at)
+        error = sd * np.sqrt(1 / n[at] + 1 / np.delete(n, at))
+        level = (1 + _PRICE_CONFIDENCE) / 2
+        below = dunnett_quantile(level, len(behind), df, 0.5)
+        above = stats.t.ppf(level, df)
+        ends.append(((behind - below * error).max(), (behind + above * error).max()))
+    if not ends:
+        return np.nan, np.nan
+    lows, highs = zip(*ends, strict=True)
+    return max(0.0, min(lows)), max(0.0, max(highs))
