@@ -88,7 +88,7 @@ def fit_prior(variances: np.ndarray, degrees: np.ndarray) -> tuple[float, float]
     logs = np.log(variances) - special.digamma(half) + np.log(half)
     spread = logs.var(ddof=1) - special.polygamma(1, half).mean()
     if spread <= 0:
-        return float(np.exp(logs.mean())), np.inf
+        return float(np.average(variances, weights=degrees)), np.inf
     prior = 2 * _inverse_trigamma(spread)
     shift = special.digamma(prior / 2) - np.log(prior / 2)
     return float(np.exp(logs.mean() + shift)), float(prior)

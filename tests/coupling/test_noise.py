@@ -9,6 +9,8 @@ from scipy import special
 
 from bocb_jax.coupling.noise import estimate_noise, fit_prior
 
+ERROR = 1 / np.sqrt(2 * 16)  # relative, of a standard deviation with 16 degrees of freedom
+
 
 def test_the_prior_of_many_variances_is_the_planted_one():
     rng = np.random.default_rng(0)
@@ -35,13 +37,13 @@ def test_equal_noise_is_pooled_and_one_noisy_backbone_keeps_its_own():
     rng = np.random.default_rng(1)
     scores = random_scores(rng, (8, 6, 3), noise=0.3)
     equal = estimate_noise(table_of(scores))
-    assert equal["sd"].to_numpy() == pytest.approx(np.full(6, 0.3), rel=0.25)
+    assert equal["sd"].to_numpy() == pytest.approx(np.full(6, 0.3), rel=3 * ERROR)
     assert (equal["df"] > equal["own_df"]).all()
     assert equal["own_df"].tolist() == [16.0] * 6
     noisy = scores + np.where(np.arange(6) == 2, 1.5, 0)[:, None] * rng.standard_normal((8, 6, 3))
     found = estimate_noise(table_of(noisy))
-    assert found.at["b2", "sd"] > 3 * found["sd"].drop("b2").max()
-    assert found["sd"].drop("b2").to_numpy() == pytest.approx(np.full(5, 0.3), rel=0.4)
+    assert found.at["b2", "sd"] > 2 * found["sd"].drop("b2").max()
+    assert found["sd"].drop("b2").to_numpy() == pytest.approx(np.full(5, 0.3), rel=3 * ERROR)
 
 
 def test_sources_of_noise():
