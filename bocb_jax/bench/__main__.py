@@ -31,6 +31,7 @@ from bocb_jax.console import console, output
 from bocb_jax.data.synthetic import open_or_synthetic
 from bocb_jax.engine.memory import keep_freed_memory
 from bocb_jax.engine.steps import weights_of
+from bocb_jax.errors import UserError
 from bocb_jax.models import create_model, list_models
 from bocb_jax.models.parameters import parameter_kinds
 from bocb_jax.optim import list_optimizers
@@ -67,7 +68,11 @@ def _parser() -> Parser:
         help="images a second in bfloat16 beside torch.compile, and minis that train together",
     )
     parser.add_argument(
-        "--only", nargs="+", default=["*"], metavar="NAME", help="names or patterns; default: all"
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="names or patterns; default: all optimizers, the paper's backbones for --models, "
+        f"and {' '.join((*gpu.MODELS, *gpu.MINIS))} for --gpu",
     )
     parser.add_argument(
         "--on",
@@ -131,7 +136,7 @@ def _circumstances(arguments: list[str]) -> dict[str, Any]:
 
 
 def _optimizers(options: argparse.Namespace) -> list[dict[str, Any]]:
-    names = [name for pattern in options.only for name in _names(list_optimizers, pattern)]
+    names = _chosen(options.only or ["*"], list_optimizers)
     models = {name: _abstract_model(name) for name in options.on}
     costs: dict[str, list[Cost]] = {model: [] for model in models}
     pairs = [(model, name) for model in models for name in names]
@@ -154,8 +159,22 @@ def _optimizers(options: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
-def _names(listing: Callable[[str], list[str]], pattern: str) -> list[str]:
-    return listing(pattern) if any(sign in pattern for sign in "*?[") else [pattern]
+def _chosen(patterns: list[str], listing: Callable[[str], list[str]]) -> list[str]:
+    """Return the names that patterns match, and names as they are.
+
+    Raises:
+      UserError: a pattern matches none.
+    """
+    chosen = []
+    for pattern in patterns:
+        names = listing(pattern) if any(sign in pattern for sign in "*?[") else [pattern]
+        if not names:
+            raise UserError(
+                f"Nothing matches '{pattern}' of --only; `bocb models --all` and `bocb "
+                "optimizers --all` list the names."
+            )
+        chosen += names
+    return chosen
 
 
 def _abstract_model(name: str) -> nnx.Module:
@@ -199,8 +218,7 @@ def _caption(how: str) -> str:
 
 
 def _models(options: argparse.Namespace) -> list[dict[str, Any]]:
-    named = [name for pattern in options.only for name in _names(list_models, pattern)]
-    names = paper.backbones()[:20] if options.only == ["*"] else named
+    names = _chosen(options.only, list_models) if options.only else paper.backbones()[:20]
     costs = []
     for name in track(names, "backbones", console=console, transient=True):
         cost = models.measure(
@@ -244,6 +262,8 @@ def _model_row(cost: models.ModelCost) -> tuple[str, ...]:
 
 
 def _data(options: argparse.Namespace) -> list[dict[str, Any]]:
+    if not options.rounds:
+        raise UserError("--data has nothing to show of 0 rounds; give --rounds 1 or more.")
     python = shlex.split(options.python)
     # The folder first: threads that decode are a tenth slower in a heap that others have used.
     speeds = {"folder of JPEGs, 224 px": folder_speed(rounds=options.rounds, python=python)}
@@ -317,9 +337,9 @@ def _outside_the_model(recipe: str, rounds: int, steps: int = 10) -> dict[str, A
 
 
 def _gpu(options: argparse.Namespace) -> list[dict[str, object]]:
-    named = [name for pattern in options.only for name in _names(list_models, pattern)]
-    names = gpu.MODELS if options.only == ["*"] else [n for n in named if not n.endswith("_mini")]
-    minis = gpu.MINIS if options.only == ["*"] else [n for n in named if n.endswith("_mini")]
+    named = _chosen(options.only, list_models) if options.only else [*gpu.MODELS, *gpu.MINIS]
+    names = [name for name in named if not name.endswith("_mini")]
+    minis = [name for name in named if name.endswith("_mini")]
     # This process leaves the device alone: the ones that it starts share its memory.
     peak = gpu.matmul_flops()
     _say(f"a bfloat16 matrix product: {peak / 1e12:.3g} TFLOP/s")
