@@ -7,15 +7,13 @@ timm are not dependencies: they run in a process of their own if the given inter
 
 import dataclasses
 import functools
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +21,7 @@ import numpy as np
 
 from bocb_jax.augment.mixing import Mixing, mix, smoothed_one_hot
 from bocb_jax.augment.preprocess import Augmentation, preprocess
+from bocb_jax.bench.process import Timed
 from bocb_jax.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from bocb_jax.data.decode import RandomCrop
 from bocb_jax.data.loader import Loader
@@ -40,9 +39,9 @@ POLICIES = {
     224: dataclasses.replace(DEIT, resized_crop=(0.08, 1.0)),
 }
 
-# Appended to each of the two scripts below: times one pass of `loader` for every line on stdin.
+# Appended to each of the two scripts below: times one pass of `loader` for every request.
 _TIME_PASSES = """
-print("ready", flush=True)
+print(json.dumps({"ready": True}), flush=True)
 for _ in sys.stdin.buffer:
     start, count = time.perf_counter(), 0
     for number, (images, labels) in enumerate(loader, 1):
@@ -50,7 +49,7 @@ for _ in sys.stdin.buffer:
         count += len(images)
         if number == unseen:  # the workers have started by now
             start, count = time.perf_counter(), 0
-    print(count / (time.perf_counter() - start), flush=True)
+    print(json.dumps({"rate": count / (time.perf_counter() - start)}), flush=True)
 """
 
 _TIMM = """
@@ -157,7 +156,8 @@ def measure(
     ours = _ours(size, images.reshape(batches, batch, *images.shape[1:]))
     arguments: list[Any] = [size, batch, batches, workers, SOURCE_SIZE, NUM_CLASSES]
     arguments += [IMAGENET_MEAN, IMAGENET_STD]
-    with _TorchProcess(python, _TIMM, arguments, images.tobytes()) as theirs:
+    command = [*python, "-c", _TIMM + _TIME_PASSES]
+    with Timed(command, arguments, sent=images.tobytes()) as theirs:
         return _alternate("augmentation", size, ours, theirs, rounds)
 
 
@@ -194,20 +194,27 @@ def measure_folder(
         ours = _our_folder(path, batch, unseen)
         arguments: list[Any] = [os.path.join(path, "train"), CROP_SIZE, batch, workers]
         arguments += [IMAGENET_MEAN, IMAGENET_STD, unseen]
-        with _TorchProcess(python, _IMAGE_FOLDER, arguments) as theirs:
+        with Timed([*python, "-c", _IMAGE_FOLDER + _TIME_PASSES], arguments) as theirs:
             return _alternate("folder", CROP_SIZE, ours, theirs, rounds)
 
 
-def _alternate(
-    of: str,
-    size: int,
-    ours: Callable[[], float],
-    theirs: Callable[[], float | None],
-    rounds: int,
-) -> Speed:
-    """Time both sides in turn; each call returns images per second."""
-    ours(), theirs()  # compiles, and starts the workers
-    pairs = [(ours(), theirs()) for _ in range(rounds)]
+def _alternate(of: str, size: int, ours: Callable[[], float], theirs: Timed, rounds: int) -> Speed:
+    """Time both sides in turn; theirs only if its interpreter has what it needs.
+
+    Raises:
+      UserError: PyTorch's side failed, as timm does with a Pillow that is too new for it.
+    """
+
+    def their_rate() -> float | None:
+        if theirs.problem:
+            return None
+        answer = theirs.ask()
+        if "error" in answer:
+            raise UserError(f"PyTorch's side of the comparison failed: {answer['error']}.")
+        return float(answer["rate"])
+
+    ours(), their_rate()  # compiles, and starts the workers
+    pairs = [(ours(), their_rate()) for _ in range(rounds)]
     return Speed(of, size, [x for x, _ in pairs], [x for _, x in pairs if x is not None])
 
 
@@ -261,56 +268,3 @@ def _ours(size: int, images: np.ndarray) -> Callable[[], float]:
         return images.shape[0] * images.shape[1] / (time.perf_counter() - start)
 
     return once
-
-
-class _TorchProcess:
-    """Another interpreter, whose call times one pass over its data and returns images per second.
-
-    Args:
-      python: command of the interpreter.
-      script: makes `loader` and `finish(images, labels)` of the JSON in `sys.argv[1]`.
-      arguments: content of that JSON.
-      sent: bytes for the standard input of the script.
-
-    Raises:
-      UserError: it failed, as timm does with a Pillow that is too new for it.
-    """
-
-    def __init__(self, python: Sequence[str], script: str, arguments: list[Any], sent: bytes = b""):
-        self._sent = sent
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [*python, "-c", script + _TIME_PASSES, json.dumps(arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-        )
-        assert self._process.stdin
-        assert self._process.stdout
-        self._input, self._output = self._process.stdin, self._process.stdout
-
-    def __enter__(self) -> Self:
-        try:
-            self._input.write(self._sent)
-            self._input.flush()
-        except BrokenPipeError:
-            pass  # the interpreter has no PyTorch or no timm
-        self._ready = self._output.readline() == b"ready\n"
-        return self
-
-    def __call__(self) -> float | None:
-        """Return images per second; None if the interpreter has no PyTorch or no timm."""
-        if not self._ready:
-            return None
-        self._input.write(b"\n")
-        self._input.flush()
-        answer = self._output.readline()
-        if not answer:
-            self._errors.seek(0)
-            last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
-            raise UserError(f"PyTorch's side of the comparison failed: {' '.join(last)}")
-        return float(answer)
-
-    def __exit__(self, *exception: object):
-        self._process.communicate()
-        self._errors.close()

@@ -10,19 +10,31 @@ script runs, at a small size, as a rehearsal.
 import contextlib
 import dataclasses
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-CLASSES = 1000
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bocb_jax.bench.models import CLASSES, MAKE_REFERENCE, noise_batch, step_spec
+from bocb_jax.bench.process import Timed
+from bocb_jax.build import compiled_population, compiled_program
+from bocb_jax.errors import UserError
+from bocb_jax.models import create_model, model_card
+from bocb_jax.models.macs import count_macs
+
+Step = Callable[[dict[str, Any]], dict[str, Any]]  # request -> answer
+
+_OURS = (sys.executable, "-m", "bocb_jax.bench.gpu")
 MODELS = ("resnet50", "vit_s", "convnext_t", "swin_t", "efficientnet_b0", "caformer_s12")
 MINIS = ("resnet_mini", "vit_mini")
 
-_REFERENCE = """
+_REFERENCE = (
+    """
 import json, sys, time
 import torch
 
@@ -32,15 +44,10 @@ device = "cuda" if gpu else "cpu"
 torch.backends.cudnn.benchmark = True
 torch.set_float32_matmul_precision("high")
 torch._dynamo.config.automatic_dynamic_shapes = False
-if library == "timm":
-    import timm
-    fixed = timm.get_pretrained_cfg(name).fixed_input_size
-    make = lambda: timm.create_model(
-        name, num_classes=classes, **({"img_size": size} if fixed else {}))
-else:
-    import torchvision
-    make = lambda: getattr(torchvision.models, name)(num_classes=classes)
-model = make().to(device, memory_format=torch.channels_last).train()
+"""
+    + MAKE_REFERENCE
+    + """
+model = model.to(device, memory_format=torch.channels_last).train()
 optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=1e-4, fused=gpu)
 forms = {"eager": model, "compiled": torch.compile(model, dynamic=False)}
 
@@ -60,6 +67,7 @@ def wait():
     if gpu:
         torch.cuda.synchronize()
 
+print(json.dumps({"ready": True}), flush=True)
 for line in sys.stdin:
     asked, batch, net = json.loads(line), None, None
     try:
@@ -85,6 +93,7 @@ for line in sys.stdin:
     if gpu:
         torch.cuda.empty_cache()
 """
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,15 +157,17 @@ def compare(
     Args:
       name: of the backbone.
       image_size: side in pixels.
-      batch_sizes: to try; one that does not fit is reported and left out.
+      batch_sizes: to try, from the smallest on, since JAX tells the peak of memory since a process
+        began; one that does not fit is reported and left out.
       steps: training steps in a timed block.
       rounds: timed blocks at the best batch size, in turn.
       python: command of an interpreter that has PyTorch and timm.
       peak_flops: FLOP/s that a matrix product reaches on this device.
     """
     with contextlib.ExitStack() as stack:
-        sides = _open_sides(stack, name, image_size, python)
-        blocks, answers, problems = _search(sides, batch_sizes, steps)
+        sides, problems = _open_sides(stack, name, image_size, python)
+        blocks, answers, failed = _search(sides, sorted(set(batch_sizes)), steps)
+        problems += failed
         best: dict[str, _Key] = {}
         for key, (rate, *_) in blocks.items():
             if key.side not in best or rate > blocks[best[key.side]][0]:
@@ -197,19 +208,22 @@ _FORMS = {"ours": ("compiled",), "theirs": ("compiled", "eager")}
 
 def _open_sides(
     stack: contextlib.ExitStack, name: str, image_size: int, python: Sequence[str]
-) -> dict[str, "_Side"]:
-    from bocb_jax.models import model_card
-
+) -> tuple[dict[str, Timed], list[str]]:
+    """Start both sides; return those that are ready, and why another is not."""
+    # Half of the card: the other side has its memory there too.
+    half = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}
+    ours = Timed(_OURS, {"model": [name, image_size]}, environment=half)
+    sides = {"ours": stack.enter_context(ours)}
     library, _, reference = model_card(name).reference.partition(" ")
-    sides = {"ours": stack.enter_context(_ours(name, image_size))}
     if library in ("timm", "torchvision"):
-        settings = json.dumps([library, reference, image_size, CLASSES])
-        sides["theirs"] = stack.enter_context(_process([*python, "-c", _REFERENCE, settings]))
-    return sides
+        settings = [library, reference, image_size, CLASSES]
+        sides["theirs"] = stack.enter_context(Timed([*python, "-c", _REFERENCE], settings))
+    ready = {name: side for name, side in sides.items() if not side.problem}
+    return ready, [f"{name}: {side.problem}" for name, side in sides.items() if side.problem]
 
 
 def _search(
-    sides: dict[str, "_Side"], batch_sizes: Sequence[int], steps: int
+    sides: dict[str, Timed], batch_sizes: Sequence[int], steps: int
 ) -> tuple[dict[_Key, list[float]], dict[_Key, dict[str, Any]], list[str]]:
     """Time every form at every batch size: images per second, answers, and what did not run."""
     blocks: dict[_Key, list[float]] = {}
@@ -237,63 +251,25 @@ def _search(
 
 def _step_flops(name: str, image_size: int) -> float:
     """FLOPs of a training step an image: two a multiply-accumulate, three times the forward."""
-    command = [sys.executable, "-m", __name__, json.dumps({"macs": [name, image_size]})]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    return 6 * float(done.stdout)
-
-
-class _Side:
-    """A process that answers each line of JSON with another."""
-
-    def __init__(self, process: subprocess.Popen[str]):
-        self._process = process
-
-    def send(self, **request: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            print(json.dumps(request), file=self._process.stdin, flush=True)
-
-    def receive(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        return json.loads(line) if line else {"error": "the process has ended"}
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        self.send(**request)
-        return self.receive()
-
-
-@contextlib.contextmanager
-def _process(command: Sequence[str], **environment: str) -> Iterator[_Side]:
-    with subprocess.Popen(
-        list(command),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=None if os.environ.get("BOCB_BENCH_ERRORS") else subprocess.DEVNULL,
-        text=True,
-        env=os.environ | environment,
-    ) as process:
-        yield _Side(process)
-        assert process.stdin is not None
-        process.stdin.close()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def _ours(name: str, image_size: int) -> contextlib.AbstractContextManager[_Side]:
-    # Half of the card: the other side has its memory there too.
-    settings = json.dumps({"model": [name, image_size]})
-    return _process(
-        [sys.executable, "-m", __name__, settings], XLA_PYTHON_CLIENT_MEM_FRACTION="0.5"
-    )
+    return 6 * _answer({"macs": [name, image_size]}, JAX_PLATFORMS="cpu")["macs"]
 
 
 def matmul_flops() -> float:
     """Measure the FLOP/s of a bfloat16 matrix product of large random square matrices."""
-    with _process([sys.executable, "-m", __name__, json.dumps({"matmul": []})]) as side:
-        return float(side.receive()["flops"])
+    return _answer({"matmul": []})["flops"]
+
+
+def _answer(settings: dict[str, Any], **environment: str) -> dict[str, Any]:
+    """Return the one answer of a process of ours.
+
+    Raises:
+      UserError: it fails.
+    """
+    with Timed(_OURS, settings, environment=environment) as side:
+        answer = side.ask()
+    if "error" in answer:
+        raise UserError(f"A part of the benchmark failed: {answer['error']}.")
+    return answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,8 +286,7 @@ def populations(
 ) -> tuple[list[Together], list[str]]:
     """Time runs of a mini that train as one program, 32 px; what did not run, in words."""
     found, problems = [], []
-    settings = json.dumps({"population": [name, batch_size]})
-    with _process([sys.executable, "-m", __name__, settings]) as side:
+    with Timed(_OURS, {"population": [name, batch_size]}) as side:
         for count in members:
             answer = side.ask(members=count, steps=steps)
             if "error" in answer:
@@ -324,17 +299,10 @@ def populations(
 # --- The processes of our side -------------------------------------------------------------------
 
 
-def _serve(settings: dict[str, Any]) -> None:
-    if "macs" in settings:
-        print(_macs(*settings["macs"]))
-        return
-    if "matmul" in settings:
-        print(json.dumps({"flops": _matmul()}), flush=True)
-        return
-    if "model" in settings:
-        step = _model_steps(*settings["model"])
-    else:
-        step = _population_steps(*settings["population"])
+def _serve(settings: dict[str, list[Any]]) -> None:
+    ((what, arguments),) = settings.items()
+    step = _SERVED[what](*arguments)
+    print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         try:
             answer = step(json.loads(line))
@@ -343,24 +311,19 @@ def _serve(settings: dict[str, Any]) -> None:
         print(json.dumps(answer), flush=True)
 
 
-def _macs(name: str, image_size: int) -> int:
-    from flax import nnx
+def _macs(name: str, image_size: int) -> Step:
+    def answer(asked: dict[str, Any]) -> dict[str, Any]:
+        del asked
+        model = nnx.eval_shape(
+            lambda: create_model(name, num_classes=CLASSES, image_size=image_size, rngs=nnx.Rngs(0))
+        )
+        return {"macs": count_macs(model, image_size)}
 
-    from bocb_jax.models import create_model
-    from bocb_jax.models.macs import count_macs
-
-    model = nnx.eval_shape(
-        lambda: create_model(name, num_classes=CLASSES, image_size=image_size, rngs=nnx.Rngs(0))
-    )
-    return count_macs(model, image_size)
+    return answer
 
 
-def _matmul() -> float:
-    import jax
-    import jax.numpy as jnp
-
+def _matmul() -> Step:
     size = 512 if jax.default_backend() == "cpu" else 8192
-    a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in range(2))
 
     @jax.jit
     def products(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -368,54 +331,22 @@ def _matmul() -> float:
             a = (a @ b) * size**-0.5
         return a
 
-    jax.block_until_ready(products(a, b))
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
+    def answer(asked: dict[str, Any]) -> dict[str, Any]:
+        del asked
+        a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in range(2))
         jax.block_until_ready(products(a, b))
-        seconds.append(time.perf_counter() - start)
-    return 10 * 2 * size**3 / statistics.median(seconds)
+        seconds = []
+        for _ in range(5):
+            start = time.perf_counter()
+            jax.block_until_ready(products(a, b))
+            seconds.append(time.perf_counter() - start)
+        return {"flops": 10 * 2 * size**3 / statistics.median(seconds)}
 
-
-def _spec(name: str, image_size: int, batch_size: int, classes: int) -> Any:
-    from bocb_jax.build import program_spec
-    from bocb_jax.config import AugmentConfig, ParallelConfig, TrainConfig
-    from bocb_jax.data import Dataset
-    from bocb_jax.resolve import resolve
-
-    config = TrainConfig(
-        model=name,
-        opt="sgd",
-        recipe="pytorch",
-        dataset="imagenet2012" if image_size > 64 else "cifar10",
-        image_size=image_size,
-        batch_size=batch_size,
-        precision="bfloat16",
-        augment=AugmentConfig(only=True),
-        parallel=ParallelConfig(devices=1),
-    )
-    images = Dataset("noise", classes, {}, (image_size, image_size, 3))
-    return program_spec(config, resolve(config, images), images, 1000)
-
-
-def _batch(batch_size: int, image_size: int, classes: int) -> dict[str, Any]:
-    import jax
-    import numpy as np
-
-    random = np.random.default_rng(0)
-    shape = (batch_size, image_size, image_size, 3)
-    return jax.device_put(
-        {
-            "image": random.integers(0, 256, shape, dtype=np.uint8),
-            "label": random.integers(0, classes, batch_size, dtype=np.int32),
-        }
-    )
+    return answer
 
 
 def _block(step: Callable[[Any], tuple[Any, Any]], state: Any, steps: int) -> tuple[float, Any]:
     """Seconds a step, and the state afterwards."""
-    import jax
-
     start = time.perf_counter()
     for _ in range(steps):
         state, metrics = step(state)
@@ -424,20 +355,16 @@ def _block(step: Callable[[Any], tuple[Any, Any]], state: Any, steps: int) -> tu
     return (time.perf_counter() - start) / max(1, steps), state
 
 
-def _model_steps(name: str, image_size: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    import jax
-
-    from bocb_jax.build import compiled_program
-
+def _model_steps(name: str, image_size: int) -> Step:
     key = jax.random.key(0)
     ready: dict[int, tuple[Any, Any]] = {}
 
     def answer(asked: dict[str, Any]) -> dict[str, Any]:
         batch_size, begun = asked["batch"], time.perf_counter()
-        program = compiled_program(_spec(name, image_size, batch_size, CLASSES))
+        program = compiled_program(step_spec(name, image_size, batch_size, CLASSES, "bfloat16"))
         if batch_size not in ready:
             ready.clear()
-            batch = _batch(batch_size, image_size, CLASSES)
+            batch = jax.device_put(noise_batch(image_size, batch_size, CLASSES))
             ready[batch_size] = program.train_step, batch
         train_step, batch = ready[batch_size]
         state = program.init(key, 0.01, 1e-4)
@@ -450,14 +377,10 @@ def _model_steps(name: str, image_size: int) -> Callable[[dict[str, Any]], dict[
     return answer
 
 
-def _population_steps(name: str, batch_size: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    import jax
-
-    from bocb_jax.build import compiled_population, compiled_program
-
-    spec = _spec(name, 32, batch_size, 10)
+def _population_steps(name: str, batch_size: int) -> Step:
+    spec = step_spec(name, 32, batch_size, 10, "bfloat16")
     program = compiled_program(spec)
-    batch = _batch(batch_size, 32, 10)
+    batch = jax.device_put(noise_batch(32, batch_size, 10))
 
     def answer(asked: dict[str, Any]) -> dict[str, Any]:
         members = asked["members"]
@@ -475,6 +398,13 @@ def _population_steps(name: str, batch_size: int) -> Callable[[dict[str, Any]], 
 
     return answer
 
+
+_SERVED: dict[str, Callable[..., Step]] = {
+    "macs": _macs,
+    "matmul": _matmul,
+    "model": _model_steps,
+    "population": _population_steps,
+}
 
 if __name__ == "__main__":
     _serve(json.loads(sys.argv[1]))

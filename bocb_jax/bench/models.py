@@ -6,31 +6,27 @@ cores. It runs in a process of its own, as two thread pools in one process compe
 
 import contextlib
 import dataclasses
-import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import jax
 import numpy as np
 
-from bocb_jax.build import compiled_program, program_spec
+from bocb_jax.bench.process import Timed
+from bocb_jax.build import ProgramSpec, compiled_program, program_spec
 from bocb_jax.config import AugmentConfig, ParallelConfig, TrainConfig
 from bocb_jax.data.dataset import Dataset
+from bocb_jax.errors import UserError
 from bocb_jax.models import model_card
 from bocb_jax.resolve import resolve
 
 CLASSES = 1000
 
-# For each line, the number of steps in a block, prints the seconds per step.
-_REFERENCE = """
-import json, os, sys, time
-import torch
-
-library, name, size, batch, classes = json.loads(sys.argv[1])
-torch.set_num_threads(len(os.sched_getaffinity(0)))
+# Python that makes the `model` of a reference from `library`, `name`, `size` and `classes`.
+MAKE_REFERENCE = """
 if library == "timm":
     import timm
     fixed = timm.get_pretrained_cfg(name).fixed_input_size
@@ -47,6 +43,19 @@ if size <= 32:  # the stems that we use for small images
         model.features.norm0 = model.features.pool0 = torch.nn.Identity()
     elif name.startswith("convnext"):
         model.stem[0] = stem(model.stem[0].out_channels)
+"""
+
+# Answers a number of steps with the seconds of one.
+_REFERENCE = (
+    """
+import json, os, sys, time
+import torch
+
+library, name, size, batch, classes = json.loads(sys.argv[1])
+torch.set_num_threads(len(os.sched_getaffinity(0)))
+"""
+    + MAKE_REFERENCE
+    + """
 model.train()
 optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=1e-4)
 images, labels = torch.rand(batch, 3, size, size), torch.arange(batch) % classes
@@ -57,14 +66,16 @@ def step():
     optimizer.step()
 
 step()
-print("ready", flush=True)
+print(json.dumps({"ready": True}), flush=True)
 for line in sys.stdin:
+    steps = json.loads(line)["steps"]
     step()  # untimed: wakes the threads and refills the caches
     start = time.perf_counter()
-    for _ in range(int(line)):
+    for _ in range(steps):
         step()
-    print((time.perf_counter() - start) / int(line), flush=True)
+    print(json.dumps({"seconds": (time.perf_counter() - start) / steps}), flush=True)
 """
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,24 +110,8 @@ def measure(
       steps: training steps per block, after an untimed one.
       python: command of an interpreter with PyTorch, timm and torchvision.
     """
-    config = TrainConfig(
-        model=name,
-        opt="sgd",
-        recipe="pytorch",
-        dataset="imagenet2012",
-        image_size=image_size,
-        batch_size=batch_size,
-        augment=AugmentConfig(only=True),
-        parallel=ParallelConfig(devices=1),
-    )
-    images = Dataset("noise", CLASSES, {}, (image_size, image_size, 3))
-    program = compiled_program(program_spec(config, resolve(config, images), images, 1000))
-    random = np.random.default_rng(0)
-    shape = (batch_size, image_size, image_size, 3)
-    batch = {
-        "image": random.integers(0, 256, shape, dtype=np.uint8),
-        "label": random.integers(0, CLASSES, batch_size, dtype=np.int32),
-    }
+    program = compiled_program(step_spec(name, image_size, batch_size, CLASSES))
+    batch = noise_batch(image_size, batch_size, CLASSES)
     key = jax.random.key(0)
     with _no_compile_cache():
         begun = time.perf_counter()
@@ -149,6 +144,39 @@ def measure(
     )
 
 
+def step_spec(
+    name: str,
+    image_size: int,
+    batch_size: int,
+    classes: int,
+    precision: Literal["auto", "bfloat16"] = "auto",
+) -> ProgramSpec:
+    """Describe the training step of a backbone with SGD, on one device and without augmentation."""
+    config = TrainConfig(
+        model=name,
+        opt="sgd",
+        recipe="pytorch",
+        dataset="imagenet2012",
+        image_size=image_size,
+        batch_size=batch_size,
+        precision=precision,
+        augment=AugmentConfig(only=True),
+        parallel=ParallelConfig(devices=1),
+    )
+    images = Dataset("noise", classes, {}, (image_size, image_size, 3))
+    return program_spec(config, resolve(config, images), images, 1000)
+
+
+def noise_batch(image_size: int, batch_size: int, classes: int) -> dict[str, np.ndarray]:
+    """Return a batch of random pixels and labels."""
+    random = np.random.default_rng(0)
+    shape = (batch_size, image_size, image_size, 3)
+    return {
+        "image": random.integers(0, 256, shape, dtype=np.uint8),
+        "label": random.integers(0, classes, batch_size, dtype=np.int32),
+    }
+
+
 @contextlib.contextmanager
 def _no_compile_cache() -> Iterator[None]:
     before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]  # made by JAX
@@ -171,21 +199,13 @@ def _reference(
     if library not in ("timm", "torchvision"):
         yield None
         return
-    arguments = json.dumps([library, known_as, image_size, batch_size, CLASSES])
-    with subprocess.Popen(
-        [*python, "-c", _REFERENCE, arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        stdin, stdout = process.stdin, process.stdout
+    arguments = [library, known_as, image_size, batch_size, CLASSES]
+    with Timed([*python, "-c", _REFERENCE], arguments) as process:
 
         def block(steps: int) -> float:
-            print(steps, file=stdin, flush=True)
-            return float(stdout.readline())
+            answer = process.ask(steps=steps)
+            if "error" in answer:
+                raise UserError(f"PyTorch's side of the comparison failed: {answer['error']}.")
+            return float(answer["seconds"])
 
-        yield block if stdout.readline() == "ready\n" else None
-        stdin.close()
+        yield None if process.problem else block

@@ -26,12 +26,13 @@ def test_data(tmp_path, capsys):
 
 def fake_torch(answer):
     """Return the command of an interpreter that evaluates `answer` for every line it is sent."""
-    script = f"import sys; print('ready', flush=True); [{answer} for _ in sys.stdin]"
+    ready = """print('{"ready": true}', flush=True)"""
+    script = f"import sys; {ready}; [{answer} for _ in sys.stdin]"
     return [sys.executable, "-c", script]
 
 
 def test_a_folder_is_read_in_turn_with_a_fake_torch():
-    python = fake_torch("print(123, flush=True)")
+    python = fake_torch("""print('{"rate": 123}', flush=True)""")
     speed = measure_folder(rounds=2, images=8, batch=2, unseen=1, python=python)
     assert (speed.of, speed.size, speed.theirs) == ("folder", 224, [123, 123])
     assert len(speed.ours) == 2
@@ -39,7 +40,7 @@ def test_a_folder_is_read_in_turn_with_a_fake_torch():
 
 
 def test_pytorch_failing_is_a_message_for_users():
-    with pytest.raises(UserError, match="side of the comparison failed: no posterize here"):
+    with pytest.raises(UserError, match=r"side of the comparison failed: .* ended: no posterize"):
         measure_folder(
             rounds=1,
             images=4,

@@ -13,6 +13,8 @@ from bocb_jax.bench import gpu
 class Pretended:
     """A side that answers with set rates, images per second by (form, batch)."""
 
+    problem = None
+
     def __init__(self, rates):
         self.rates, self.asked, self.waiting = rates, [], []
 
@@ -25,7 +27,8 @@ class Pretended:
         rate = self.rates.get((request["form"], request["batch"]))
         if rate is None:
             return {"error": "out of memory"}
-        return {"seconds": request["batch"] / rate, "warm": 9.0, "peak": 2**30}
+        peak = max(request["batch"] for request in self.asked)
+        return {"seconds": request["batch"] / rate, "warm": 9.0, "peak": peak}
 
     def ask(self, **request):
         self.send(**request)
@@ -34,14 +37,14 @@ class Pretended:
 
 @pytest.fixture
 def compare(monkeypatch):
-    def run(ours, theirs, name="resnet50"):
+    def run(ours, theirs, name="resnet50", batch_sizes=(128, 256)):
         sides = iter([Pretended(ours), Pretended(theirs)])
-        monkeypatch.setattr(gpu, "_process", lambda *_, **__: contextlib.nullcontext(next(sides)))
+        monkeypatch.setattr(gpu, "Timed", lambda *_, **__: contextlib.nullcontext(next(sides)))
         monkeypatch.setattr(gpu, "_step_flops", lambda name, size: 1e9)
         return gpu.compare(
             name,
             image_size=224,
-            batch_sizes=[128, 256],
+            batch_sizes=batch_sizes,
             steps=5,
             rounds=3,
             python=["python"],
@@ -75,6 +78,22 @@ def test_a_backbone_that_pytorch_lacks_is_timed_alone(compare):
     found = compare({("compiled", 128): 300.0}, {}, name="resnet_mini")
     assert found.theirs is None
     assert found.ours.images_per_second == 300
+
+
+def test_batches_grow_since_the_peak_of_memory_is_that_of_a_process(compare):
+    found = compare(
+        {("compiled", 128): 500.0, ("compiled", 256): 300.0}, {}, batch_sizes=[256, 128, 256]
+    )
+    assert (found.ours.batch_size, found.ours.peak_bytes) == (128, 128)
+
+
+def test_a_side_that_cannot_start_says_why(compare, monkeypatch):
+    monkeypatch.setattr(Pretended, "problem", "the process has ended: no torch here")
+    found = compare({("compiled", 128): 300.0}, {})
+    assert found.problems == (
+        "ours: the process has ended: no torch here",
+        "theirs: the process has ended: no torch here",
+    )
 
 
 @pytest.mark.slow
