@@ -12,6 +12,13 @@ import functools
 from bocb_jax.paper.tables import own_rows, rows
 
 _DIRECTION_ONLY = ("lion", "muon")  # of category a
+# What each category is, in few words.
+SHORT = {
+    "a": "fixed rate + momentum",
+    "b": "adaptive rate + momentum",
+    "c": "estimated rate + momentum",
+    "d": "adaptive rate, no momentum",
+}
 
 
 @functools.cache

@@ -16,6 +16,8 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from bocb_jax.paper.categories import SHORT
+
 # Used for nothing else, so that the HTML page can replace them with the colours of its theme.
 INK = "#1c1c22"
 PAPER = "#fefefe"
@@ -25,10 +27,10 @@ FAILED = "#9a9aa0"
 # category of an optimizer -> colour, marker, description; b, the most common one, has the middle of
 # the scale
 CATEGORIES = {
-    "a": ("#00224e", "s", "fixed rate + momentum"),
-    "b": ("#2a7f86", "o", "adaptive rate + momentum"),
-    "c": ("#a59c74", "^", "estimated rate + momentum"),
-    "d": ("#e9bd1e", "D", "adaptive rate, no momentum"),
+    "a": ("#00224e", "s", SHORT["a"]),
+    "b": ("#2a7f86", "o", SHORT["b"]),
+    "c": ("#a59c74", "^", SHORT["c"]),
+    "d": ("#e9bd1e", "D", SHORT["d"]),
     "": ("#7a4fa3", "X", "other"),
 }
 # Marks of cells in a table of scores; `MARK_LEGEND` explains them.
