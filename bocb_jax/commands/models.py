@@ -6,22 +6,13 @@ from typing import Any
 from flax import nnx
 
 from bocb_jax import paper
-from bocb_jax.command_line import Parser
-from bocb_jax.commands.tables import Column, show_card, show_json, show_table
+from bocb_jax.commands.catalog import Catalog
+from bocb_jax.commands.tables import Column
 from bocb_jax.errors import UserError
 from bocb_jax.models import create_model, list_models, model_card
 from bocb_jax.models.macs import count_macs
 from bocb_jax.models.parameters import count_params
 
-_COLUMNS = (
-    Column("name"),
-    Column("parameters", is_number=True),
-    Column("top-1", is_number=True),
-    Column("category"),
-    Column("recipe"),
-    Column("px", is_number=True),
-    Column("reference"),
-)
 _LEGEND = (
     "Parameters with 1000 classes; top-1: percent on ImageNet-1k, as published; recipe and px: "
     "training recipe and image size of the paper on CIFAR-100."
@@ -30,31 +21,7 @@ _LEGEND = (
 
 def main(arguments: list[str]) -> int:
     """Print a table of backbones, or the card of one, and return the exit code."""
-    parser = Parser(prog="bocb models", description="List or describe backbones.")
-    parser.add_argument("name", nargs="?", help="a backbone, or a pattern such as 'conv*'")
-    parser.add_argument("--all", action="store_true", help="also those that the paper lacks")
-    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
-    options = parser.parse_args(arguments)
-    if options.name and not set(options.name) & set("*?["):
-        card = describe(options.name)
-        show_json(dict(card)) if options.json else show_card(options.name, card)
-        return 0
-    of_paper, known = paper.backbones(), list_models(options.name or "*")
-    names = [*(n for n in of_paper if n in known), *(n for n in known if n not in of_paper)]
-    if not options.name and not options.all:
-        names = of_paper
-    if not names:
-        raise UserError(f"No backbone matches '{options.name}'; `bocb models --all` lists them.")
-    cards = {name: model_card(name) for name in names}
-    if options.json:
-        show_json([{"name": name, **dataclasses.asdict(card)} for name, card in cards.items()])
-        return 0
-    notes = [_LEGEND]
-    if len(known) > len(names):
-        notes.append(
-            f"These are the paper's; `bocb models --all` adds {len(known) - len(names)} others."
-        )
-    show_table(_COLUMNS, [_row(name, card) for name, card in cards.items()], notes)
+    _CATALOG.show(_CATALOG.parser("List or describe backbones.").parse_args(arguments))
     return 0
 
 
@@ -82,7 +49,12 @@ def describe(name: str) -> list[tuple[str, str]]:
     return [(label, str(value)) for label, value in rows if value not in ("", None)]
 
 
-def _row(name: str, card: Any) -> tuple[str, ...]:
+def _fields(name: str) -> dict[str, Any]:
+    return {"name": name, **dataclasses.asdict(model_card(name))}
+
+
+def _row(name: str) -> tuple[str, ...]:
+    card = model_card(name)
     return (
         name,
         f"{card.num_params / 1e6:.2f} M" if card.num_params else "",
@@ -92,3 +64,25 @@ def _row(name: str, card: Any) -> tuple[str, ...]:
         str(card.input_size) if card.recipe else "",
         card.reference,
     )
+
+
+_CATALOG = Catalog(
+    command="models",
+    noun="backbone",
+    example="conv*",
+    of_paper=paper.backbones,
+    names=list_models,
+    describe=describe,
+    columns=(
+        Column("name"),
+        Column("parameters", is_number=True),
+        Column("top-1", is_number=True),
+        Column("category"),
+        Column("recipe"),
+        Column("px", is_number=True),
+        Column("reference"),
+    ),
+    row=_row,
+    fields=_fields,
+    legend=_LEGEND,
+)
