@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import math
 import os
+import re
 import stat
 import tomllib
 import types
@@ -61,8 +62,12 @@ CountOrZero = Annotated[int, Field(ge=0, le=1_000_000)]
 Pixels = Annotated[int, Field(ge=1, le=16_384)]
 
 
+# No control characters: a terminal would obey those in a label.
+_PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*$"
+
+
 def _printable(text: str) -> str:
-    if any(ord(sign) < 32 or ord(sign) == 127 for sign in text):
+    if not re.fullmatch(_PRINTABLE, text):
         raise ValueError("control characters")
     return text
 
@@ -74,7 +79,7 @@ def _plain_name(text: str) -> str:
     return _printable(text)
 
 
-Text = Annotated[str, Field(max_length=4096), AfterValidator(_printable), Rule("printable text")]
+Text = Annotated[str, Field(max_length=4096, pattern=_PRINTABLE), Rule("printable text")]
 FolderName = Annotated[
     str, Field(min_length=1, max_length=200), AfterValidator(_plain_name),
     Rule("a plain name of a folder, without slashes"),

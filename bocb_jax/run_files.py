@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, Union
 
 import pydantic
-from pydantic import Field, StringConstraints, with_config
+from pydantic import Field, with_config
 from typing_extensions import TypedDict  # with pydantic, before Python 3.12
 
+from bocb_jax.checked import Text
 from bocb_jax.config import TrainConfig
 from bocb_jax.errors import UserError
 from bocb_jax.storage.files import read_json
@@ -26,8 +27,6 @@ _STRICT = pydantic.ConfigDict(strict=True, extra="allow")
 
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what a column of a table can hold
 Number = Annotated[float, Field(allow_inf_nan=False)]
-# No control characters: a terminal would obey those in a label.
-Name = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", max_length=4096)]
 Table = dict[str, Any]
 
 
@@ -41,13 +40,13 @@ def _stored(hint: Any) -> Any:
     if origin in (Union, types.UnionType):
         return Union[tuple(map(_stored, parts))]  # noqa: UP007 - of types only known here
     if origin is Literal:
-        return Name
+        return Text
     if origin is tuple:
         items = tuple(_stored(part) for part in parts if part is not Ellipsis)
         return types.GenericAlias(list, (Union[items],))  # noqa: UP007 - as above
     if origin is dict:
         return Table
-    return {int: Whole, float: Number, str: Name}.get(hint, hint)
+    return {int: Whole, float: Number, str: Text}.get(hint, hint)
 
 
 def _table_of(config: type) -> Any:
@@ -63,25 +62,25 @@ def _table(name: str, fields: dict[str, Any]) -> Any:
 
 @with_config(_STRICT)
 class _Config(_table_of(TrainConfig)):  # type: ignore[misc]  # a base only known here
-    model: Name  # and no "opt" where weights were imported
+    model: Text  # and no "opt" where weights were imported
 
 
 @with_config(_STRICT)
 class _Resolved(TypedDict, total=False):
-    recipe: Name | None
+    recipe: Text | None
     learning_rate: Number | None
     weight_decay: Number | None
     epochs: Whole | None
     num_classes: Whole
     image_size: Whole
-    precision: Name
+    precision: Text
     drop_path: Number | None
 
 
 @with_config(_STRICT)
 class _Device(TypedDict, total=False):
-    platform: Name
-    kind: Name
+    platform: Text
+    kind: Text
     count: Whole
 
 
@@ -91,9 +90,9 @@ class _RunConfig(TypedDict):
 
     config: _Config
     resolved: NotRequired[_Resolved | None]
-    label: NotRequired[Name | None]
-    study: NotRequired[Name | None]
-    versions: NotRequired[dict[str, Name]]
+    label: NotRequired[Text | None]
+    study: NotRequired[Text | None]
+    versions: NotRequired[dict[str, Text]]
     device: NotRequired[_Device | None]
 
 
@@ -109,7 +108,7 @@ _WHOLES = ("diverged_at_step", "bytes_asked", "best_step", "steps", "parameters"
 _Result: Any = _table(
     "_Result",
     {
-        "status": typing.Required[Name],
+        "status": typing.Required[Text],
         **dict.fromkeys(("error", "traceback"), str | None),
         **dict.fromkeys(_NUMBERS, Number | None),
         **dict.fromkeys(_WHOLES, Whole | None),

@@ -28,7 +28,8 @@ RULES = {
     "bocb_jax/recipes.py": {"ours:errors"},
     "bocb_jax/console.py": {"rich"},
     "bocb_jax/run_files.py": {
-        "pydantic", "typing_extensions", "ours:errors", "ours:config", "ours:storage",
+        "pydantic", "typing_extensions", "ours:errors", "ours:checked", "ours:config",
+        "ours:storage",
     },
     "bocb_jax/results.py": {
         "pandas", "pyarrow", "ours:errors", "ours:storage", "ours:run_files",
