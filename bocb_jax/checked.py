@@ -143,15 +143,16 @@ def settings(table: str = "") -> Callable[[type[T]], type[T]]:
     def decorate(kind: type[T]) -> type[T]:
         made: Any = checked_dataclass(frozen=True, config=_CONFIG)(kind)
         unchecked = made.__init__
+        names = [field.name for field in dataclasses.fields(made)]
 
         def __init__(self: Any, *args: Any, **given: Any) -> None:
+            if len(args) > len(names):
+                raise TypeError(f"{kind.__name__} takes {len(names)} values, not {len(args)}")
+            given = dict(**dict(zip(names, args, strict=False)), **given)  # raises if given twice
             try:
-                unchecked(self, *args, **given)
+                unchecked(self, **given)
             except ValidationError as error:
-                names = (field.name for field in dataclasses.fields(made))
-                raise UserError(
-                    _sentence(made, where, error, dict(zip(names, args, strict=False)) | given)
-                ) from None
+                raise UserError(_sentence(made, where, error, given)) from None
 
         made.__init__ = __init__
         return made

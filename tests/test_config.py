@@ -98,6 +98,16 @@ def test_bad_settings_are_named(settings, message):
         from_dict(TrainConfig, settings)
 
 
+def test_settings_by_position_are_named():
+    assert StepConfig("bce", 0.1) == StepConfig(loss="bce", label_smoothing=0.1)
+    with pytest.raises(UserError, match=r"^step.label_smoothing is 3; it must be"):
+        StepConfig("bce", 3)
+    with pytest.raises(TypeError, match="multiple values for keyword argument 'loss'"):
+        StepConfig("bce", loss="bce")
+    with pytest.raises(TypeError, match="takes 9 values, not 11"):
+        StepConfig(*[None] * 11)
+
+
 def test_toml_errors_name_the_file(tmp_path):
     file = tmp_path / "bad.toml"
     file.write_text("lr = ")
