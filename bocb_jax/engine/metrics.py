@@ -76,9 +76,9 @@ def kept_lines(path: Path, after: int, count: int | None) -> list[dict[str, Any]
     kept: list[dict[str, Any]] = []
     damaged: list[int] = []  # for each damaged line, how many whole ones come before it
     lines = read_damaged_jsonl(path)
-    for number, line in enumerate(lines):
+    for line, following in zip(lines, _following_steps(lines), strict=True):
         before = kept[-1]["step"] if kept else 0
-        if line is None or not _is_whole(line, before, lines[number + 1 :]):
+        if line is None or not _is_whole(line, before, following):
             damaged.append(len(kept))
         elif line["step"] <= after:
             kept.append(line)
@@ -102,15 +102,31 @@ def kept_lines(path: Path, after: int, count: int | None) -> list[dict[str, Any]
     return kept
 
 
-def _is_whole(line: dict[str, Any], before: int, following: list[dict[str, Any] | None]) -> bool:
-    """Whether a line of `metrics.jsonl` has what each has, and its step lies between the others."""
+def _following_steps(lines: list[dict[str, Any] | None]) -> list[int | None]:
+    """Return, for each line, the step of the next line that has one; None if there is none."""
+    found: list[int | None] = []
+    following = None
+    for line in reversed(lines):
+        found.append(following)
+        step = _step(line)
+        following = following if step is None else step
+    return found[::-1]
+
+
+def _is_whole(line: dict[str, Any], before: int, following: int | None) -> bool:
+    """Whether a line of `metrics.jsonl` has what each has, and its step lies between the others.
+
+    Args:
+      line: the line.
+      before: step of the line kept before it.
+      following: step of the next line; None if there is none.
+    """
     step = _step(line)
     if step is None or step <= before:
         return False
     if "gap" not in line and not all(_is_number(line.get(name, "")) for name in MEANS):
         return False
-    after = next((number for other in following if (number := _step(other)) is not None), None)
-    return after is None or step < after or after <= before
+    return following is None or step < following or following <= before
 
 
 def _step(line: dict[str, Any] | None) -> int | None:
