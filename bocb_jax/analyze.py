@@ -6,8 +6,9 @@ Prints the verdict in words and writes a report. Never imports JAX.
 import argparse
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 from rich.progress import track
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from bocb_jax.coupling.analysis import Analysis
     from bocb_jax.coupling.scores import ScoreTable
     from bocb_jax.patterns.cells import WeightPatterns
+    from bocb_jax.report.more_runs import Sweep
 
 Confidence = Annotated[Number, Field(gt=0, lt=1)]
 Resamples = Annotated[int, Field(ge=1, le=100_000)]
@@ -110,7 +112,8 @@ def _run(options: argparse.Namespace) -> None:
         resamples=options.resamples,
         seed=options.seed,
     )
-    _print_verdict(analysis)
+    sweep = find_sweep(workdir)
+    _print_verdict(analysis, sweep)
     if options.no_report:
         return
     found = curves.read(table, workdir) if workdir is not None else None
@@ -120,24 +123,64 @@ def _run(options: argparse.Namespace) -> None:
         for line in patterns.sentences:
             print(f"- {line}")
     progress = functools.partial(track, description="pictures", console=console, transient=True)
-    written = write.write(analysis, options.output, curves=found, patterns=patterns, track=progress)
+    written = write.write(
+        analysis, options.output, curves=found, patterns=patterns, sweep=sweep, track=progress
+    )
     replaced = "An earlier report was replaced: " if written.replaced else "The report: "
     print(f"\n{replaced}{written.folder / 'index.html'} ({written.page_bytes / 1e6:.1f} MB)")
 
 
-def _print_verdict(analysis: "Analysis") -> None:
+def _print_verdict(analysis: "Analysis", sweep: "Sweep | None") -> None:
     from bocb_jax.report import summary
+    from bocb_jax.report.more_runs import more_runs
 
     for line in summary.verdict(analysis):
         print(line)
     print()
     for name in analysis.table.backbones:
         print(f"- {summary.backbone_sentence(analysis, name)}")
-    warnings = summary.warnings(analysis)
-    if warnings:
-        print("\nWhat these data cannot say:")
-    for line in warnings:
+    for wanted in more_runs(analysis, sweep):
+        print(f"\n{wanted.sentence}")
+        if wanted.command:
+            print(f"    {wanted.command}")
+    _print_listed("The statistics behind this:", summary.statistics(analysis))
+    _print_listed("What these data cannot say:", summary.warnings(analysis))
+
+
+def _print_listed(title: str, lines: Sequence[str]) -> None:
+    if lines:
+        print(f"\n{title}")
+    for line in lines:
         print(f"- {line}")
+
+
+def find_sweep(workdir: Path | None) -> "Sweep | None":
+    """Return the sweep that wrote a folder, if the file of its study is found.
+
+    The folder holds what was swept, but not from which file: a file of the study's name, here or in
+    experiments/, counts if it asks for the same but for backbones, optimizers and final seeds.
+    """
+    from bocb_jax.report.more_runs import Sweep
+    from bocb_jax.run_files import read_study
+    from bocb_jax.study.spec import read_study as read_study_file
+
+    if workdir is None:
+        return None
+    try:
+        swept = read_study(workdir)
+        for folder in (Path(), Path("experiments")):
+            path = folder / f"{swept.get('name')}.toml"
+            if path.is_file():
+                content = read_study_file(path).to_dict()
+                if _without_pairs(content) == _without_pairs(swept):
+                    return Sweep(str(path), str(workdir))
+    except UserError:
+        pass  # a study of another version; the report does without
+    return None
+
+
+def _without_pairs(study: dict[str, Any]) -> dict[str, Any]:
+    return {key: study[key] for key in study if key not in ("backbones", "optimizers", "final")}
 
 
 def _weight_patterns(

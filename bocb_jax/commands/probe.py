@@ -140,7 +140,6 @@ def report(workdir: Path, model: str, *, spent: bool = False) -> None:
         )
     for name in [model, *(name for name in table.backbones if name != model)]:
         print(summary.backbone_sentence(analysis, name))
-    print(summary.strength_sentence(analysis))
     regret = analysis.regret[model]
     counts = table.counts()[model]
     words = [f"{opt} {regret[opt]:.2f} (n = {counts[opt]})" for opt in regret.dropna().index]

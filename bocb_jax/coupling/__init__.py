@@ -6,7 +6,8 @@
 | `analysis`, `result` | `analyze`, and the `Analysis` that it returns |
 | `cells`, `decomposition`, `noncentral` | shares of variance, coupling of each row and column |
 | `significance`, `contrasts`, `features` | tests, categories of optimizers, features of backbones |
-| `strength`, `outliers`, `failures`, `caveats` | the verdict, and what limits it |
+| `margins` | every backbone and optimizer in figures |
+| `outliers`, `failures`, `caveats` | what stands out, and what limits the verdict |
 | `ranking`, `structure`, `tuning` | rankings and profiles, axes and clusters, cost of tuning |
 | `recommend`, `placement` | what to try first, and published backbones that are similar |
 """

@@ -21,11 +21,11 @@ from bocb_jax.coupling import (
     contrasts,
     decomposition,
     failures,
+    margins,
     noise,
     portfolio,
     ranking,
     significance,
-    strength,
     structure,
     tuning,
 )
@@ -100,7 +100,6 @@ def analyze(
         rule=outliers.rule,
         outliers=outliers,
         column_statistics=column_statistics(table, outliers),
-        near=table.within,
         regret=regret,
         taxonomy=taxonomy,
         failures=failures.label(table, outliers, regret),
@@ -149,27 +148,20 @@ def _effects(
 ) -> dict[str, Any]:
     """Return the sections on variance: shares, and the coupling of backbones and optimizers."""
     coupling = decomposition.median_polish(table.goodness())
-    failing = strength.failing(regret, table)
+    failing = margins.failing(regret, table)
     full = decomposition.decompose(table, **draws.options())
     without = full
     if failing:
         without = decomposition.decompose(table, dropped=failing, **draws.options())
     against_best = significance.against_best(table)
-    backbones, optimizers = strength.coupling_by_axis(table, failing, coupling, draws.confidence)
-    backbones = strength.describe_backbones(
+    backbones, optimizers = margins.coupling_by_axis(table, failing, coupling, draws.confidence)
+    backbones = margins.describe_backbones(
         table, backbones, regret, against_best, **draws.options()
     )
-    optimizers = strength.describe_optimizers(
+    optimizers = margins.describe_optimizers(
         table, optimizers, regret, outliers, categories, families, **draws.options()
     )
-    seeds_std = without.noise_std if without is not None else None
-    backbones["strength"], rule = strength.classify(
-        backbones["coupling_polished"], table.unit, seeds_std
-    )
     optimizers["fails"] = optimizers.index.isin(failing)
-    optimizers["strength"], _ = strength.classify(
-        optimizers["coupling_polished"], table.unit, seeds_std
-    )
     return {
         "decomposition": full,
         "decomposition_without_failures": without,
@@ -179,7 +171,6 @@ def _effects(
         "coupling": coupling,
         "against_best": against_best,
         "structure": _structure(table, without, draws),
-        "strength_rule": rule,
     }
 
 

@@ -42,19 +42,17 @@ class Analysis:
     decomposition_without_failures: Decomposition | None
     interaction: InteractionTest | None  # None where the noise is not known
     # Index backbone: n (optimizers with a score), seeds (median per cell), one_seed_cells;
-    # coupling_rms, coupling_rms_without_failures (each with _low and _high),
-    # coupling_polished (root mean square in the polished table without failures), coupling_mad,
+    # coupling_rms, coupling_rms_without_failures (each with _low and _high), coupling_mad,
     # worst_loss, worst_optimizer; best_optimizer, best, best_share (share of bootstrap resamples
-    # with this best), tied (other optimizers that seeds cannot tell from it), within_1, within_2
-    # (optimizers within `near[0]` and `near[1]` of the best), mean_regret, median_regret;
-    # sgd_minus_adamw (with _low and _high); strength ("weak", "moderate", "strong", "unknown").
+    # with this best), tied (other optimizers that seeds cannot tell from it), mean_regret,
+    # median_regret; sgd_minus_adamw (with _low and _high).
     backbones: pandas.DataFrame
     # Index optimizer: n, seeds, one_seed_cells; coupling as above, worst_loss, worst_backbone;
     # mean_score, mean_regret, mean_regret_low, mean_regret_high (over families of backbones),
-    # median_regret, worst_regret, share_within_1, share_within_2; outliers, failed (cells),
-    # category, fails (left out of `decomposition_without_failures`), strength.
+    # median_regret, worst_regret; within, beyond (tuples of the backbones on which it is at most
+    # `table.equal`, or more than five times that, behind the best); outliers, failed (numbers of
+    # cells), category, fails (left out of `decomposition_without_failures`).
     optimizers: pandas.DataFrame
-    near: tuple[float, float]  # distances that within_1 and within_2 count
     noise: pandas.DataFrame  # between seeds, see `noise.estimate_noise`
     best: pandas.DataFrame  # every cell against the best, see `best.compare_with_best`
     free: pandas.DataFrame  # `freedom()` at `table.equal`
@@ -89,14 +87,13 @@ class Analysis:
     profiles: Profiles | None
     hyperparameters: Hyperparameters | None
     budget: Budget | None
-    # backbone, optimizer, trials, within (number of trials within `near[0]` of the best), share,
-    # learning_rate_low, learning_rate_high, learning_rate_factor, best_learning_rate,
+    # backbone, optimizer, trials, within (number of trials within `table.equal` of the best),
+    # share, learning_rate_low, learning_rate_high, learning_rate_factor, best_learning_rate,
     # best_weight_decay, at_edge.
     width: pandas.DataFrame | None
     # A row for each outlier or unfinished cell: backbone, optimizer, label (one of
     # `failures.LABELS`), reason, score, regret, train_loss, n.
     failures: pandas.DataFrame
-    strength_rule: str  # the thresholds behind `strength`, in words
     warnings: list[str]  # sentences on what the data cannot say
 
     def freedom(self, equal: float | None = None) -> pandas.DataFrame:

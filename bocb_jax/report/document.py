@@ -36,6 +36,7 @@ class Table:
     rows: tuple[dict[str, Any], ...]
     caption: str = ""
     folded: bool = False  # collapsed at first in HTML
+    stacked: bool = False  # each row a block of its own where the window is narrow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Text:
 
     lines: tuple[str, ...]
     listed: bool = False
+    code: bool = False  # commands to be pasted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Document:
     tiles: tuple[tuple[str, str], ...]  # pairs of a number and its meaning
     warnings: tuple[str, ...]
     sections: tuple[Section, ...]
+    behind: tuple[Section, ...]  # the statistics, collapsed at first in HTML
 
 
 def format_value(
@@ -149,12 +152,13 @@ def table_from(
     *,
     index: str | None = None,
     folded: bool = False,
+    stacked: bool = False,
 ) -> Table:
     """Return a frame as a table, without columns that are missing or hold no value.
 
     Args:
       frame: the values; None or no rows give an empty table.
-      title, caption, folded: of the table.
+      title, caption, folded, stacked: of the table.
       columns: arguments of `Column` for each.
       index: key under which the frame's index becomes a column.
     """
@@ -173,4 +177,4 @@ def table_from(
     rows = tuple(
         {str(k): v for k, v in row.items()} for row in frame.astype(object).to_dict("records")
     )
-    return Table(title, kept, rows, caption, folded)
+    return Table(title, kept, rows, caption, folded, stacked)

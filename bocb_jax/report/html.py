@@ -41,13 +41,22 @@ def render(document: Document, heat_map: HeatMapData, pictures: Mapping[str, str
     parts.append(_tiles(document.tiles))
     parts += [_paragraph(line) for line in document.verdict[1:]]
     parts += ["</section>", _warnings(document.warnings)]
+    links = [("verdict", "Verdict")]
     for section in document.sections:
         parts.append(f'<section id="{section.name}"><h2>{escape(section.title)}</h2>')
         parts += [_block(block, heat_map, pictures) for block in section.blocks]
         parts.append("</section>")
-    links = "".join(
-        f'<a href="#{section.name}">{escape(section.title)}</a>' for section in document.sections
-    )
+        links.append((section.name, section.title))
+    if document.behind:
+        parts.append('<section id="statistics"><h2>The statistics behind this</h2>')
+        for section in document.behind:
+            title = f"<summary><h3>{escape(section.title)}</h3></summary>"
+            parts.append(f'<details class="part" id="{section.name}">{title}')
+            parts += [_block(block, heat_map, pictures) for block in section.blocks]
+            parts.append("</details>")
+        parts.append("</section>")
+        links.append(("statistics", "Statistics"))
+    anchors = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title in links)
     title = escape(document.title)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -64,7 +73,7 @@ def render(document: Document, heat_map: HeatMapData, pictures: Mapping[str, str
 <a class="skip" href="#verdict">To the verdict</a>
 <header><button id="theme" type="button" hidden>light / dark</button>
 <h1>{title}</h1><p class="source">{escape(document.source)}</p></header>
-<nav aria-label="Sections"><div>{links}</div></nav>
+<nav aria-label="Sections"><div>{anchors}</div></nav>
 <main>
 {"".join(parts)}
 </main>
@@ -101,12 +110,14 @@ def _warnings(warnings: Sequence[str]) -> str:
     if not warnings:
         return ""
     items = "".join(f"<li>{escape(line)}</li>" for line in warnings)
-    title = "<h2>What these data cannot say</h2>"
-    return f'<section class="warnings" aria-label="Warnings">{title}<ul>{items}</ul></section>'
+    title = f"<summary><h2>What these data cannot say ({len(warnings)})</h2></summary>"
+    return f'<details class="warnings" id="warnings">{title}<ul>{items}</ul></details>'
 
 
 def _block(block: Block, heat_map: HeatMapData, pictures: Mapping[str, str]) -> str:
     if isinstance(block, Text):
+        if block.code:
+            return "".join(f'<pre tabindex="0">{escape(line)}</pre>' for line in block.lines)
         if block.listed:
             return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in block.lines)}</ul>"
         return "".join(map(_paragraph, block.lines))
@@ -129,10 +140,10 @@ def _table(table: Table) -> str:
     rows = "".join(f"<tr>{_row(table, row)}</tr>" for row in table.rows)
     caption = f'<p class="caption">{escape(table.caption)}</p>' if table.caption else ""
     name = escape(table.title)
+    look = "data stacked" if table.stacked else "data"
     body = (
         f'{caption}<div class="scroll" tabindex="0" role="region" aria-label="{name}">'
-        f'<table class="data"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody>'
-        "</table></div>"
+        f'<table class="{look}"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
     if table.folded:
         return f"<details><summary>{name} ({len(table.rows)} rows)</summary>{body}</details>"
@@ -146,14 +157,17 @@ def _row(table: Table, row: Mapping[str, Any]) -> str:
         value = row[column.key]
         shown = escape(format_value(value, column.kind, row, column.key))
         is_text = column.kind == "text"
+        head = f' data-head="{escape(column.title)}"' if table.stacked else ""
+        if table.stacked and not shown:
+            head += " data-empty"
         if number == 0:
             sort = "" if is_text else _sort_value(value)
             cells.append(f'<th scope="row"{_title(shown, raw=True)}{sort}>{shown}</th>')
         elif is_text:
-            long = " long" if len(shown) > 40 else ""
-            cells.append(f'<td class="text{long}">{shown}</td>')
+            long = " long" if len(shown) > 24 else ""
+            cells.append(f'<td class="text{long}"{head}>{shown}</td>')
         else:
-            cells.append(f"<td{_sort_value(value)}>{shown}</td>")
+            cells.append(f"<td{_sort_value(value)}{head}>{shown}</td>")
     return "".join(cells)
 
 

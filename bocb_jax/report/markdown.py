@@ -15,7 +15,7 @@ def render(document: Document, heat_map: HeatMapData) -> str:
     if document.warnings:
         lines += ["## What these data cannot say", ""]
         lines += [f"- {_escape(line)}" for line in document.warnings] + [""]
-    for section in document.sections:
+    for section in (*document.sections, *document.behind):
         lines += [f"## {_escape(section.title)}", ""]
         for block in section.blocks:
             lines += _block(block, heat_map)
@@ -24,6 +24,8 @@ def render(document: Document, heat_map: HeatMapData) -> str:
 
 def _block(block: Block, heat_map: HeatMapData) -> list[str]:
     if isinstance(block, Text):
+        if block.code:
+            return [*(f"    {line}" for line in block.lines), ""]
         form = "- {}" if block.listed else "{}\n"
         return [*(form.format(_escape(line)) for line in block.lines), ""]
     if isinstance(block, Table):

@@ -55,6 +55,16 @@
     });
   }
 
+  // --- A link to what is folded unfolds it ---
+  const unfold = () => {
+    const found = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
+    for (let node = found || null; node; node = node.parentElement) {
+      if (node.tagName === "DETAILS") node.open = true;
+    }
+  };
+  addEventListener("hashchange", unfold);
+  unfold();
+
   // --- The heat map ---
   const heat = $("#heat");
   if (!heat) return;

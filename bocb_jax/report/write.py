@@ -15,6 +15,7 @@ from bocb_jax.patterns.cells import WeightPatterns
 from bocb_jax.report import html, markdown, plots, style
 from bocb_jax.report.document import Document
 from bocb_jax.report.heat_map_data import build_heat_map
+from bocb_jax.report.more_runs import Sweep
 from bocb_jax.report.sections import build_document
 from bocb_jax.storage.files import read_json, write_atomically, write_json
 
@@ -64,6 +65,7 @@ def write(
     *,
     curves: pandas.DataFrame | None = None,
     patterns: WeightPatterns | None = None,
+    sweep: Sweep | None = None,
     pictures: Collection[str] = plots.NAMES,
     track: Callable[[Iterable[str]], Iterable[str]] = iter,
 ) -> Written:
@@ -74,6 +76,7 @@ def write(
       folder: created if it does not exist.
       curves: of the runs, from `bocb_jax.coupling.curves.read`.
       patterns: of the runs' weights, from `bocb_jax.patterns.cells.analyze_runs`.
+      sweep: that made the table, for the commands that continue it.
       pictures: names of those to draw, where the data allow them.
       track: wraps the iteration over the pictures, to show progress.
 
@@ -87,7 +90,7 @@ def write(
         for name, draw in plots.drawers(analysis, curves, patterns).items()
         if name in pictures or name.split("_")[0] in pictures
     }
-    document = build_document(analysis, drawers, patterns)
+    document = build_document(analysis, drawers, patterns, sweep)
     heat_map = build_heat_map(analysis, curves)
     names = [f"pictures/{name}.{suffix}" for name in drawers for suffix in _FORMATS]
     files = ("index.html", "report.json", "report.md", *names)

@@ -63,8 +63,7 @@ def test_what_it_says(tmp_path, capsys):
     frame.to_parquet(path)
     probe.report(path, "my_net")
     out = capsys.readouterr().out
-    assert out.startswith("my_net is ")
-    assert "Loosely, moderately, tightly: Weak is a coupling below" in out
+    assert out.startswith("my_net: sgd or lamb (within ")
     assert "my_net, points behind its best:" in out
     assert "(n = 2)" in out
     assert "take it for a hint" in out

@@ -17,7 +17,8 @@ def test_the_whole_analysis_of_a_sweep():
     found = analyze(from_results(sweep_results(ceiling=0.1)), resamples=100)
     assert found.decomposition.permutation_p < 0.05
     assert found.decomposition.noise_std == pytest.approx(0.2, rel=0.4)
-    assert found.backbones["strength"]["vit_s"] in ("moderate", "strong")
+    assert found.free["word"]["vit_s"] == "free"  # all three within a point
+    assert found.stakes["beyond"]["resnet50"] == ("adamw",)
     assert found.backbones["sgd_minus_adamw_low"].notna().all()
     assert (found.backbones["coupling_rms_low"] <= found.backbones["coupling_rms"]).all()
     assert found.ranking["computation_rank"].to_dict() == {"sgd": 1, "adamw": 2, "lamb": 3}
@@ -28,12 +29,15 @@ def test_the_whole_analysis_of_a_sweep():
     assert again.to_dict() == found.to_dict()
 
 
-def test_one_coupled_backbone_does_not_make_the_others_look_coupled():
+def test_one_bad_cell_says_nothing_about_the_other_backbones():
     # Four indifferent backbones, and one that loses 40 points with one optimizer.
     scores = np.array([[99.0, 98.5, 97.8, 99.2, 80.0]] * 4) + np.arange(4)[:, None] / 10
     scores[0, 4] -= 40
-    found = analyze(one_seed_table(scores), resamples=10).backbones["strength"]
-    assert found.tolist() == ["weak"] * 4 + ["strong"]
+    found = analyze(one_seed_table(scores), resamples=10)
+    assert found.stakes["beyond"].tolist() == [()] * 4 + [("o0",)]
+    assert found.optimizers["beyond"].tolist() == [("b4",), (), (), ()]
+    assert found.optimizers["within"]["o0"] == ("b0", "b1", "b2", "b3")
+    assert found.free["freedom"].tolist() == [1.0] * 4 + [0.75]
 
 
 def test_losses_are_better_when_lower():

@@ -11,8 +11,10 @@ from matplotlib.figure import Figure
 
 from bocb_jax.coupling.result import Analysis
 from bocb_jax.patterns.cells import WeightPatterns
+from bocb_jax.report.advice import told_camps
 from bocb_jax.report.plots import (
     biplot,
+    choice,
     decomposition,
     heat_map,
     optimizers,
@@ -23,8 +25,8 @@ from bocb_jax.report.plots import (
 
 # Everything that `drawers` may offer; "ridges" stands for all of `ridge_plots`.
 NAMES = (
-    "heat_map", "regret", "shares", "critical_difference", "biplot", "profiles", "robustness",
-    "budget", "sensitivity", "training_curves", "ridges",
+    "heat_map", "freedom", "portfolio", "regret", "shares", "critical_difference", "biplot",
+    "profiles", "robustness", "budget", "sensitivity", "training_curves", "ridges",
 )  # fmt: skip
 
 
@@ -49,6 +51,10 @@ def drawers(
     if analysis.regret.size:
         add("heat_map", heat_map.draw, analysis)
         add("regret", optimizers.draw_regrets, analysis)
+    if (analysis.regret.notna().sum() >= 2).any():
+        add("freedom", choice.draw_freedom, analysis.freedom_curve(), table, told_camps(analysis))
+    if len(analysis.portfolio) > 1 and len(table.backbones) > 1:
+        add("portfolio", choice.draw_portfolio, analysis.portfolio, table)
     if fit is not None:
         add("shares", decomposition.draw, fit, analysis.decomposition_without_failures)
     if analysis.nemenyi is not None:

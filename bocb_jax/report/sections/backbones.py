@@ -1,44 +1,69 @@
-"""Backbone by backbone: how strongly each is coupled, in words and in numbers."""
+"""Backbone by backbone: what to use, what the choice is worth, what to avoid."""
+
+from collections.abc import Collection
+
+import pandas
 
 from bocb_jax.coupling.result import Analysis
-from bocb_jax.report import summary
-from bocb_jax.report.document import Section, Table, Text, table_from
+from bocb_jax.coupling.score_table import regret_of
+from bocb_jax.report import advice, headline, wording
+from bocb_jax.report.document import Block, Picture, Section, Table, only_drawn, table_from
 
 
-def build(analysis: Analysis) -> Section:
-    """Return the section on backbones."""
-    sentences = tuple(summary.backbone_sentence(analysis, n) for n in analysis.table.backbones)
-    blocks = (Text(sentences, listed=True), _backbones(analysis), _column_statistics(analysis))
+def build(analysis: Analysis, drawn: Collection[str]) -> Section:
+    """Return the section on backbones: a row each, and how much choice each leaves."""
+    picture = Picture(
+        "freedom",
+        "How much choice there is",
+        "A line for each backbone: the share of the optimizers within a distance of its best.",
+    )
+    blocks: tuple[Block, ...] = (
+        _backbones(analysis),
+        *only_drawn(drawn, picture),
+        _column_statistics(analysis),
+    )
     return Section("backbones", "Backbone by backbone", blocks)
 
 
 def _backbones(analysis: Analysis) -> Table:
-    unit, near, (close, fair) = analysis.table.unit, summary.near(analysis), analysis.near
+    table = analysis.table
+    unit = f", {table.unit}"
+    equal = wording.equal_distance(table)
+    frame = pandas.DataFrame(advice.backbone_rows(analysis))
+    if headline.is_coarse(table):
+        odds = regret_of(table.log_odds().goodness())
+        frame["median_odds"] = odds.median().reindex(frame["backbone"]).to_numpy()
+        frame["largest_odds"] = odds.max().reindex(frame["backbone"]).to_numpy()
     columns = (
         ("backbone", "backbone", "text"),
-        ("strength", "coupling", "text"),
-        (
-            "coupling_polished", f"coupling, {unit}", "number",
-            "root mean square residual of the median polish, without the failing optimizers",
-        ),
-        ("coupling_rms", "off the additive fit", "interval", "root mean square"),
-        ("coupling_rms_without_failures", "without failures", "number"),
-        ("coupling_mad", "median size", "number", "median absolute coupling, times 1.4826"),
-        ("best_optimizer", "best optimizer", "text"),
-        ("best", "best", "number"),
-        ("best_share", "stays best", "percent", "share of bootstrap resamples with the same best"),
-        ("within_1", f"within {close:g}", "int", f"optimizers within {near} of the best"),
-        ("within_2", f"within {fair:g}", "int"),
+        ("use", "use", "text"),
+        ("price", f"general advice costs{unit}", "interval",
+         "regret of the optimizer with the lowest mean regret on backbones of other families"),
+        ("general", "which is", "text"),
+        ("avoid", "avoid", "text"),
+        ("median", f"a middling choice{unit}", "number", "median regret"),
+        ("largest", f"the worst{unit}", "number", "largest regret"),
+        ("median_odds", "middling, log-odds", "number", "median regret in log-odds"),
+        ("largest_odds", "worst, log-odds", "number", "largest regret in log-odds"),
+        ("freedom", f"within {equal}", "percent", "freedom: share of the optimizers that close"),
+        ("word", "so the choice is", "text"),
+        ("camp", "camp", "text", "which optimizers lead: SGD-like, adaptive, or either"),
         ("n", "n optimizers", "int"),
-        ("seeds", "seeds per cell", "int"),
-        ("one_seed_cells", "cells with one seed", "int"),
-        ("mean_regret", "mean regret", "number"),
-        ("worst_loss", "worst coupling", "number"),
-        ("worst_optimizer", "with", "text"),
-        ("sgd_minus_adamw", "SGD - AdamW", "interval"),
     )  # fmt: skip
-    caption = f"In {unit}; [low, high] are {100 * analysis.confidence:g} % intervals."
-    return table_from(analysis.backbones, "Backbones", columns, caption, index="backbone")
+    caption = "Regret is the distance to the best optimizer of the backbone."
+    for key, what in (("n", "optimizers"), ("general", "is the general advice everywhere")):
+        if key in frame and frame[key].nunique() == 1 and frame[key].notna().all():
+            caption += f" {frame[key].iloc[0]} {what}."
+            frame = frame.drop(columns=key)
+    if "price_low" in frame and frame["price_low"].notna().any():
+        caption += " [low, high]: 90 % intervals."
+    if frame["word"].notna().any():
+        caption += (
+            f" Free: at least two thirds of the optimizers are shown within {equal} of the best; "
+            "bound: two thirds shown beyond; mixed: neither; undecided: more seeds would tell."
+        )
+    title = "What to use, what the choice is worth, what to avoid"
+    return table_from(frame, title, columns, caption, stacked=True)
 
 
 def _column_statistics(analysis: Analysis) -> Table:

@@ -3,7 +3,8 @@
 from collections.abc import Collection
 
 from bocb_jax.coupling.result import Analysis
-from bocb_jax.report.document import Block, Picture, Section, only_drawn, table_from
+from bocb_jax.report import summary
+from bocb_jax.report.document import Block, Picture, Section, Text, only_drawn, table_from
 from bocb_jax.report.style import label
 
 
@@ -11,7 +12,8 @@ def build(analysis: Analysis, drawn: Collection[str]) -> Section:
     """Return the section on the decomposition of the variance."""
     text = "Stacked bars of the shares in the tables below."
     picture = Picture("shares", "Shares of variance", text)
-    blocks: list[Block] = [*only_drawn(drawn, picture)]
+    blocks: list[Block] = [Text(tuple(summary.statistics(analysis)), listed=True)]
+    blocks += only_drawn(drawn, picture)
     fits = [(analysis.decomposition, "All optimizers")]
     without = analysis.decomposition_without_failures
     if without is not None and without.dropped:

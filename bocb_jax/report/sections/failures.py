@@ -20,6 +20,6 @@ def build(analysis: Analysis, drawn: Collection[str]) -> Section:
         frame = frame.sort_values("regret", ascending=False, kind="stable")
     text = "Score against epochs, a panel for each backbone."
     curves = Picture("training_curves", "Training curves", text)
-    failures = table_from(frame, "Failures", columns, caption)
+    failures = table_from(frame, "Failures", columns, caption, folded=len(frame) > 12)
     blocks: tuple[Block, ...] = (failures, *only_drawn(drawn, curves))
     return Section("failures", "Cells that failed or lag behind", blocks)

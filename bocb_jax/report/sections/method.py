@@ -1,7 +1,8 @@
 """How to read a report: the definitions behind its words."""
 
+from bocb_jax.coupling.choice import FAR
 from bocb_jax.coupling.result import Analysis
-from bocb_jax.report import summary
+from bocb_jax.report import wording
 from bocb_jax.report.document import Section, Text
 
 
@@ -12,8 +13,14 @@ def build(analysis: Analysis) -> Section:
         "backbone and the effect of its optimizer are taken off: an optimizer that is better "
         "everywhere shows no coupling.",
         "Regret is the distance of a cell to the best optimizer of its backbone.",
-        f"Coupling strength: {summary.sentence(analysis.strength_rule)}",
-        f"Marks: {analysis.outliers.rule}: {summary.sentence(analysis.outliers.description)}",
+        f"Distances of up to {wording.equal_distance(analysis.table)} count as equal; an optimizer "
+        f"more than {FAR} times that behind the best of a backbone is one to avoid there.",
+        "General advice for a backbone is the optimizer with the lowest mean regret on backbones "
+        "of other families; its price is its regret on that backbone.",
+        "SGD-like optimizers scale their step with the gradient, at a fixed rate and with momentum "
+        "(the paper's category a without what takes only the gradient's direction); adaptive ones "
+        "are its category b.",
+        f"Marks: {analysis.outliers.rule}: {wording.sentence(analysis.outliers.description)}",
         f"Intervals are at {100 * analysis.confidence:g} %, from {analysis.resamples} resamples "
         f"with seed {analysis.seed}.",
         "A run that did not finish, for whatever reason, has no score.",

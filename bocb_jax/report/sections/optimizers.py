@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from bocb_jax.coupling.contrasts import CategoryContrast
 from bocb_jax.coupling.result import Analysis
-from bocb_jax.report import summary
+from bocb_jax.report import advice, wording
 from bocb_jax.report.document import Block, Picture, Section, Table, only_drawn, table_from
 
 
@@ -12,35 +12,45 @@ def build(analysis: Analysis, drawn: Collection[str]) -> Section:
     """Return the section on optimizers."""
     text = "A row for each optimizer: a dot for each backbone and a bar at the mean."
     picture = Picture("regret", "Regret", text)
-    blocks: list[Block] = [*only_drawn(drawn, picture), _optimizers(analysis)]
-    if analysis.category_contrast is not None:
-        blocks.append(_contrasts(analysis.category_contrast))
-    return Section("optimizers", "Optimizer by optimizer", tuple(blocks))
+    blocks: tuple[Block, ...] = (_optimizers(analysis), *only_drawn(drawn, picture))
+    return Section("optimizers", "Optimizer by optimizer", blocks)
+
+
+def build_categories(analysis: Analysis) -> Section:
+    """Return the section that compares the paper's categories of optimizers."""
+    contrast = analysis.category_contrast
+    blocks = () if contrast is None else (_contrasts(contrast),)
+    return Section("categories", "Categories of optimizers", blocks)
 
 
 def _optimizers(analysis: Analysis) -> Table:
-    unit, near, (close, fair) = analysis.table.unit, summary.near(analysis), analysis.near
+    table = analysis.table
+    equal = wording.equal_distance(table)
+    frame = analysis.optimizers.sort_values("mean_regret", kind="stable")
+    frame["close"] = frame["within"].map(len) / analysis.regret.notna().sum(axis=1)
+    frame["beyond"] = [wording.listed(wording.labels(names), 6) for names in frame["beyond"]]
+    far = wording.gap(table, advice.far(table)).removesuffix(".0")
     columns = (
         ("optimizer", "optimizer", "text"),
         ("category", "category", "text"),
-        ("mean_regret", f"mean regret, {unit}", "interval", "distance to the best of a backbone"),
+        (
+            "mean_regret",
+            f"mean regret, {table.unit}",
+            "interval",
+            "distance to the best of a backbone",
+        ),
         ("median_regret", "median", "number"),
         ("worst_regret", "worst", "number"),
-        ("share_within_1", f"within {close:g}", "percent", f"share of backbones within {near}"),
-        ("share_within_2", f"within {fair:g}", "percent"),
-        ("coupling_rms", "coupling", "interval"),
-        ("strength", "strength", "text"),
-        ("worst_loss", "worst coupling", "number"),
-        ("worst_backbone", "on", "text"),
+        ("close", f"within {equal}", "percent", "share of the backbones on which it is that close"),
+        ("beyond", f"over {far} behind on", "text"),
+        ("coupling_rms", "off the additive fit", "interval", "root mean square"),
         ("outliers", "outliers", "int"),
         ("failed", "failed", "int", "cells in which no run finished"),
-        ("mean_score", "mean score", "number"),
-        ("n", "n backbones", "int"),
-        ("seeds", "seeds per cell", "int"),
-        ("one_seed_cells", "cells with one seed", "int"),
+        ("n", "n", "int", "backbones"),
+        ("seeds", "seeds", "int", "per cell"),
     )
     caption = f"Outliers by {analysis.outliers.rule}. Intervals at {100 * analysis.confidence:g} %."
-    return table_from(analysis.optimizers, "Optimizers", columns, caption, index="optimizer")
+    return table_from(frame, "Optimizers", columns, caption, index="optimizer")
 
 
 def _contrasts(contrast: CategoryContrast) -> Table:

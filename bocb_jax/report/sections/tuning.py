@@ -6,7 +6,7 @@ import pandas
 
 from bocb_jax.coupling.result import Analysis
 from bocb_jax.coupling.tuning import Budget, Hyperparameters
-from bocb_jax.report import summary
+from bocb_jax.report import wording
 from bocb_jax.report.document import (
     Block,
     Picture,
@@ -97,14 +97,15 @@ def _good_regions(analysis: Analysis) -> Table:
     columns = (
         ("backbone", "backbone", "text"), ("optimizer", "optimizer", "text"),
         ("trials", "n trials", "int"),
-        ("within", f"within {analysis.near[0]:g}", "int"), ("share", "share", "percent"),
+        ("within", f"within {analysis.table.equal:.3g}", "int"), ("share", "share", "percent"),
         ("learning_rate_low", "from", "rate"), ("learning_rate_high", "to", "rate"),
         ("learning_rate_factor", "factor", "number"), ("best_learning_rate", "best rate", "rate"),
         ("best_weight_decay", "best decay", "rate"), ("at_edge", "at the edge", "text"),
     )  # fmt: skip
     caption = (
-        f"Learning rates within {summary.near(analysis)} of the best of the pair. At the edge: the "
-        "best lies at the lowest or highest value that was tried, so search further."
+        f"Learning rates within {wording.equal_distance(analysis.table)} of the best of the pair. "
+        "At the edge: the best lies at the lowest or highest value that was tried, so search "
+        "further."
     )
     frame: pandas.DataFrame | None = analysis.width
     if frame is not None and "at_edge" in frame:

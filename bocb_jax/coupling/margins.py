@@ -1,21 +1,15 @@
-"""How strongly each backbone and each optimizer is coupled, and what the choice costs."""
+"""Every backbone and every optimizer in figures: its share of the coupling, its regrets."""
 
 import numpy as np
 import pandas
 
 from bocb_jax.coupling import decomposition, significance
 from bocb_jax.coupling.cells import cells_of_table, resampled_means
+from bocb_jax.coupling.choice import FAR
 from bocb_jax.coupling.outliers import MAD_SCALE, Outliers
 from bocb_jax.coupling.score_table import ScoreTable
 from bocb_jax.paper.categories import to_opt
 
-# Coupling is weak below the first threshold and strong from the second on. In points these are the
-# paper's gamma on ImageNet and on CIFAR-100; in log-odds and nats a twentieth of it, which is what
-# a point is near 75 percent accuracy.
-THRESHOLDS = {"points": (1.0, 3.0)}
-OTHER_THRESHOLDS = (0.05, 0.15)
-# Where noise is known, the first threshold is at least this many standard deviations of a seed.
-NOISE_FACTOR = 3.0
 # An optimizer fails if its mean regret is this many MADs above the median optimizer's.
 FAILING_MADS = 3.0
 
@@ -32,40 +26,6 @@ def failing(regret: pandas.DataFrame, table: ScoreTable) -> tuple[str, ...]:
     mad = MAD_SCALE * (means - means.median()).abs().median()
     limit = means.median() + max(FAILING_MADS * mad, table.within[1])
     return tuple(means.index[means > limit])
-
-
-def classify(polished: pandas.Series, unit: str, noise: float | None) -> tuple[pandas.Series, str]:
-    """Return "weak", "moderate", "strong" or "unknown" for each, and the rule in words.
-
-    The polished table decides and not least squares, where one backbone that fails with an
-    optimizer lowers the mean of that optimizer, so that all other backbones seem to gain with it.
-
-    Args:
-      polished: root mean square in the polished table, in the unit.
-      unit: of the scores.
-      noise: standard deviation between seeds; None if not known.
-    """
-    low, high = THRESHOLDS.get(unit, OTHER_THRESHOLDS)
-    widened = False
-    if noise is not None and NOISE_FACTOR * noise > low:
-        widened = True
-        low, high = NOISE_FACTOR * noise, NOISE_FACTOR * noise * high / low
-    rule = (
-        f"Weak is a coupling below {low:.3g}, strong one of {high:.3g} or more (in {unit}; root "
-        "mean square off the medians of rows and columns, without the failing optimizers"
-    )
-    if noise is None:
-        rule += ")."
-    elif widened:
-        rule += f"; a seed's standard deviation is {noise:.2g}, and weak is below three of them)."
-    else:
-        rule += f"; a seed's standard deviation is {noise:.2g})."
-    words = np.select(
-        [polished < low, polished < high, polished >= high],
-        ["weak", "moderate", "strong"],
-        "unknown",
-    )
-    return pandas.Series(words, index=polished.index), rule
 
 
 def _intervals(table: ScoreTable, axis: str, confidence: float) -> pandas.DataFrame:
@@ -88,13 +48,10 @@ def coupling_by_axis(
     Returns:
       Two frames: n, seeds, one_seed_cells, coupling_rms, coupling_rms_low, coupling_rms_high,
       coupling_rms_without_failures (with _low and _high; NaN for the optimizers left out),
-      coupling_polished (root mean square in the polished table without the failing optimizers; for
-      these themselves in the whole table), coupling_mad, worst_loss, worst_optimizer or
-      worst_backbone.
+      coupling_mad, worst_loss, worst_optimizer or worst_backbone.
     """
     counts = table.counts()
     kept = table.select(optimizers=[o for o in table.optimizers if o not in dropped])
-    polished = decomposition.median_polish(kept.goodness()) if dropped else coupling
     found = []
     for axis, other in (("backbone", "optimizer"), ("optimizer", "backbone")):
         across = 0 if axis == "backbone" else 1
@@ -112,8 +69,6 @@ def coupling_by_axis(
             }
         )
         frame = frame.join(full).join(without)
-        squares = [(part**2).mean(axis=across) for part in (polished, coupling)]
-        frame["coupling_polished"] = np.sqrt(squares[0].reindex(frame.index).fillna(squares[1]))
         frame["coupling_mad"] = MAD_SCALE * coupling.abs().median(axis=across)
         frame["worst_loss"] = (-coupling.min(axis=across)).clip(lower=0)
         frame[f"worst_{other}"] = _extreme(coupling, across, smallest=True)
@@ -139,7 +94,7 @@ def describe_backbones(
     resamples: int,
     seed: int,
 ) -> pandas.DataFrame:
-    """Add each backbone's best optimizer, the number close to it, and SGD against AdamW.
+    """Add each backbone's best optimizer, its regrets, and SGD against AdamW.
 
     Args:
       table: the scores.
@@ -151,7 +106,6 @@ def describe_backbones(
       seed: of the draws.
     """
     goodness = table.goodness()
-    near, far = table.within
     frame = frame.copy()
     frame["best_optimizer"] = _extreme(goodness, 0, smallest=False)
     frame["best"] = goodness.max() * table.sign
@@ -161,8 +115,6 @@ def describe_backbones(
         known = apart["p_holm"].notna()
         tied = (apart["p_holm"] >= 1 - confidence)[known].groupby(apart["backbone"]).sum()
         frame["tied"] = tied.reindex(frame.index)
-    frame["within_1"] = (regret <= near + 1e-9).sum()
-    frame["within_2"] = (regret <= far + 1e-9).sum()
     frame["mean_regret"] = regret.mean()
     frame["median_regret"] = regret.median()
     comparison = [_sgd_against_adamw(table, name, confidence) for name in frame.index]
@@ -227,17 +179,19 @@ def describe_optimizers(
       resamples: bootstrap draws of whole families.
       seed: of the draws.
     """
-    near, far = table.within
     frame = frame.copy()
-    known = regret.notna().sum(axis=1).where(lambda count: count > 0)
     frame["mean_score"] = table.matrix().mean(axis=1)
     frame["mean_regret"] = regret.mean(axis=1)
     bounds = _mean_over_families(regret, families, confidence, resamples, seed)
     frame["mean_regret_low"], frame["mean_regret_high"] = bounds
     frame["median_regret"] = regret.median(axis=1)
     frame["worst_regret"] = regret.max(axis=1)
-    frame["share_within_1"] = (regret <= near + 1e-9).sum(axis=1) / known
-    frame["share_within_2"] = (regret <= far + 1e-9).sum(axis=1) / known
+    limits = {
+        "within": regret <= table.equal + 1e-9,
+        "beyond": regret > FAR * table.equal + 1e-9,
+    }
+    for column, found in limits.items():
+        frame[column] = [tuple(found.columns[found.loc[name]]) for name in frame.index]
     frame["outliers"] = (outliers.labels == "outlier").sum(axis=1)
     frame["failed"] = table.failed().sum(axis=1)
     frame["category"] = categories.reindex(frame.index)

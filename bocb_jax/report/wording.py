@@ -1,0 +1,118 @@
+"""Numbers, names and lists as sentences have them."""
+
+import math
+from collections.abc import Iterable
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from bocb_jax.coupling.score_table import ScoreTable
+from bocb_jax.report.style import label
+
+_FIXED = ("points", "AP")  # units whose figures have one or two decimals, as papers print them
+_ROUNDING = 1e-9  # so that 3.45, which floats hold as a little less, becomes 3.5
+
+
+def is_known(value: Any) -> TypeGuard[float]:
+    """Return whether a value is a finite number."""
+    return value is not None and not isinstance(value, str) and math.isfinite(float(value))
+
+
+def gap(table: ScoreTable, value: float, *, fine: bool = False) -> str:
+    """Return a distance between scores without its unit: "3.5", "0.22", "40 %".
+
+    Args:
+      table: the scores; where they are relative, the distance becomes a percentage of the best.
+      value: the distance, at least 0, in the table's unit.
+      fine: whether distances of 1 and more have two decimals.
+    """
+    if table.relative:
+        # Scores are logarithms: exp(value) times as much, or that part of the best.
+        share = math.expm1(min(value, 50)) if not table.higher_is_better else -math.expm1(-value)
+        return f"{100 * share + _ROUNDING:,.{0 if share >= 0.0995 else 1}f} %"
+    return number(table, value, fine=fine)
+
+
+def number(table: ScoreTable, value: float, *, fine: bool = False) -> str:
+    """Return a number in the unit of a table, with as many digits as it deserves."""
+    size = abs(value)
+    if size >= 999.5:
+        return f"{value:,.0f}" if size < 1e7 else f"{value:.3g}"
+    if table.unit in _FIXED:
+        decimals = 2 if fine or size < 0.995 else 1
+        return f"{value + math.copysign(_ROUNDING, value):.{decimals}f}"
+    return f"{value:.3g}" if fine else f"{value:.2g}" if size < 100 else f"{value:.0f}"
+
+
+def with_unit(table: ScoreTable, value: float, *, fine: bool = False) -> str:
+    """Return a distance with its unit: "3.5 points", "1 point", "40 %"."""
+    text = gap(table, value, fine=fine)
+    unit = "" if table.relative else table.unit
+    if unit == "points" and text in ("1", "1.0"):
+        unit = "point"
+    return f"{text} {unit}".rstrip()
+
+
+def equal_distance(table: ScoreTable) -> str:
+    """Return the distance that counts as equal: "1 point", "0.05 nats", "2 %"."""
+    if table.relative:
+        return gap(table, table.equal)
+    unit = table.unit.removesuffix("s") if table.equal == 1 and table.unit == "points" else None
+    return f"{table.equal:.3g} {table.unit if unit is None else unit}".rstrip()
+
+
+def score(table: ScoreTable, value: float) -> str:
+    """Return a score with its unit: "78.76 %", "512 s"."""
+    if table.relative:
+        value, unit = math.exp(value), table.measured_unit
+    else:
+        unit = table.unit
+    if unit in _FIXED:
+        return f"{value:.2f}" + {"points": " %"}.get(unit, f" {unit}")
+    text = f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.4g}"
+    return f"{text} {unit}".rstrip()
+
+
+def is_nothing(table: ScoreTable, value: float) -> bool:
+    """Return whether a distance is printed as nothing but zeros."""
+    return not any(digit in gap(table, value, fine=True) for digit in "123456789")
+
+
+def p_value(value: float) -> str:
+    """Return "p = 0.013", or "p < 0.0001"."""
+    return "p < 0.0001" if value < 1e-4 else f"p = {value:.2g}"
+
+
+def plural(count: float, word: str) -> str:
+    """Return a word, with an s unless there is one."""
+    return word if count == 1 else word + "s"
+
+
+def counted(count: int, word: str) -> str:
+    """Return "1 backbone", "3 backbones"."""
+    return f"{count} {plural(count, word)}"
+
+
+def listed(names: Iterable[str], most: int = 8, last: str = "and") -> str:
+    """Return "a", "a and b", "a, b and c"; with more than `most` names, "a, b and 5 more"."""
+    names = list(names)
+    if len(names) > most:
+        names = [*names[: most - 1], f"{len(names) - most + 1} more"]
+        last = "and"
+    return f" {last} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def labels(names: Iterable[object]) -> list[str]:
+    """Return names fit to be shown."""
+    return [label(name) for name in names]
+
+
+def sentence(text: str) -> str:
+    """Return a text with a full stop at the end."""
+    return text if text.endswith((".", "!", "?")) else text + "."
+
+
+def largest(values: Iterable[float]) -> float:
+    """Return the largest known value; NaN if there is none."""
+    known = [value for value in values if is_known(value)]
+    return max(known, default=np.nan)
