@@ -38,8 +38,6 @@ from bocb_jax.study.resolve import resolve_study
 from bocb_jax.study.scheduler import Counts, Scheduler, read_outcome
 from bocb_jax.study.spec import Study, overrides_of, read_study
 
-FAILED = ("out_of_memory", "crashed", "timed_out", "failed")  # what --retry failed trains again
-
 
 def main(arguments: list[str]) -> int:
     """Run, or estimate, the sweep that the command line asks for; return the exit code."""
@@ -238,7 +236,8 @@ def scan(cells: list[Cell], workdir: Path, *, retry: bool = False) -> dict[str, 
                             f"({'; '.join(differing)}); was it edited? Move the folder away."
                         )
                 outcome = read_outcome(folder)
-                if outcome and not (retry and outcome.status in FAILED):
+                failed = outcome and outcome.status not in ("finished", "diverged")
+                if outcome and not (retry and failed):
                     outcomes[planned.run] = outcome
     return outcomes
 

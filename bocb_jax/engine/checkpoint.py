@@ -129,15 +129,6 @@ class Checkpoints:
             logger.warning("No other checkpoint is left; the run starts from the beginning.")
         return None
 
-    def restore_best(self, abstract_weights: Any) -> Restored | None:
-        """Return the best weights on validation, or None.
-
-        Raises:
-          Damaged: they are not what was saved.
-        """
-        steps = self.steps("best")
-        return self._load("best", steps[-1], abstract_weights) if steps else None
-
     def discard_after(self, step: int) -> None:
         """Delete best weights of later steps: a run resumed from `step` will find them again."""
         for later in self.steps("best"):

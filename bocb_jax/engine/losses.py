@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-LOSSES = ("cross_entropy", "bce", "bce_sum")
-
 
 def loss(name: str, logits: jax.Array, targets: jax.Array, smoothing: float = 0.0) -> jax.Array:
     """Return the loss of each example, by name.

@@ -35,7 +35,6 @@ class Pair:
     train: dict[str, Any]  # settings of `TrainConfig` from the study, its variant and opt_args
     center: tuple[float, float]  # usual learning rate and weight decay of the optimizer
     tuned: tuple[float, float] | None  # the paper's
-    tuned_for: str  # the backbone that these were tuned for
     epochs: int  # of a run at full length
     images: int  # that such a run trains on
     num_params: int
@@ -275,7 +274,6 @@ def _optimizer(study: Study, backbone: str, optimizer: str) -> dict[str, Any]:
         "state_per_parameter": info.state_per_parameter,
         "center": (lr, weight_decay),
         "tuned": (tuned.learning_rate, tuned.weight_decay) if tuned else None,
-        "tuned_for": tuned.backbone if tuned else "",
     }
 
 

@@ -18,7 +18,6 @@ def pair(backbone="vit_mini", optimizer="sgd", variant="", center=(0.1, 1e-4), t
         train={"image_size": 16},
         center=center,
         tuned=tuned,
-        tuned_for="",
         epochs=4,
         images=4 * 1200,
         num_params=1000,
