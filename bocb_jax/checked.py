@@ -10,7 +10,6 @@ import datetime
 import math
 import os
 import re
-import stat
 import tomllib
 import types
 import typing
@@ -22,10 +21,11 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError, WrapVal
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from bocb_jax.errors import UserError
+from bocb_jax.storage.files import is_plain_name, read_text
 
 T = TypeVar("T")
-MOST_BYTES = 10_000_000  # of a file of settings
-MOST_NESTED = 20  # tables and lists in one another
+MAX_BYTES = 10 * 2**20  # of a file of settings
+MAX_NESTED = 20  # tables and lists in one another
 
 _CONFIG = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -74,7 +74,7 @@ def _printable(text: str) -> str:
 
 def _plain_name(text: str) -> str:
     """Refuse what would lead out of the folder in which a name is made."""
-    if text in (".", "..") or set(text) & set("/\\"):
+    if not is_plain_name(text):
         raise ValueError("no name")
     return _printable(text)
 
@@ -89,7 +89,7 @@ FilePath = Annotated[Text, AfterValidator(os.path.expanduser)]  # ~ is the user'
 
 def _plain_values(values: dict[str, Any]) -> dict[str, Any]:
     """Refuse what JSON does not have, at any depth."""
-    if _depth(values) > MOST_NESTED:
+    if _depth(values) > MAX_NESTED:
         raise ValueError("nested too deeply")
     _check_plain(values)
     return values
@@ -268,32 +268,21 @@ def read_toml(path: str | Path, what: str) -> dict[str, Any]:
     """
     path = Path(path).expanduser()
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            kind = "a folder" if path.is_dir() else "no regular file"
-            raise UserError(f"The {what} {path} cannot be read: it is {kind}.")
-        if path.stat().st_size > MOST_BYTES:
-            raise UserError(
-                f"The {what} {path} has more than {MOST_BYTES / 1e6:g} MB; it is no file of "
-                "settings."
-            )
-        content = path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"The {what} {said(str(path))[1:-1]} cannot be read: {reason}.") from error
+        text = read_text(path, MAX_BYTES)
+    except FileNotFoundError as error:
+        raise UserError(f"The {what} {path} cannot be read: {error.strerror}.") from error
+    except UserError as error:
+        raise UserError(f"The {what} cannot be read: {error}") from error
     try:
-        found = tomllib.loads(content.decode("utf-8-sig"))
-        if _depth(found) > MOST_NESTED:
+        found = tomllib.loads(text)
+        if _depth(found) > MAX_NESTED:
             raise RecursionError
         return found
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"The {what} {path} is not UTF-8 text (byte {error.start + 1}); save it as UTF-8."
-        ) from error
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"The {what} {path} is not valid TOML: {error}.") from error
     except RecursionError as error:
         raise UserError(
-            f"The {what} {path} has tables within tables too deep: at most {MOST_NESTED} are read."
+            f"The {what} {path} has tables within tables too deep: at most {MAX_NESTED} are read."
         ) from error
     except ValueError as error:  # a number of thousands of digits
         raise UserError(f"The {what} {path} has a value that no setting takes: {error}.") from error

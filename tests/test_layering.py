@@ -22,7 +22,7 @@ STDLIB = set(sys.stdlib_module_names)
 RULES = {
     "bocb_jax/errors.py": set(),
     "bocb_jax/registry.py": {"ours:errors"},
-    "bocb_jax/checked.py": {"pydantic", "ours:errors"},
+    "bocb_jax/checked.py": {"pydantic", "ours:errors", "ours:storage"},
     "bocb_jax/command_line.py": {"pydantic", "tyro", "ours:errors", "ours:checked"},
     "bocb_jax/config.py": {"pydantic", "ours:errors", "ours:checked"},
     "bocb_jax/recipes.py": {"ours:errors"},
@@ -50,7 +50,7 @@ RULES = {
     "bocb_jax/torch_weights.py": {
         "jax", "flax", "numpy", "ours:errors", "ours:models", "ours:weight_files",
     },
-    "bocb_jax/weight_files": {"numpy", "ml_dtypes", "ours:errors"},
+    "bocb_jax/weight_files": {"numpy", "ml_dtypes", "ours:errors", "ours:storage"},
     "bocb_jax/resolve.py": {
         "jax", "ours:errors", "ours:checked", "ours:config", "ours:recipes", "ours:paper",
         "ours:models", "ours:optim", "ours:data",
@@ -62,6 +62,7 @@ RULES = {
     },
     "bocb_jax/coupling": {
         "numpy", "pandas", "scipy", "statsmodels", "scikit_posthocs", "ours:errors", "ours:paper",
+        "ours:storage",
     },
     "bocb_jax/patterns": {
         "numpy", "pandas", "scipy", "sklearn", "joblib", "threadpoolctl", "rich",

@@ -8,6 +8,7 @@ import numpy as np
 import pandas
 
 from bocb_jax.coupling.score_table import ScoreTable
+from bocb_jax.storage.files import is_plain_name
 
 MAX_BYTES, MAX_VALUE = 2**30, 1e100  # of a file, and in it
 POINTS = 60  # per run at most: more would not show, and a report holds hundreds of runs
@@ -31,8 +32,7 @@ def read(table: ScoreTable, workdir: str | Path) -> pandas.DataFrame:
     for (backbone, optimizer), cell in table.runs.groupby(["backbone", "optimizer"], sort=False):
         run = cell.sort_values("score", kind="stable", na_position="first").iloc[len(cell) // 2]
         name = str(run["run"])
-        # A name with separators could lead out of the folder.
-        if name in ("", ".", "..") or Path(name).name != name:
+        if not is_plain_name(name):
             continue
         points = _points(workdir / name / "metrics.jsonl")
         if points is None:

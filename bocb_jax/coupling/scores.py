@@ -17,9 +17,11 @@ import pandas
 from bocb_jax import paper
 from bocb_jax.coupling.score_table import SCORES, STATUSES, ScoreTable
 from bocb_jax.errors import UserError
+from bocb_jax.storage.files import read_text
 
 __all__ = ["ScoreTable", "from_csv", "from_published", "from_results"]
 
+MAX_BYTES = 2**30  # of a CSV file
 # Scores of a random guess in percent; 0 for average precision.
 _PUBLISHED_CHANCE = {"cifar100": 1.0, "imagenet": 0.1, "coco": 0.0}
 _NUMBERS = (
@@ -128,11 +130,9 @@ def _kind_of(score: str) -> str:
 def _lines(path: str | Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Return the header, and (number, values) of every line that has values."""
     try:
-        text = Path(path).read_text("utf-8-sig")
-    except OSError as reason:
-        raise UserError(f"'{path}' cannot be read: {reason.strerror or reason}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"'{path}' is not text in UTF-8; save it as CSV in UTF-8.") from None
+        text = read_text(path, MAX_BYTES)
+    except FileNotFoundError as reason:
+        raise UserError(f"'{path}' cannot be read: {reason.strerror}.") from None
     rows = []
     reader = csv.reader(
         "" if line.startswith("#") else line for line in text.splitlines(keepends=True)

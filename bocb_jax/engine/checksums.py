@@ -10,9 +10,11 @@ from pathlib import Path
 
 import xxhash
 
-from bocb_jax.storage.files import write_atomically
+from bocb_jax.errors import UserError
+from bocb_jax.storage.files import read_bytes, write_atomically
 
 FILE = "checksums.xxh128"
+MAX_BYTES = 64 * 2**20  # of that file
 _LIST = "these lines"  # stands for the file's own lines before the last
 
 
@@ -39,17 +41,17 @@ def damage(folder: Path) -> str | None:
     Without checksums, nothing is known to be damaged. Files that are not listed do not count.
     """
     try:
-        content = (folder / FILE).read_bytes()
+        content = read_bytes(folder / FILE, MAX_BYTES)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        return f"{FILE} cannot be read: {error.strerror}"
+    except UserError as error:
+        return str(error).rstrip(".")
     *lines, last = content.splitlines(keepends=True) or [b""]
     if last != f"{_digest_of(b''.join(lines))}  {_LIST}\n".encode():
         return f"{FILE} is damaged"
     there = _files(folder)
     for line in lines:
-        digest, _, name = line.decode().rstrip("\n").partition("  ")
+        digest, _, name = line.decode(errors="replace").rstrip("\n").partition("  ")
         if name not in there:
             return f"{name} is missing"
         try:

@@ -13,6 +13,7 @@ from bocb_jax.coupling.score_table import ScoreTable
 from bocb_jax.patterns import prediction
 from bocb_jax.patterns.checkpoints import analyze_checkpoints
 from bocb_jax.patterns.spectra import ALPHA_THRESHOLDS, MAIN_METRICS
+from bocb_jax.storage.files import is_plain_name
 
 # Metrics that are asked whether they tell failed cells apart.
 PREDICTORS = ("alpha", "entropy", "stable_rank")
@@ -56,16 +57,12 @@ def find_runs(table: ScoreTable, workdir: str | Path) -> dict[tuple[str, str], P
     for key, cell in table.runs.groupby(["backbone", "optimizer"], sort=False):
         cell = cell.sort_values("score", kind="stable", na_position="first")
         # Only plain names: "../other" would lead out of the folder.
-        names = [str(name) for name in cell["run"] if _is_plain(str(name))]
+        names = [str(name) for name in cell["run"] if is_plain_name(str(name))]
         folders = [Path(workdir, name) for name in names]
         folders = [folder for folder in folders if (folder / "checkpoints" / "best").is_dir()]
         if folders:
             found[key] = folders[len(folders) // 2]
     return found
-
-
-def _is_plain(name: str) -> bool:
-    return Path(name).name == name and name not in ("", ".", "..")
 
 
 def checkpoint_bytes(runs: Mapping[tuple[str, str], Path]) -> int:

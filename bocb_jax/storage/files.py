@@ -9,7 +9,13 @@ from typing import Any
 
 from bocb_jax.errors import UserError
 
-MAX_JSON = 64 * 2**20  # bytes; the files of a run are a thousand times smaller
+# Bytes; the files of a run are a thousand times smaller.
+MAX_JSON, MAX_JSONL = 64 * 2**20, 2**30
+
+
+def is_plain_name(name: str) -> bool:
+    """Return whether a name, joined to a folder, stands for something directly in it."""
+    return name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
 def read_json(path: str | Path) -> dict[str, Any] | None:
@@ -110,8 +116,7 @@ def check_regular(path: str | Path, status: os.stat_result, limit: int | None = 
         raise UserError(f"{path} is no regular file, but a device, a pipe or a socket.")
     if limit is not None and status.st_size > limit:
         raise UserError(
-            f"{path} has {status.st_size / 2**20:,.0f} MiB; such a file has at most "
-            f"{limit / 2**20:,.0f}."
+            f"{path} is larger than {limit / 2**20:,.0f} MiB, the most that such a file may have."
         )
 
 
@@ -126,12 +131,10 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def read_damaged_jsonl(path: Path) -> list[dict[str, Any] | None]:
     """Return the objects in a file, one per line, with None for a line that holds no object."""
     try:
-        with open(path, "rb") as file:
-            return [_object(line) for line in file.read().split(b"\n") if line]
+        content = read_bytes(path, MAX_JSONL)
     except FileNotFoundError:
         return []
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    return [_object(line) for line in content.split(b"\n") if line]
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

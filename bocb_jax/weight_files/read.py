@@ -1,17 +1,16 @@
 """Reading of weights from files: which format it is, and which of its weights are wanted."""
 
 import json
-import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bocb_jax.errors import UserError
+from bocb_jax.storage.files import check_regular, is_plain_name
 from bocb_jax.weight_files import formats
+from bocb_jax.weight_files.formats import Arrays
 from bocb_jax.weight_files.torch_pickle import MAX_BYTES, NotWeights, Object, OtherTensor, Tensor
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".pt.tar")
@@ -47,7 +46,6 @@ _OTHERS = {
 _ONE_SET = "holds one set of weights and no average of them; omit --init-ema"
 
 Say = Callable[[str], None]
-Arrays = dict[str, np.ndarray]
 
 
 def is_weight_file(path: Path) -> bool:
@@ -84,7 +82,7 @@ def read_weights(path: str | PathLike[str], *, ema: bool = False, say: Say = war
       UserError: the file does not exist, is damaged, or holds no weights, or several sets of them.
     """
     path = Path(path).expanduser()
-    _check_regular(path)
+    _check_file(path)
     try:
         if path.name.lower().endswith(INDEX):
             arrays = _read_shards(path, ema)
@@ -104,18 +102,13 @@ def read_weights(path: str | PathLike[str], *, ema: bool = False, say: Say = war
         ) from error
 
 
-def _check_regular(path: Path) -> None:
+def _check_file(path: Path) -> None:
     """Raise unless a path is that of a regular file."""
     try:
-        mode = path.stat().st_mode
+        status = path.stat()
     except (OSError, ValueError) as error:
         raise UserError(f"There is no file of weights at {path}.") from error
-    if stat.S_ISDIR(mode):
-        raise UserError(f"{path} is a folder, not a file of weights; give a file in it.")
-    if not stat.S_ISREG(mode):
-        raise UserError(
-            f"{path} is a device or a pipe, not a file of weights; give a regular file."
-        )
+    check_regular(path, status)
 
 
 def _read_file(path: Path, ema: bool, say: Say) -> Arrays:
@@ -157,7 +150,7 @@ def _read_shards(path: Path, ema: bool) -> Arrays:
         raise NotWeights(_ONE_SET)
     arrays: Arrays = {}
     for shard in _shards(path):
-        _check_regular(shard)
+        _check_file(shard)
         try:
             part = _read_file(shard, False, lambda _: None)
         except NotWeights as problem:
@@ -190,12 +183,8 @@ def _shards(path: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise NotWeights('is no index of weights: it has no "weight_map" of files') from error
     for name in names:
-        if (
-            not isinstance(name, str)
-            or Path(name).name != name
-            or name == ".."
-            or name.lower().endswith(INDEX)
-        ):
+        is_beside = isinstance(name, str) and is_plain_name(name)
+        if not is_beside or name.lower().endswith(INDEX):
             raise NotWeights(f"names {name!r:.100}, which is no file beside it")
     return [path.with_name(name) for name in names]
 

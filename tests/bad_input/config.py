@@ -56,9 +56,9 @@ FLAGS = [
     ("--label vit\u0085", r"label is 'vit\\x85'; it must be printable text"),
     ("--label a\tb", r"label is 'a\\tb'; it must be printable text"),
     ("--config", "--config: expected one argument"),
-    ("--config=", "The config . cannot be read: it is a folder"),
+    ("--config=", r"The config cannot be read: \. is a folder"),
     ("--config none.toml", "The config none.toml cannot be read: No such file"),
-    ("--config /dev/zero", "The config /dev/zero cannot be read: it is no regular file"),
+    ("--config /dev/zero", "The config cannot be read: /dev/zero is no regular file"),
     ("--data.split-seed -1", f"data.split_seed is -1; it {WHOLE} 0"),
     ("--data.workers -3", f"data.workers is -3; it {WHOLE} 0"),
     ("--data.workers 5000", "data.workers is 5000; it must be a whole number of at most 1,024"),
@@ -278,11 +278,11 @@ ROWS = [
     ),
     *(toml(number, content, says) for number, (content, says) in enumerate(TOML)),
     Row(
-        "toml-latin-1", ["train", "--config", "run.toml"], "run.toml is not UTF-8 text",
+        "toml-latin-1", ["train", "--config", "run.toml"], "run.toml is not text in UTF-8",
         files={"run.toml": 'label = "é"'.encode("latin-1")}, script=True,
     ),
     Row(
-        "toml-utf-16", ["train", "--config", "run.toml"], "run.toml is not UTF-8 text",
+        "toml-utf-16", ["train", "--config", "run.toml"], "run.toml is not text in UTF-8",
         files={"run.toml": "lr = 1".encode("utf-16")},
     ),
     Row(
@@ -290,11 +290,11 @@ ROWS = [
         files={"run.toml": b"\xef\xbb\xbfepochs = 0"},
     ),
     Row(
-        "toml-huge", ["train", "--config", "run.toml"], "run.toml has more than 10 MB",
-        prepare=lambda folder: (folder / "run.toml").write_text("#" * 10_000_001),
+        "toml-huge", ["train", "--config", "run.toml"], "run.toml is larger than 10 MiB",
+        prepare=lambda folder: (folder / "run.toml").write_text("#" * (10 * 2**20 + 1)),
     ),
     Row(
-        "toml-pipe", ["train", "--config", "run.toml"], "run.toml cannot be read: it is no regular",
+        "toml-pipe", ["train", "--config", "run.toml"], "run.toml is no regular file",
         prepare=lambda folder: os.mkfifo(folder / "run.toml"),
     ),
     Row(
@@ -307,6 +307,6 @@ ROWS = [
             files={"run.toml": f"model = 'vit_mini'\n[{table}]\na = {value}"})
         for table, value in (("model_args", "{b = 1}"), ("opt_args", "[[{b = 1}]]"))
     ),
-    Row("toml-folder", ["train", "--config", "a"], "a cannot be read: it is a folder",
+    Row("toml-folder", ["train", "--config", "a"], "The config cannot be read: a is a folder",
         prepare=lambda folder: (folder / "a").mkdir()),
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 from pathlib import Path
 
 from bad_input.row import Row
@@ -20,8 +21,8 @@ CONFIGS = {
 NO_OBJECTS = {"null": "null", "blank": "", "cut": '{"config": {', "list": "[]"}
 
 
-def best_with_a_flipped_bit(folder: Path, *, file: str) -> None:
-    """Make a run with best weights, and flip a bit in the largest file or the checksums."""
+def best(folder: Path) -> Path:
+    """Make a run with best weights; return their folder."""
     import numpy as np
 
     from bocb_jax.engine.checkpoint import Checkpoints
@@ -31,14 +32,45 @@ def best_with_a_flipped_bit(folder: Path, *, file: str) -> None:
     checkpoints.save_best(7, weights, {})
     checkpoints.wait()
     checkpoints.close()
-    found = [path for path in (folder / "a" / "checkpoints").rglob(file) if path.is_file()]
+    return folder / "a" / "checkpoints" / "best" / "7"
+
+
+def best_with_a_flipped_bit(folder: Path, *, file: str) -> None:
+    """Make a run with best weights, and flip a bit in the largest file or the checksums."""
+    found = [path for path in best(folder).rglob(file) if path.is_file()]
     path = max(found, key=lambda path: path.stat().st_size)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
 
 
+def best_with_other_checksums(folder: Path, *, kind: str) -> None:
+    """Make a run with best weights, and something else in place of their checksums."""
+    from bocb_jax.engine import checksums
+
+    path = best(folder) / checksums.FILE
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        lines = b"0123  \xff\n"
+        last = f"{checksums._digest_of(lines)}  {checksums._LIST}\n"
+        path.write_bytes(lines + last.encode())
+
+
 ROWS = [
+    *(
+        Row(f"checksums-{kind}", ["patterns", "a"], f"are damaged: .*{says}",
+            prepare=functools.partial(best_with_other_checksums, kind=kind))
+        for kind, says in {
+            "fifo": "is no regular file", "device": "is no regular file",
+            "folder": "is a folder", "latin": "is missing",
+        }.items()
+    ),
     *(
         Row(
             f"config-gone-{name}", ["train", *SETTINGS],

@@ -198,7 +198,7 @@ def _not_regular() -> list[Row]:
             ("fifo", fifo(file), "no regular file"),
             ("device", link(file, "/dev/zero"), "no regular file"),
             ("folder", directory(file), "is a folder"),
-            ("large", large(file, 2**30), "1,024 MiB"),
+            ("large", large(file, 2**30), "larger than 64 MiB"),
         ):
             for command in ("analyze", "patterns"):
                 rows.append(
@@ -208,7 +208,7 @@ def _not_regular() -> list[Row]:
     study = "runs/study.json"
     rows += [
         Row("study-fifo", READ["analyze"], r"study\.json .*no regular file", files=run(),
-            prepare=fifo(study)),
+            prepare=fifo(study), script=True),
         Row("study-target", READ["analyze"], r"study\.json: target is 'x', not a number",
             files=run() | {study: '{"target": "x"}'}),
         Row("study-null", READ["analyze"], r"study\.json holds no object",
@@ -220,7 +220,7 @@ def _not_regular() -> list[Row]:
         for kind, path, make, says in (
             ("device", "/dev/zero", None, "no regular file"),
             ("fifo", "t.parquet", fifo("t.parquet"), "no regular file"),
-            ("large", "t.parquet", large("t.parquet", 2**31), "2,048 MiB"),
+            ("large", "t.parquet", large("t.parquet", 2**31), "larger than 1,024 MiB"),
             ("zeros", "t.parquet", large("t.parquet", 1000), "not a Parquet file"),
             ("missing", "t.parquet", None, "There is no"),
             ("loop", "t.parquet", link("t.parquet", "t.parquet"), "There is no"),
@@ -237,10 +237,11 @@ def _patterns() -> list[Row]:
     return [
         Row("patterns-device", ["patterns", "/dev/zero"], "no regular file"),
         Row("patterns-fifo", ["patterns", "w.safetensors"], "no regular file",
-            prepare=fifo("w.safetensors")),
+            prepare=fifo("w.safetensors"), script=True),
         Row("patterns-loop", ["patterns", "a"], "does not exist", prepare=link("a", "a")),
         Row("patterns-no-weights", ["patterns", "runs"], "cannot be read", files=run()),
-        Row("export-no-run", ["export-weights", "runs"], "no config.json in it", files=run()),
+        Row("export-no-run", ["export-weights", "runs"], "no config.json in it", files=run(),
+            script=True),
         Row("export-import-path", ["export-weights", "runs/a"],
             r"nothing that a run names is imported.*--model logging:basicConfig",
             files=run(config=changed(CONFIG, "config.model", "logging:basicConfig"))),

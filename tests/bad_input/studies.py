@@ -98,8 +98,8 @@ FILES = [
     ('backbones = [3]\noptimizers = ["sgd"]', r"backbones is \[3\]; it must be a list of names"),
     ('backbones = ["a"]\noptimizers = {a = 1}', "optimizers is .*; it must be a list of names"),
     (b'\xef\xbb\xbfbackbones = ["a"]\noptimizers = []', "optimizers is .*; it must be a list"),
-    (b'name = "\xe9"', "is not UTF-8 text .byte 9.; save it as UTF-8"),
-    (b"\xff\xfe", "is not UTF-8 text"),
+    (b'name = "\xe9"', "is not text in UTF-8 .byte 9.; save it in that encoding"),
+    (b"\xff\xfe", "is not text in UTF-8"),
     (b"\x00", "is not valid TOML"),
 ]
 # Words after `bocb sweep study.toml`, and what the sentence says.
@@ -160,7 +160,7 @@ ROWS = [
     ),
     Row("sweep-nothing", ["sweep"], "arguments are required: study", script=True),
     Row("sweep-none", ["sweep", "none.toml"], "The study none.toml cannot be read: No such file"),
-    Row("sweep-zero", ["sweep", "/dev/zero"], "cannot be read: it is no regular file"),
-    Row("sweep-folder", ["sweep", "."], "The study . cannot be read: it is a folder"),
+    Row("sweep-zero", ["sweep", "/dev/zero"], "The study .* /dev/zero is no regular file"),
+    Row("sweep-folder", ["sweep", "."], r"The study cannot be read: \. is a folder"),
     Row("sweep-home", ["sweep", "~/none.toml"], "/none.toml cannot be read: No such file"),
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Tables of scores: CSV and results, and the sentences on what is wrong with them."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pandas
@@ -191,3 +192,9 @@ def test_a_search_alone_is_a_table_with_a_note():
 def test_results_that_cannot_be_analysed(frame, message):
     with pytest.raises(UserError, match=message):
         scores.from_results(frame)
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "scores.csv")
+    with pytest.raises(UserError, match="is no regular file"):
+        scores.from_csv(tmp_path / "scores.csv")

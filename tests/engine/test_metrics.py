@@ -1,6 +1,7 @@
 """`metrics.jsonl`: what a crash or a damaged disk leaves of it is kept, and gaps are marked."""
 
 import json
+import os
 
 import pytest
 
@@ -23,6 +24,12 @@ def resumed(path, after=50, count=5):
     lines.write({"step": 60, "loss": 0.0, "accuracy": 1.0})
     lines.close()
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "m")
+    with pytest.raises(UserError, match="is no regular file"):
+        JsonLines(tmp_path / "m")
 
 
 def test_a_whole_file_is_kept_and_later_lines_are_removed(tmp_path, caplog):
