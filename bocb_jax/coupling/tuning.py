@@ -4,17 +4,15 @@ import dataclasses
 
 import numpy as np
 import pandas
-from scipy import special, stats
+from scipy import stats
 
+from bocb_jax.coupling import trials as trial_scores
 from bocb_jax.coupling.score_table import ScoreTable
+from bocb_jax.coupling.trials import Fading
 
 _TUNED = ("learning_rate", "weight_decay")
 # With more distinct values it was a random search, where distances are in factors of two.
 _LARGEST_GRID = 10
-# Coupling is a cost of tuning if at least the first share of it disappears with more trials, and a
-# ceiling if at most the second does.
-_MOSTLY, _HARDLY = 0.5, 0.2
-_BOOTSTRAP = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +35,11 @@ class Budget:
 
     # backbone, optimizer, trials (k), expected_best, standard_error, n (trials recorded).
     curves: pandas.DataFrame
-    # Index trials (k): interaction_std, interaction_share, mean_regret, cells.
+    # Index trials (k): interaction_std (noise of the best of k subtracted), interaction_share (of
+    # all variance but noise), noise_std (of the expected best), mean_regret, cells.
     coupling: pandas.DataFrame
-    tuning_share: float | None  # share of the coupling at 1 trial that is gone at the largest k
-    verdict: str  # in words: a cost of tuning or a ceiling
+    fading: Fading | None  # None where too few pairs have two trials
+    verdict: str  # the same in words
     # backbone, optimizer, learning_rate, weight_decay, score, best, gap: the score with the values
     # that lose least on the other backbones ("defaults"), and how far it is below the best.
     defaults: pandas.DataFrame | None
@@ -147,32 +146,51 @@ def _summary(grid: pandas.DataFrame) -> pandas.DataFrame:
     )
 
 
-def expected_best(scores: np.ndarray) -> np.ndarray:
-    """Return the expected best of k of the recorded trials, drawn without replacement.
-
-    The estimator is unbiased (Tang et al. 2020); drawing with replacement (Dodge et al. 2019)
-    underestimates.
+def best_at(table: ScoreTable, trials: int) -> pandas.DataFrame | None:
+    """Return what a search of so many trials can be expected to reach with every pair.
 
     Args:
-      scores: (..., n) larger is better.
+      table: the scores, with trials.
+      trials: of each pair; a pair that has fewer gets the best of all it has.
 
     Returns:
-      (..., n) estimates for k = 1, ..., n: the first is the mean, the last the maximum.
+      A row a pair: backbone, optimizer, trials (at most those asked for), expected_best (in the
+      unit), standard_error (over trials), n (trials recorded, diverged ones included). None without
+      trials.
     """
-    return np.sort(scores, axis=-1) @ _weights(np.shape(scores)[-1])
+    curves = _curves(table, seed=0)[0]
+    if curves.empty:
+        return None
+    wanted = curves["trials"] == curves["n"].clip(upper=max(trials, 1))
+    return curves[wanted].reset_index(drop=True)
 
 
-def _weights(n: int) -> np.ndarray:
-    """Return (n, n): column k - 1 is the probability that the i-th smallest is the best of k."""
-    i, k = np.arange(1, n + 1)[:, None], np.arange(1, n + 1)
-
-    def log_binomial(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-        known = (bottom >= 0) & (bottom <= top)
-        top, bottom = np.where(known, top, 0), np.where(known, bottom, 0)
-        logs = special.gammaln(top + 1) - special.gammaln(bottom + 1)
-        return np.where(known, logs - special.gammaln(top - bottom + 1), -np.inf)
-
-    return np.exp(log_binomial(i - 1, k - 1) - log_binomial(n + 0 * k, k))
+def _curves(
+    table: ScoreTable, seed: int
+) -> tuple[pandas.DataFrame, dict[tuple[str, str], np.ndarray], dict[tuple[str, str], np.ndarray]]:
+    """Return `Budget.curves`, and by pair the expected bests and their deviations by noise."""
+    rng = np.random.default_rng(seed)
+    noise = trial_scores.noise_of_trials(table)
+    curves, deviations, parts = {}, {}, []
+    for (optimizer, backbone), scores in trial_scores.goodness_of_pairs(table).items():
+        pair, n = (optimizer, backbone), len(scores)
+        own = None if noise is None else noise.get(backbone)
+        curves[pair] = trial_scores.expected_best(scores)
+        deviations[pair] = trial_scores.deviations(scores, own, trial_scores.DRAWS, rng)
+        parts.append(
+            pandas.DataFrame(
+                {
+                    "backbone": backbone,
+                    "optimizer": optimizer,
+                    "trials": np.arange(1, n + 1),
+                    "expected_best": table.sign * curves[pair],
+                    "standard_error": deviations[pair].std(axis=0, ddof=1),
+                    "n": n,
+                }
+            )
+        )
+    frame = pandas.concat(parts, ignore_index=True) if parts else pandas.DataFrame()
+    return frame, curves, deviations
 
 
 def budget(table: ScoreTable, *, confidence: float = 0.95, seed: int = 0) -> Budget | None:
@@ -183,7 +201,7 @@ def budget(table: ScoreTable, *, confidence: float = 0.95, seed: int = 0) -> Bud
 
     Args:
       table: the scores, with trials.
-      confidence: of the interval of the optimism.
+      confidence: of the intervals.
       seed: of the bootstrap over trials.
 
     Returns:
@@ -191,43 +209,16 @@ def budget(table: ScoreTable, *, confidence: float = 0.95, seed: int = 0) -> Bud
     """
     if table.trials is None:
         return None
-    groups = {
-        pair: table.sign * scores.to_numpy(float)
-        for pair, scores in table.trials.dropna(subset="score").groupby(
-            ["optimizer", "backbone"], sort=False
-        )["score"]
-    }
-    if max(map(len, groups.values()), default=0) < 2:
+    frame, curves, deviations = _curves(table, seed)
+    if max(map(len, curves.values()), default=0) < 2:
         return None
-    rng = np.random.default_rng(seed)
-    curves, parts = {}, []
-    for (optimizer, backbone), scores in groups.items():
-        n = len(scores)
-        curves[optimizer, backbone] = best = expected_best(scores)
-        drawn = expected_best(scores[rng.integers(n, size=(_BOOTSTRAP, n))])
-        parts.append(
-            pandas.DataFrame(
-                {
-                    "backbone": backbone,
-                    "optimizer": optimizer,
-                    "trials": np.arange(1, n + 1),
-                    "expected_best": table.sign * best,
-                    "standard_error": drawn.std(axis=0, ddof=1),
-                    "n": n,
-                }
-            )
-        )
-    coupling = _coupling_by_trials(curves)
-    share = None
-    if coupling is not None and len(coupling) > 1:
-        first, last = coupling["interaction_std"].iloc[[0, -1]]
-        share = float(1 - last / first) if first > 0 else None
+    coupling, fading = _coupling_by_trials(curves, deviations, confidence)
     optimism, low, high, cells = _optimism(table, table.trials, confidence)
     return Budget(
-        curves=pandas.concat(parts, ignore_index=True),
-        coupling=coupling if coupling is not None else pandas.DataFrame(),
-        tuning_share=share,
-        verdict=_verdict(coupling, share, table.unit),
+        curves=frame,
+        coupling=coupling,
+        fading=fading,
+        verdict=_verdict(coupling, fading, table.unit),
         defaults=_defaults(table.trials, table.sign),
         optimism=optimism,
         optimism_low=low,
@@ -236,50 +227,67 @@ def budget(table: ScoreTable, *, confidence: float = 0.95, seed: int = 0) -> Bud
     )
 
 
-def _coupling_by_trials(curves: dict[tuple[str, str], np.ndarray]) -> pandas.DataFrame | None:
-    """Return the interaction of the expected bests, for every k that nine in ten pairs reach."""
+def _coupling_by_trials(
+    curves: dict[tuple[str, str], np.ndarray],
+    deviations: dict[tuple[str, str], np.ndarray],
+    confidence: float,
+) -> tuple[pandas.DataFrame, Fading | None]:
+    """Return `Budget.coupling` for every k that nine in ten pairs reach, and whether it fades."""
     lengths = np.array([len(curve) for curve in curves.values()])
     most = int(np.quantile(lengths, 0.1, method="lower"))
-    rows = {}
-    full = pandas.DataFrame(
-        {pair: curve[:most] for pair, curve in curves.items() if len(curve) >= most}
+    # Only backbones and optimizers with all their cells, so that means stay comparable.
+    long = pandas.Series({pair: len(curve) for pair, curve in curves.items() if len(curve) >= most})
+    grid = long.unstack()
+    grid = grid.loc[:, grid.notna().mean() > 0.5].dropna(axis=0)
+    if min(grid.shape) < 2:
+        return pandas.DataFrame(), None
+    pairs = [(optimizer, backbone) for optimizer in grid.index for backbone in grid.columns]
+    values = np.stack([curves[pair][:most] for pair in pairs], axis=-1).reshape(most, *grid.shape)
+    variances = np.stack([deviations[pair][:, :most].var(axis=0) for pair in pairs]).mean(axis=0)
+    rows, columns = grid.shape
+    free = (rows - 1) * (columns - 1) / (rows * columns)
+    squares = (trial_scores.center_twice(values) ** 2).mean(axis=(1, 2))
+    true = (squares - free * variances).clip(min=0)
+    total = (values - values.mean(axis=(1, 2), keepdims=True)).var(axis=(1, 2))
+    others = (total - squares - variances * (1 - free - 1 / values[0].size)).clip(min=0)
+    coupling = pandas.DataFrame(
+        {
+            "interaction_std": np.sqrt(true),
+            "interaction_share": true / np.where(true + others > 0, true + others, np.nan),
+            "noise_std": np.sqrt(variances),
+            "mean_regret": (values.max(axis=1, keepdims=True) - values).mean(axis=(1, 2)),
+            "cells": values[0].size,
+        },
+        index=pandas.RangeIndex(1, most + 1, name="trials"),
     )
-    for k in range(1, most + 1):
-        # Only backbones and optimizers with all their cells, so that means stay comparable.
-        matrix = full.iloc[k - 1].unstack()
-        matrix = matrix.loc[:, matrix.notna().mean() > 0.5].dropna(axis=0)
-        if min(matrix.shape) < 2:
-            return None
-        values = matrix.to_numpy()
-        mean = values.mean()
-        rows_effect = values.mean(axis=1, keepdims=True) - mean
-        columns_effect = values.mean(axis=0, keepdims=True) - mean
-        interaction = values - mean - rows_effect - columns_effect
-        total = ((values - mean) ** 2).mean()
-        rows[k] = {
-            "interaction_std": np.sqrt((interaction**2).mean()),
-            "interaction_share": (interaction**2).mean() / total if total > 0 else np.nan,
-            "mean_regret": (values.max(axis=0) - values).mean(),
-            "cells": values.size,
-        }
-    return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("trials")
+    if most < 2:
+        return coupling, None
+    ends = [0, most - 1]
+    noise = np.stack([deviations[pair][:, ends] for pair in pairs], axis=-1)
+    noise = noise.reshape(len(noise), 2, *grid.shape)
+    return coupling, trial_scores.fading(values[ends], noise, confidence)
 
 
-def _verdict(coupling: pandas.DataFrame | None, share: float | None, unit: str) -> str:
-    if coupling is None or share is None:
+def _verdict(coupling: pandas.DataFrame, fading: Fading | None, unit: str) -> str:
+    if fading is None:
         return "Too few trials in common to tell a cost of tuning from a ceiling."
     first, last = coupling["interaction_std"].iloc[[0, -1]]
-    most = coupling.index[-1]
     figures = (
-        f"from {first:.2f} {unit} with 1 trial to {last:.2f} with {most} "
-        f"(n = {coupling['cells'].iloc[-1]:.0f} cells)"
+        f"from {first:.2f} {unit} with 1 trial to {last:.2f} with {coupling.index[-1]} "
+        f"(noise subtracted, n = {coupling['cells'].iloc[-1]:.0f} cells)"
     )
-    if share >= _MOSTLY:
+    if fading.outcome == "cost of tuning":
         return f"Most of the coupling is a cost of tuning: it falls {figures}."
-    if share <= _HARDLY:
-        moves = "stays" if share >= -_HARDLY else "grows"
+    if fading.outcome == "ceiling":
+        moves = "grows" if last > 1.2 * first else "stays"
         return f"The coupling is a ceiling that tuning does not lift: it {moves}, {figures}."
-    return f"The coupling is partly a cost of tuning and partly a ceiling: it falls {figures}."
+    if fading.outcome == "both":
+        return f"The coupling is partly a cost of tuning and partly a ceiling: it falls {figures}."
+    return (
+        "Whether the coupling is a cost of tuning or a ceiling is undecided: these trials give "
+        f"{first:.2f} {unit} with 1 trial and {last:.2f} with {coupling.index[-1]} "
+        f"(noise subtracted, n = {coupling['cells'].iloc[-1]:.0f} cells)."
+    )
 
 
 def _defaults(trials: pandas.DataFrame, sign: int) -> pandas.DataFrame | None:

@@ -1,13 +1,14 @@
 """Tuning: expected best, cost and ceiling, width of the search, distances."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pandas
 import pytest
-from helpers.score_tables import sweep_results
+from helpers.score_tables import random_scores, sweep_results, table_of
 
-from bocb_jax.coupling import tuning
+from bocb_jax.coupling import trials, tuning
 from bocb_jax.coupling.scores import from_results
 
 
@@ -16,22 +17,94 @@ def test_expected_best_by_enumeration():
     expected = [
         np.mean([max(drawn) for drawn in itertools.combinations(scores, k)]) for k in range(1, 6)
     ]
-    np.testing.assert_allclose(tuning.expected_best(scores), expected)
+    np.testing.assert_allclose(trials.expected_best(scores), expected)
 
 
 def test_expected_best_is_unbiased():
     # The best of 3 of ten thousand samples of 6 normal scores: 0.8463 is the textbook's mean.
     scores = np.random.default_rng(0).standard_normal((10_000, 6))
-    assert tuning.expected_best(scores)[:, 2].mean() == pytest.approx(0.8463, abs=0.015)
+    assert trials.expected_best(scores)[:, 2].mean() == pytest.approx(0.8463, abs=0.015)
+
+
+def test_a_diverged_trial_is_spent_and_gives_nothing():
+    # By enumeration over the draws that hold a finished trial.
+    scores = np.array([3.0, -np.inf, 4.0, -np.inf])
+    expected = [
+        np.mean([max(d) for d in itertools.combinations(scores, k) if np.isfinite(max(d))])
+        for k in range(1, 5)
+    ]
+    np.testing.assert_allclose(trials.expected_best(scores), expected)
+    assert np.isnan(trials.expected_best(np.full(3, -np.inf))).all()
+
+
+def test_noise_of_the_best_of_k_of_normal_trials():
+    # The variance of the maximum of 3 and 5 standard normal scores is 0.5595 and 0.4475.
+    rng = np.random.default_rng(1)
+    for n, variance in ((3, 0.5595), (5, 0.4475)):
+        found = np.mean([
+            trials.deviations(rng.standard_normal(n), None, 50, rng).var(axis=0)
+            for _ in range(4000)
+        ], axis=0)  # fmt: skip
+        assert found[-1] == pytest.approx(variance, rel=0.1)
+        assert found[0] == pytest.approx(1 / n, rel=0.1)
+
+
+def study(rng, shape, count, noise=0.3, coupling=0.0, shared=False):
+    """A search of `count` trials a pair without coupling of its own, and three fresh seeds."""
+    mean = random_scores(rng, (*shape, 1), coupling, 0.0)
+    rates = 10.0 ** np.arange(count) if shared else rng.random((*shape, count))
+    loss = np.abs(np.arange(count) - count // 2) if shared else 0.0
+    searched = mean - loss + noise * rng.standard_normal((*shape, count))
+    fresh = table_of(mean + noise * rng.standard_normal((*shape, 3)))
+    missing = {"learning_rate": 1.0, "weight_decay": 0.0, "validation_score": np.nan}
+    found = table_of(searched).runs.assign(**missing)
+    found["learning_rate"] = np.broadcast_to(rates, searched.shape).ravel()
+    return dataclasses.replace(fresh, runs=fresh.runs.assign(**missing), trials=found)
+
+
+@pytest.mark.parametrize(("tables", "kinds"), [
+    pytest.param(200, [(s, n, g) for s in ((6, 5), (10, 8)) for n in (3, 4, 5) for g in (0, 1)],
+                 marks=pytest.mark.slow),
+    (20, [((6, 5), 3, False), ((6, 5), 5, True)]),
+])  # fmt: skip
+def test_noisy_trials_without_coupling_are_no_ceiling(tables, kinds):
+    for shape, count, shared in kinds:
+        rng = np.random.default_rng(count)
+        found = [
+            tuning.budget(study(rng, shape, count, shared=bool(shared))).fading.outcome
+            for _ in range(tables)
+        ]
+        assert np.mean([outcome != "undecided" for outcome in found]) <= 0.05
+
+
+def test_coupling_far_beyond_the_noise_is_a_ceiling():
+    rng = np.random.default_rng(0)
+    for shared in (False, True):
+        made = study(rng, (8, 6), 5, coupling=2.0, shared=shared)
+        assert tuning.budget(made).fading.outcome == "ceiling"
+
+
+def test_best_at_a_number_of_trials():
+    made = from_results(sweep_results())
+    found = tuning.best_at(made, 2).set_index(["backbone", "optimizer"])
+    own = made.trials[(made.trials["backbone"] == "vit_s") & (made.trials["optimizer"] == "sgd")]
+    pairs = [max(pair) for pair in itertools.combinations(own["score"], 2)]
+    row = found.loc["vit_s", "sgd"]
+    assert row["expected_best"] == pytest.approx(np.mean(pairs))
+    assert row[["trials", "n"]].tolist() == [2, 5]
+    assert (tuning.best_at(made, 25)["trials"] == 5).all()
+    assert tuning.best_at(dataclasses.replace(made, trials=None), 5) is None
 
 
 def test_coupling_that_is_a_cost_of_tuning_and_one_that_is_a_ceiling():
     cost = tuning.budget(from_results(sweep_results()))
-    assert cost.tuning_share > 0.5
+    assert cost.fading.outcome == "cost of tuning"
+    assert cost.fading.share > cost.fading.low > 0.2
     assert cost.verdict.startswith("Most of the coupling is a cost of tuning")
     assert cost.coupling.index.tolist() == [1, 2, 3, 4, 5]
     ceiling = tuning.budget(from_results(sweep_results(ceiling=0.1)))
-    assert abs(ceiling.tuning_share) < 0.2
+    assert ceiling.fading.outcome == "ceiling"
+    assert abs(ceiling.fading.share) < 0.2
     assert ceiling.verdict.startswith("The coupling is a ceiling")
 
 
