@@ -38,7 +38,6 @@ from bocb_jax.coupling.result import Analysis
 from bocb_jax.coupling.score_table import ScoreTable, regret_of
 from bocb_jax.coupling.structure import Structure
 from bocb_jax.errors import UserError
-from bocb_jax.paper.categories import to_opt
 
 __all__ = ["Analysis", "analyze"]
 
@@ -118,7 +117,7 @@ def analyze(
 def _choices(
     table: ScoreTable, categories: pandas.Series, taxonomy: pandas.DataFrame, draws: _Draws
 ) -> dict[str, Any]:
-    """Return the sections on what the choice of the optimizer costs, and on camps."""
+    """Return the sections on what the choice costs, on camps, and on what predicts them."""
     families = taxonomy["family"]
     estimated = noise.estimate_noise(table)
     compared = best.compare_with_best(table, estimated, confidence=draws.confidence)
@@ -133,6 +132,9 @@ def _choices(
             table, families, estimated, resamples=draws.resamples, seed=draws.seed
         ),
         "preference": preferred,
+        "features": predict(
+            preferred["points"], taxonomy, resamples=draws.resamples, seed=draws.seed
+        ),
         "camps": camps.find_camps(preferred, families, camps.classic_of(table.backbones)),
         "portfolio": portfolio.portfolio(choice.costs_of(table), families),
     }
@@ -193,26 +195,13 @@ def _structure(table: ScoreTable, without: Decomposition | None, draws: _Draws) 
 def _preferences(
     table: ScoreTable, categories: pandas.Series, taxonomy: pandas.DataFrame, draws: _Draws
 ) -> dict[str, Any]:
-    """Return the sections on what backbones prefer, and what predicts it."""
+    """Return the sections on which backbones prefer the same."""
     return {
         "category_contrast": contrasts.contrast(
             table, categories, taxonomy["family"], **draws.options()
         ),
-        "features": _prediction(table, categories, taxonomy, draws),
         "clusters": structure.cluster(table.goodness(), resamples=draws.resamples, seed=draws.seed),
     }
-
-
-def _prediction(
-    table: ScoreTable, categories: pandas.Series, taxonomy: pandas.DataFrame, draws: _Draws
-) -> pandas.DataFrame | None:
-    """Return how well features of backbones predict the camp: SGD-like or adaptive optimizers."""
-    goodness = table.goodness()
-    adaptive = categories == "b"
-    sgd_like = (categories == "a") & (categories.index.map(to_opt) != "lion")
-    target = goodness[sgd_like].median() - goodness[adaptive].median()
-    known = taxonomy.reindex(target.index)
-    return predict(target, known, resamples=draws.resamples, seed=draws.seed)
 
 
 def _rank_tests(table: ScoreTable, families: pandas.Series, draws: _Draws) -> dict[str, Any]:
