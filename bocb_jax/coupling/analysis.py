@@ -30,6 +30,7 @@ from bocb_jax.coupling import (
     tuning,
 )
 from bocb_jax.coupling.cells import cells_of_table
+from bocb_jax.coupling.costs import costs_of
 from bocb_jax.coupling.decomposition import Decomposition
 from bocb_jax.coupling.features import features_of, predict
 from bocb_jax.coupling.interaction import interaction_test
@@ -136,7 +137,7 @@ def _choices(
             preferred["points"], taxonomy, resamples=draws.resamples, seed=draws.seed
         ),
         "camps": camps.find_camps(preferred, families, camps.classic_of(table.backbones)),
-        "portfolio": portfolio.portfolio(choice.costs_of(table), families),
+        "portfolio": portfolio.portfolio(costs_of(table), families),
     }
 
 

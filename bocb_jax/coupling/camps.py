@@ -6,7 +6,7 @@ import numpy as np
 import pandas
 from scipy import stats
 
-from bocb_jax.coupling.choice import diverged
+from bocb_jax.coupling.costs import diverged
 from bocb_jax.coupling.score_table import ScoreTable
 from bocb_jax.paper import taxonomy
 from bocb_jax.paper.categories import is_sgd_like, to_opt

@@ -9,6 +9,7 @@ import pandas
 from scipy import stats
 
 from bocb_jax.coupling.best import dunnett_quantile, judge, regret_intervals
+from bocb_jax.coupling.costs import costs_of, diverged, general_advice
 from bocb_jax.coupling.score_table import ScoreTable, regret_of
 
 SHOWN = 2 / 3  # share of the optimizers that "free" and "bound" must be shown for
@@ -49,25 +50,6 @@ def wilson(
     center = (successes + z**2 / 2) / (trials + z**2)
     half = z / (trials + z**2) * np.sqrt(successes * (1 - successes / trials) + z**2 / 4)
     return (center - half).clip(0), (center + half).clip(max=1)
-
-
-def costs_of(table: ScoreTable) -> pandas.DataFrame:
-    """Return regrets, optimizers x backbones, where what failed costs as much as the worst.
-
-    NaN remains where there is no run that tells: none was tried, or it lacked memory or crashed.
-    """
-    regret = regret_of(table.goodness())
-    worst = regret.max()
-    worst = worst.fillna(worst.max() if worst.notna().any() else np.nan)
-    return regret.where(~diverged(table), worst, axis="columns")
-
-
-def diverged(table: ScoreTable) -> pandas.DataFrame:
-    """Return whether runs of a cell diverged and none finished, optimizers x backbones."""
-    counted = table.runs["status"].isin(("diverged", "not_reached"))
-    cells = table.runs[counted].groupby(["optimizer", "backbone"]).size().unstack()
-    cells = cells.reindex(index=table.optimizers, columns=table.backbones)
-    return (cells > 0) & (table.counts() == 0)
 
 
 # -- freedom ---------------------------------------------------------------------------------------
@@ -280,28 +262,6 @@ def price(
             "families": groups[groups != groups[backbone]].nunique(),
         }
     return pandas.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("backbone")
-
-
-def general_advice(costs: np.ndarray, families: pandas.Series) -> np.ndarray:
-    """Return for each backbone the optimizer with the lowest mean cost on other families.
-
-    Args:
-      costs: (draws, optimizers, backbones) regrets; NaN where not known.
-      families: of every backbone; those without one do not count.
-
-    Returns:
-      (draws, backbones) rows; -1 where no optimizer is known on half of the other backbones.
-    """
-    codes, _ = pandas.factorize(families)
-    member = (codes[:, None] == np.arange(codes.max(initial=0) + 1)).astype(float)
-    others = member.sum(axis=1, keepdims=True) @ np.ones((1, len(codes))) - member @ member.T
-    others[:, codes < 0] = member.sum(axis=1)[:, None]  # a backbone without family: all others
-    np.fill_diagonal(others, 0)
-    known = (~np.isnan(costs)).astype(float) @ others
-    enough = 2 * known >= np.maximum(1, others.sum(axis=0))
-    means = np.nan_to_num(costs) @ others / np.maximum(known, 1)
-    rows = np.where(enough, means, np.inf).argmin(axis=1)
-    return np.where(enough.any(axis=1), rows, -1)
 
 
 def _drawn_costs(

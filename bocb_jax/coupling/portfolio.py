@@ -19,7 +19,7 @@ def portfolio(
     the set. Its mean over backbones is minimized.
 
     Args:
-      costs: regrets, optimizers x backbones, from `choice.costs_of`; NaN where not known.
+      costs: regrets, optimizers x backbones, from `costs.costs_of`; NaN where not known.
       families: of every backbone.
       largest: the largest k.
 

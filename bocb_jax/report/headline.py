@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pandas
 
 from bocb_jax.coupling import choice
+from bocb_jax.coupling.costs import costs_of, diverged
 from bocb_jax.coupling.result import Analysis
 from bocb_jax.coupling.score_table import ScoreTable
 from bocb_jax.report import advice, wording
@@ -190,7 +191,7 @@ def _crossing(
 ) -> tuple[float, str] | None:
     """Return the optimizer among the good ones of a backbone that is furthest behind elsewhere."""
     table, regret = analysis.table, analysis.regret[list(names)]
-    costs, failed = choice.costs_of(table)[list(names)], choice.diverged(table)
+    costs, failed = costs_of(table)[list(names)], diverged(table)
     cells = analysis.best.set_index(["backbone", "optimizer"])
     worst: tuple[float, str] | None = None
     for optimizer, behind in regret[good].dropna().sort_values(kind="stable").items():
@@ -241,7 +242,7 @@ def _by_camp(analysis: Analysis, names: Sequence[str]) -> list[str]:
 
 def _advice(analysis: Analysis, names: Sequence[str]) -> str:
     table = analysis.table
-    costs = choice.costs_of(table)[list(names)]
+    costs = costs_of(table)[list(names)]
     mean = costs.mean(axis=1)[2 * costs.notna().sum(axis=1) >= len(names)]
     mean = mean.dropna().sort_values(kind="stable")
     if mean.empty:

@@ -1,0 +1,51 @@
+"""Regrets with a cost for what failed, and the optimizer that costs least elsewhere.
+
+An optimizer that ran and never finished has no score; where costs are added up it costs as much as
+the worst that finished there.
+"""
+
+import numpy as np
+import pandas
+
+from bocb_jax.coupling.score_table import ScoreTable, regret_of
+
+
+def costs_of(table: ScoreTable) -> pandas.DataFrame:
+    """Return regrets, optimizers x backbones, where what failed costs as much as the worst.
+
+    NaN remains where there is no run that tells: none was tried, or it lacked memory or crashed.
+    """
+    regret = regret_of(table.goodness())
+    worst = regret.max()
+    worst = worst.fillna(worst.max() if worst.notna().any() else np.nan)
+    return regret.where(~diverged(table), worst, axis="columns")
+
+
+def diverged(table: ScoreTable) -> pandas.DataFrame:
+    """Return whether runs of a cell diverged and none finished, optimizers x backbones."""
+    counted = table.runs["status"].isin(("diverged", "not_reached"))
+    cells = table.runs[counted].groupby(["optimizer", "backbone"]).size().unstack()
+    cells = cells.reindex(index=table.optimizers, columns=table.backbones)
+    return (cells > 0) & (table.counts() == 0)
+
+
+def general_advice(costs: np.ndarray, families: pandas.Series) -> np.ndarray:
+    """Return for each backbone the optimizer with the lowest mean cost on other families.
+
+    Args:
+      costs: (draws, optimizers, backbones) regrets; NaN where not known.
+      families: of every backbone; those without one do not count.
+
+    Returns:
+      (draws, backbones) rows; -1 where no optimizer is known on half of the other backbones.
+    """
+    codes, _ = pandas.factorize(families)
+    member = (codes[:, None] == np.arange(codes.max(initial=0) + 1)).astype(float)
+    others = member.sum(axis=1, keepdims=True) @ np.ones((1, len(codes))) - member @ member.T
+    others[:, codes < 0] = member.sum(axis=1)[:, None]  # a backbone without family: all others
+    np.fill_diagonal(others, 0)
+    known = (~np.isnan(costs)).astype(float) @ others
+    enough = 2 * known >= np.maximum(1, others.sum(axis=0))
+    means = np.nan_to_num(costs) @ others / np.maximum(known, 1)
+    rows = np.where(enough, means, np.inf).argmin(axis=1)
+    return np.where(enough.any(axis=1), rows, -1)
