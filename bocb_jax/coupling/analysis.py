@@ -168,6 +168,7 @@ def _effects(
     return {
         "decomposition": full,
         "decomposition_without_failures": without,
+        "shares": decomposition.shares(table, failing),
         "interaction": interaction_test(table, resamples=draws.resamples, seed=draws.seed),
         "backbones": backbones,
         "optimizers": optimizers,

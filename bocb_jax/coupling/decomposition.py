@@ -126,6 +126,52 @@ def decompose(
     )
 
 
+def shares(table: ScoreTable, failing: tuple[str, ...]) -> pandas.DataFrame:
+    """Return how much of the variance optimizer, backbone and their interaction make up.
+
+    In the unit of the table and, for accuracies, in log-odds as well, because a point near 99
+    percent is more than one near 60; with the optimizers that fail and without, because one that
+    fails on some backbones makes most of the interaction. None of the four is the true one. Only
+    finished runs have a score and count.
+
+    Args:
+      table: the scores.
+      failing: optimizers that fail.
+
+    Returns:
+      A row for each scale and, where an optimizer fails, for each of failing = "in" and "out":
+      scale (unit), failing, optimizer, backbone, interaction (type II sums of squares as shares of
+      their sum, noise subtracted where it is known), cells (with a score), dropped (optimizers left
+      out, a tuple). Empty for fewer than two optimizers or two backbones.
+    """
+    rows = []
+    scales = [table, table.log_odds()] if table.score == "test accuracy" else [table]
+    for scaled in scales:
+        for out in (False, True) if failing else (False,):
+            dropped = failing if out else ()
+            kept = scaled.select(optimizers=[o for o in table.optimizers if o not in dropped])
+            cells = cells_of_table(kept)
+            if min(len(np.unique(cells.optimizer)), len(np.unique(cells.backbone))) < 2:
+                continue
+            noise, degrees = _known_noise(kept, cells), _degrees(cells)
+            squares = sums_of_squares(cells)
+            true = np.array([max(squares[n] - degrees[n] * noise, 0.0) for n in _SYSTEMATIC])
+            parts = true / true.sum() if true.sum() > 0 else np.full(3, np.nan)
+            row = {"scale": scaled.unit, "failing": "out" if out else "in"}
+            row |= dict(zip(_SYSTEMATIC, parts, strict=True))
+            rows.append(row | {"cells": len(cells.counts), "dropped": dropped})
+    return pandas.DataFrame(rows, columns=["scale", "failing", *_SYSTEMATIC, "cells", "dropped"])
+
+
+def _known_noise(table: ScoreTable, cells: Cells) -> float:
+    """Return the variance of one run, from seeds or else as the table gives it; 0 if not known."""
+    pooled = noise_variance(cells)
+    if pooled is not None:
+        return pooled
+    given = table.figure_noise().dropna()
+    return float((given**2).mean()) if len(given) else 0.0
+
+
 def _interaction_std(
     cells: Cells, terms: pandas.DataFrame, noise: float | None, confidence: float
 ) -> tuple[float, float | None, float | None]:
@@ -142,15 +188,8 @@ def _interaction_std(
 
 def _terms(cells: Cells, noise: float | None, confidence: float) -> pandas.DataFrame:
     """Return `Decomposition.terms` without the intervals of the shares."""
-    squares = sums_of_squares(cells)
-    between, within = cells.degrees_of_freedom
-    runs, rank = len(cells.values), cells.rank
-    degrees = {
-        "optimizer": rank - len(np.unique(cells.backbone)),
-        "backbone": rank - len(np.unique(cells.optimizer)),
-        "interaction": between,
-        "noise": within,
-    }
+    squares, degrees = sums_of_squares(cells), _degrees(cells)
+    within, runs = degrees["noise"], len(cells.values)
     if noise is None:
         del squares["noise"]
     terms = pandas.DataFrame(
@@ -170,6 +209,17 @@ def _terms(cells: Cells, noise: float | None, confidence: float) -> pandas.DataF
     if noise is not None:
         _add_tests(terms, noise, within, runs, confidence)
     return terms
+
+
+def _degrees(cells: Cells) -> dict[str, int]:
+    """Return the degrees of freedom of the terms."""
+    between, within = cells.degrees_of_freedom
+    return {
+        "optimizer": cells.rank - len(np.unique(cells.backbone)),
+        "backbone": cells.rank - len(np.unique(cells.optimizer)),
+        "interaction": between,
+        "noise": within,
+    }
 
 
 def _add_tests(

@@ -170,9 +170,7 @@ def _pooled(cells: Cells, equal_p: float) -> InteractionTest | None:
 def _with_given_noise(table: ScoreTable) -> InteractionTest | None:
     """Return F with the noise that the table gives, for one figure a cell."""
     runs = table.runs[table.runs["score"].notna()]
-    spread = runs["spread"] if "spread" in runs else pandas.Series(np.nan, index=runs.index)
-    if table.noise is not None:
-        spread = spread.fillna(table.noise)
+    spread = table.figure_noise()
     known = (spread > 0).to_numpy()
     runs, spread = runs[known], spread[known]
     rows = pandas.Index(table.optimizers).get_indexer(runs["optimizer"])

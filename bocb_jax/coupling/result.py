@@ -40,6 +40,9 @@ class Analysis:
     decomposition: Decomposition | None
     # The same without the optimizers that fail (`.dropped` names them; empty if none does).
     decomposition_without_failures: Decomposition | None
+    # scale, failing ("in" or "out"), optimizer, backbone, interaction, cells, dropped; see
+    # `decomposition.shares`.
+    shares: pandas.DataFrame
     interaction: InteractionTest | None  # None where the noise is not known
     # Index backbone: n (optimizers with a score), seeds (median per cell), one_seed_cells;
     # coupling_rms, coupling_rms_without_failures (each with _low and _high), coupling_mad,

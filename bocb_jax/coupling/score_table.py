@@ -152,7 +152,7 @@ class ScoreTable:
         def transformed(frame: pandas.DataFrame) -> pandas.DataFrame:
             columns = [name for name in ("score", "validation_score") if name in frame]
             share = np.clip(frame["score"], _ODDS_LIMIT, 100 - _ODDS_LIMIT) / 100
-            spread = self._spread(frame) / (100 * share * (1 - share))
+            spread = self.figure_noise(frame) / (100 * share * (1 - share))
             return frame.assign(spread=spread, **{name: _log_odds(frame[name]) for name in columns})
 
         return dataclasses.replace(
@@ -166,8 +166,14 @@ class ScoreTable:
             noise=None,
         )
 
-    def _spread(self, frame: pandas.DataFrame) -> pandas.Series:
-        """Return the standard deviation of each figure, as the source or else the user gives it."""
+    def figure_noise(self, frame: pandas.DataFrame | None = None) -> pandas.Series:
+        """Return the standard deviation of each figure, as the source or else the user gives it.
+
+        Args:
+          frame: runs or trials; by default the runs with a score.
+        """
+        if frame is None:
+            frame = self.runs[self.runs["score"].notna()]
         spread = frame["spread"] if "spread" in frame else pandas.Series(math.nan, frame.index)
         return spread if self.noise is None else spread.fillna(self.noise)
 
@@ -184,7 +190,7 @@ class ScoreTable:
             raise UserError(f"Ratios need positive scores, and a {self.score} is {scores.min():g}.")
 
         def transformed(frame: pandas.DataFrame) -> pandas.DataFrame:
-            spread = self._spread(frame) / frame["score"]
+            spread = self.figure_noise(frame) / frame["score"]
             return frame.assign(score=np.log(frame["score"]), spread=spread)
 
         return dataclasses.replace(

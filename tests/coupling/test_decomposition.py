@@ -1,9 +1,12 @@
 """The decomposition against statsmodels, by invariances, and on tables with planted coupling."""
 
+import dataclasses
+
 import hypothesis
 import numpy as np
 import pandas
 import pytest
+import scipy.special
 import statsmodels.api
 import statsmodels.formula.api
 from helpers.score_tables import cells_of, random_scores, table_of
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from bocb_jax.coupling import decomposition, noncentral
 from bocb_jax.coupling.cells import cells_of as group
 from bocb_jax.coupling.cells import noise_variance
+from bocb_jax.coupling.scores import from_published
 
 TABLES = 1000
 
@@ -226,3 +230,61 @@ def test_intervals_of_shares_cover_the_truth(tables):
         row = decomposition.decompose(table_of(noisy), resamples=200).terms.loc["interaction"]
         hits += row["share_low"] <= true <= row["share_high"]
     assert hits / tables > 0.95 - 3 * np.sqrt(0.95 * 0.05 / tables)
+
+
+# -- shares ----------------------------------------------------------------------------------------
+
+
+def test_shares_of_the_published_table():
+    found = decomposition.shares(from_published("cifar100"), ("AdaGrad", "LARS"))
+    assert found.set_index(["scale", "failing"]).drop(columns="dropped").round(3).T.to_dict() == {
+        ("points", "in"): {"optimizer": 0.216, "backbone": 0.386, "interaction": 0.397, "cells": 400},
+        ("points", "out"): {"optimizer": 0.036, "backbone": 0.797, "interaction": 0.166, "cells": 360},
+        ("log-odds", "in"): {"optimizer": 0.191, "backbone": 0.478, "interaction": 0.331, "cells": 400},
+        ("log-odds", "out"): {"optimizer": 0.04, "backbone": 0.815, "interaction": 0.145, "cells": 360},
+    }  # fmt: skip
+    # Log-odds with other means: SciPy's logit, and sums of squares of a complete table.
+    odds = scipy.special.logit(from_published("cifar100").matrix().to_numpy() / 100)
+    rows, columns = (odds.mean(axis=axis, keepdims=True) for axis in (1, 0))
+    left = ((odds - rows - columns + odds.mean()) ** 2).sum() / ((odds - odds.mean()) ** 2).sum()
+    assert found["interaction"][2] == pytest.approx(left)
+    assert found["dropped"].tolist() == [(), ("AdaGrad", "LARS")] * 2
+
+
+def test_shares_are_those_of_the_decomposition():
+    table = table_of(random_scores(np.random.default_rng(0), (5, 4, 3), 1.0, 0.5))
+    found = decomposition.shares(table, ())
+    terms = decomposition.decompose(table, resamples=5).terms["share"]
+    assert found["failing"].tolist() == ["in", "in"]
+    np.testing.assert_allclose(found.loc[0, terms.index[:3]].to_numpy(float), terms.iloc[:3])
+    losses = dataclasses.replace(table, score="train loss", unit="nats", higher_is_better=False)
+    assert decomposition.shares(losses, ())["scale"].tolist() == ["nats"]
+    assert decomposition.shares(table.select(optimizers=["o1"]), ()).empty
+
+
+def test_given_noise_is_subtracted_from_shares():
+    rng = np.random.default_rng(1)
+    noisy = table_of(random_scores(rng, (20, 20, 1), 0.0, 1.0))
+    raw = decomposition.shares(noisy, ())["interaction"]
+    known = decomposition.shares(dataclasses.replace(noisy, noise=1.0), ())["interaction"]
+    assert (raw > 0.02).all()
+    assert (known < 0.003).all()
+
+
+@pytest.mark.parametrize(
+    ("tables", "shape"), [pytest.param(200, (12, 10, 3), marks=pytest.mark.slow), (20, (12, 10, 3))]
+)
+@pytest.mark.parametrize("share", [0.1, 0.4])
+def test_runs_that_diverge_at_random_move_no_share(tables, shape, share):
+    rng = np.random.default_rng(2)
+    moved = []
+    for _ in range(tables):
+        values = random_scores(rng, shape, 1.5, 0.3)
+        whole = decomposition.shares(table_of(values), ())
+        left = decomposition.shares(
+            table_of(np.where(rng.random(shape) < share, np.nan, values)), ()
+        )
+        names = ["optimizer", "backbone", "interaction"]
+        moved.append((whole[names] - left[names]).abs().to_numpy().max())
+    assert np.isfinite(moved).all()
+    assert np.mean(np.array(moved) <= 0.05) >= 0.95
