@@ -237,12 +237,13 @@ def test_intervals_of_shares_cover_the_truth(tables):
 
 def test_shares_of_the_published_table():
     found = decomposition.shares(from_published("cifar100"), ("AdaGrad", "LARS"))
-    assert found.set_index(["scale", "failing"]).drop(columns="dropped").round(3).T.to_dict() == {
-        ("points", "in"): {"optimizer": 0.216, "backbone": 0.386, "interaction": 0.397, "cells": 400},
-        ("points", "out"): {"optimizer": 0.036, "backbone": 0.797, "interaction": 0.166, "cells": 360},
-        ("log-odds", "in"): {"optimizer": 0.191, "backbone": 0.478, "interaction": 0.331, "cells": 400},
-        ("log-odds", "out"): {"optimizer": 0.04, "backbone": 0.815, "interaction": 0.145, "cells": 360},
-    }  # fmt: skip
+    figures = found.set_index(["scale", "failing"]).drop(columns="dropped").round(3)
+    assert [[*key, *row] for key, row in zip(figures.index, figures.to_numpy(), strict=True)] == [
+        ["points", "in", 0.216, 0.386, 0.397, 400],
+        ["points", "out", 0.036, 0.797, 0.166, 360],
+        ["log-odds", "in", 0.191, 0.478, 0.331, 400],
+        ["log-odds", "out", 0.040, 0.815, 0.145, 360],
+    ]
     # Log-odds with other means: SciPy's logit, and sums of squares of a complete table.
     odds = scipy.special.logit(from_published("cifar100").matrix().to_numpy() / 100)
     rows, columns = (odds.mean(axis=axis, keepdims=True) for axis in (1, 0))
@@ -268,7 +269,8 @@ def test_given_noise_is_subtracted_from_shares():
     raw = decomposition.shares(noisy, ())["interaction"]
     known = decomposition.shares(dataclasses.replace(noisy, noise=1.0), ())["interaction"]
     assert (raw > 0.02).all()
-    assert (known < 0.003).all()
+    # 361 degrees of freedom: a standard deviation is 7 % of what was subtracted.
+    assert (known < raw / 3).all()
 
 
 @pytest.mark.parametrize(
