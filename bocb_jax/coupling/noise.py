@@ -32,7 +32,8 @@ def estimate_noise(table: ScoreTable) -> pandas.DataFrame:
             weighted = prior * variance + known["df"] * known["sd"] ** 2
             moderated = weighted / (prior + known["df"])
         frame.loc[known.index, "sd"] = np.sqrt(moderated)
-        frame.loc[known.index, "df"] = prior + known["df"]
+        # All backbones together have no more to tell than their own degrees of freedom.
+        frame.loc[known.index, "df"] = np.minimum(prior + known["df"], known["df"].sum())
         rest = frame.index.difference(known.index)
         if table.noise is None and prior > 0 and len(rest):
             frame.loc[rest, ["sd", "df"]] = np.sqrt(variance), min(prior, known["df"].sum())

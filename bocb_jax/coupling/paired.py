@@ -1,0 +1,146 @@
+"""One optimizer against several others, paired by seed: where it helps and where it fails."""
+
+import numpy as np
+import pandas
+
+from bocb_jax.coupling.best import dunnett_quantile
+from bocb_jax.coupling.choice import diverged
+from bocb_jax.coupling.noise import fit_prior
+from bocb_jax.coupling.score_table import ScoreTable
+
+
+def compare_paired(table: ScoreTable, name: str, *, confidence: float = 0.95) -> pandas.DataFrame:
+    """Compare an optimizer with all others on every backbone, seed by seed.
+
+    Runs of one seed share initialization and batches, so that a seed is a block: its effect is
+    taken out before the noise is estimated. The noise is moderated over backbones, and the
+    intervals hold for all optimizers of a backbone together (Dunnett 1955).
+
+    Args:
+      table: the scores.
+      name: the optimizer.
+      confidence: of the intervals of one backbone.
+
+    Returns:
+      A row for each backbone and other optimizer that share a seed: backbone, optimizer,
+      difference (`name` minus the other, positive where `name` is better), low, high (NaN where
+      there are too few seeds for the noise), n (seeds in common).
+    """
+    blocks = {b: _blocks(table, b) for b in table.backbones}
+    noise = _block_noise(blocks, table.noise)
+    rows = []
+    for backbone, scores in blocks.items():
+        if name not in scores.index:
+            continue
+        sd, df = noise[backbone]
+        differences = (scores.loc[name] - scores.drop(index=name)).dropna(axis=0, how="all")
+        for other, values in differences.iterrows():
+            n = int(values.notna().sum())
+            level = (1 + confidence) / 2
+            half = np.nan
+            if sd >= 0:
+                half = dunnett_quantile(level, len(differences), df, 0.5) * sd * np.sqrt(2 / n)
+            mean = float(values.mean())
+            rows.append((backbone, other, mean, mean - half, mean + half, n))
+    columns = ["backbone", "optimizer", "difference", "low", "high", "n"]
+    return pandas.DataFrame(rows, columns=columns)
+
+
+def judge_paired(table: ScoreTable, name: str, compared: pandas.DataFrame) -> pandas.DataFrame:
+    """Say on which backbones an optimizer helps, where it is as good, and where it fails.
+
+    Args:
+      table: the scores.
+      name: the optimizer.
+      compared: from `compare_paired`.
+
+    Returns:
+      Index backbone: rival (the best of the others), difference (to the rival), low, high (of the
+      distance to the best of the others), verdict: "helps" (shown to be ahead of all others), "as
+      good" (shown to be at most `table.equal` behind any), "fails" (shown to be further behind
+      one, or diverged where another finished), "undecided"; and seeds, the number that would
+      decide if differences and noise stayed, NaN where not known or above 30.
+    """
+    failed = diverged(table)
+    rows = {}
+    for backbone in table.backbones:
+        here = compared[compared["backbone"] == backbone]
+        if here.empty:
+            lost = name in failed.index and bool(failed.at[name, backbone])
+            rows[backbone] = {"verdict": "fails" if lost else "undecided"}
+            continue
+        ends = here[["low", "high"]].to_numpy()
+        low, high = ends.min(axis=0)
+        nearest = here.loc[here["difference"].idxmin()]
+        word = _verdict(low, high, table.equal)
+        seeds = np.nan
+        if word == "undecided":
+            seeds = _deciding_seeds(here, table.equal)
+        rows[backbone] = {
+            "rival": nearest["optimizer"],
+            "difference": nearest["difference"],
+            "low": low,
+            "high": high,
+            "verdict": word,
+            "seeds": seeds,
+        }
+    columns = ["rival", "difference", "low", "high", "verdict", "seeds"]
+    return pandas.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("backbone")
+
+
+def _verdict(low: float, high: float, equal: float) -> str:
+    if low > 0:
+        return "helps"
+    if high < -equal - 1e-9:
+        return "fails"
+    return "as good" if low >= -equal - 1e-9 else "undecided"
+
+
+def _deciding_seeds(here: pandas.DataFrame, equal: float, most: int = 30) -> float:
+    """Return the least number of seeds that would decide, at the present differences and noise."""
+    half = (here["high"] - here["difference"]) * np.sqrt(here["n"])
+    for n in range(int(here["n"].min()) + 1, most + 1):
+        low = (here["difference"] - half / np.sqrt(n)).min()
+        high = (here["difference"] + half / np.sqrt(n)).min()
+        if _verdict(low, high, equal) != "undecided":
+            return float(n)
+    return np.nan
+
+
+def _blocks(table: ScoreTable, backbone: str) -> pandas.DataFrame:
+    """Return the scores of a backbone, optimizers x seeds, times the sign of the table."""
+    runs = table.runs[(table.runs["backbone"] == backbone) & table.runs["score"].notna()]
+    grid = runs.pivot_table(index="optimizer", columns="seed", values="score", sort=False)
+    return table.sign * grid
+
+
+def _block_noise(
+    blocks: dict[str, pandas.DataFrame], given: float | None
+) -> dict[str, tuple[float, float]]:
+    """Return standard deviation and degrees of freedom of a run, seed effects taken out."""
+    own = {}
+    for backbone, scores in blocks.items():
+        rows, columns = np.nonzero(scores.notna().to_numpy())
+        values = scores.to_numpy()[rows, columns]
+        design = np.zeros((len(values), sum(scores.shape)))
+        design[np.arange(len(values)), rows] = 1
+        design[np.arange(len(values)), scores.shape[0] + columns] = 1
+        rank = np.linalg.matrix_rank(design) if len(values) else 0
+        if len(values) > rank:
+            fitted = design @ np.linalg.lstsq(design, values, rcond=None)[0]
+            squares = float(((values - fitted) ** 2).sum())
+            own[backbone] = squares / (len(values) - rank), float(len(values) - rank)
+    unknown = (given, np.inf) if given is not None else (np.nan, 0.0)
+    if not own:
+        return dict.fromkeys(blocks, unknown)
+    variances, degrees = np.array(list(own.values())).T
+    prior, weight = 0.0, 0.0
+    if len(own) >= 3:
+        prior, weight = fit_prior(variances, degrees)
+    found = dict.fromkeys(blocks, unknown)
+    for backbone, (variance, df) in own.items():
+        moderated = prior
+        if np.isfinite(weight):
+            moderated = (weight * prior + df * variance) / (weight + df)
+        found[backbone] = float(np.sqrt(moderated)), float(min(weight + df, degrees.sum()))
+    return found

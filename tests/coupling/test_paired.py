@@ -1,0 +1,68 @@
+"""One optimizer against others by seed: planted differences, blocks, what failed."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from helpers.score_tables import table_of
+
+from bocb_jax.coupling.paired import compare_paired, judge_paired
+
+
+def drawn(rng, means, seeds, sigma=0.3, block=2.0):
+    """Scores of (optimizers, backbones) means with noise, and an effect of each seed."""
+    means = np.asarray(means, float)
+    shared = block * rng.standard_normal((1, means.shape[1], seeds))
+    noise = sigma * rng.standard_normal((*means.shape, seeds))
+    return table_of(means[..., None] + shared + noise)
+
+
+def test_effects_of_seeds_cancel():
+    rng = np.random.default_rng(0)
+    table = drawn(rng, np.full((4, 3), 80.0), 4, sigma=0.0)
+    found = compare_paired(table, "o0")
+    assert found["difference"].to_numpy() == pytest.approx(0, abs=1e-9)
+    assert (found["high"] < 1e-6).all()
+    assert len(found) == 9
+    assert set(judge_paired(table, "o0", found)["verdict"]) == {"as good"}
+
+
+def test_where_it_helps_and_where_it_fails():
+    means = np.array([[83.0, 80, 75, 80], [80, 80, 80, 80], [79, 79.8, 80.1, 70]])
+    table = drawn(np.random.default_rng(1), means, 5)
+    found = judge_paired(table, "o0", compare_paired(table, "o0"))
+    assert found["verdict"].tolist()[0] == "helps"
+    assert found["verdict"].tolist()[1] in ("as good", "undecided")
+    assert found["verdict"].tolist()[2:] == ["fails", "as good"]
+    assert found.at["b2", "rival"] in ("o1", "o2")
+
+
+def test_it_fails_where_it_diverged_and_two_seeds_that_differ_decide_nothing():
+    table = drawn(np.random.default_rng(2), np.full((3, 4), 80.0), 2, sigma=2.0)
+    lost = (table.runs["optimizer"] == "o0") & (table.runs["backbone"] == "b1")
+    runs = table.runs.assign(
+        score=table.runs["score"].mask(lost), status=np.where(lost, "diverged", "finished")
+    )
+    table = dataclasses.replace(table, runs=runs)
+    found = judge_paired(table, "o0", compare_paired(table, "o0"))
+    assert found.at["b1", "verdict"] == "fails"
+    assert (found["verdict"].drop("b1") == "undecided").all()
+
+
+def test_the_intervals_hold_together_as_often_as_they_say():
+    rng = np.random.default_rng(3)
+    held = []
+    for _ in range(300):
+        means = 80 + rng.standard_normal((4, 4))
+        found = compare_paired(drawn(rng, means, 3), "o0")
+        true = np.concatenate([means[0, b] - means[1:, b] for b in range(4)])
+        inside = (found["low"] <= true) & (true <= found["high"])
+        held += list(inside.groupby(found["backbone"]).all())
+    assert np.mean(held) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / len(held))
+
+
+def test_without_seeds_nothing_is_shown():
+    table = drawn(np.random.default_rng(4), np.full((3, 2), 80.0), 1)
+    found = compare_paired(table, "o0")
+    assert found["low"].isna().all()
+    assert set(judge_paired(table, "o0", found)["verdict"]) == {"undecided"}
