@@ -184,16 +184,16 @@ def _table(workdir: Path, options: argparse.Namespace) -> "ScoreTable":
     from bocb_jax.coupling.scores import from_results
 
     table = from_results(results.load(workdir))
-    counts = table.counts() > 0
+    told = (table.counts() > 0) | diverged(table)
     if options.model is not None:
-        scored = int(counts[options.model].sum()) if options.model in counts else 0
+        tried = int(told[options.model].sum()) if options.model in told else 0
         least, of = 2, f"{len(optimizers())} optimizers"
     else:
-        scored = int(counts.loc[options.opt].sum()) if options.opt in counts.index else 0
+        tried = int(told.loc[options.opt].sum()) if options.opt in told.index else 0
         least, of = 1, f"{len(BACKBONES)} backbones"
-    if scored < least and not diverged(table).to_numpy().any():
+    if tried < least:
         raise UserError(
-            f"{options.model or options.opt} has a score with {scored} of {of} in {workdir}: too "
+            f"{options.model or options.opt} has ended runs with {tried} of {of} in {workdir}: too "
             "few to compare. The same command with a larger --budget continues from there."
         )
     return table

@@ -65,7 +65,8 @@ def optimizer_lines(analysis: Analysis, opt: str) -> list[str]:
     found = judge_paired(table, opt, compare_paired(table, opt))
     others = [name for name in table.optimizers if name != opt]
     lines = [
-        f"{label(opt)} against {listed(labels(others))}, with as many learning rates each and the same seeds:"
+        f"{label(opt)} against {listed(labels(others))}, with as many learning rates each and the "
+        "same seeds:"
     ]
     for verdict in ("helps", "as good", "fails", "undecided"):
         for backbone, row in found[found["verdict"] == verdict].iterrows():
@@ -89,8 +90,8 @@ def _verdict(table: ScoreTable, backbone: str, row: pandas.Series) -> str:
     text = f"{verdict} on {label(backbone)}: {size} {where} {label(row['rival'])}, the best of the "
     text += "others"
     if is_known(row["low"]) and is_known(row["high"]):
-        ends = [number(table, row[end]) for end in ("low", "high")]
-        text += f" ({ends[0]} to {ends[1]})"
+        ends = [row["low"], row["high"]] if where == "ahead of" else [-row["high"], -row["low"]]
+        text += f" ({' to '.join(number(table, end) for end in ends)})"
     return text + (_seeds(row["seeds"]) if verdict == "undecided" else ".")
 
 
