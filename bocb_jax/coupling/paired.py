@@ -1,5 +1,7 @@
 """One optimizer against several others, paired by seed: where it helps and where it fails."""
 
+from typing import Any
+
 import numpy as np
 import pandas
 
@@ -62,7 +64,7 @@ def judge_paired(table: ScoreTable, name: str, compared: pandas.DataFrame) -> pa
       decide if differences and noise stayed, NaN where not known or above 30.
     """
     failed = diverged(table)
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for backbone in table.backbones:
         here = compared[compared["backbone"] == backbone]
         if here.empty:
