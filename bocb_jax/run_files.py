@@ -96,7 +96,8 @@ class _RunConfig(TypedDict):
     device: NotRequired[_Device | None]
 
 
-_Pair = Annotated[list[Number | None], Field(min_length=2, max_length=2)]
+_Step = Annotated[Number, Field(ge=-(2**63), lt=2**63)]
+_Pair = Annotated[list[_Step | None], Field(min_length=2, max_length=2)]
 
 
 # Fields of `result.json` beside its status and its texts.

@@ -339,6 +339,8 @@ def _chance(frame: pandas.DataFrame, score: str) -> float | None:
     if "num_classes" not in frame or not frame["num_classes"].notna().any():
         return None
     number = float(frame["num_classes"].dropna().iloc[0])
+    if number < 1:
+        raise UserError(f"num_classes of the runs is {number:g}; it must be at least 1.")
     return 100 / number if score == "test accuracy" else math.log(number)
 
 

@@ -226,10 +226,9 @@ def read_best(folder: Path) -> dict[str, np.ndarray]:
     try:
         # Into NumPy arrays: the devices of the run may not be available here.
         wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), found)
-        tree = ocp.load_checkpointables(path, {_STATE: wanted})[_STATE]
+        return by_path(ocp.load_checkpointables(path, {_STATE: wanted})[_STATE])
     except Exception as error:  # Orbax raises many kinds for a damaged file
-        raise UserError(f"The weights in {path} cannot be read: {error}.") from error
-    return by_path(tree)
+        raise _unreadable(path, error) from error
 
 
 def best_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -259,15 +258,21 @@ def _newest_best(folder: Path) -> tuple[Path, Any]:
         )
     try:
         found = ocp.checkpointables_metadata(path).metadata[_STATE]
-        sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(found)]
+        leaves = by_path(found).values()
+        sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves]
     except Exception as error:  # Orbax raises many kinds for a damaged file
-        raise UserError(f"The weights in {path} cannot be read: {error}.") from error
+        raise _unreadable(path, error) from error
     stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     if sum(sizes) > max(_SMALL_BYTES, _MOST_COMPRESSED * stored):
         raise UserError(
             f"The weights in {path} cannot be read: {stored} bytes say that they are {sum(sizes)}."
         )
     return path, found
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:300]
+    return UserError(f"The weights in {path} cannot be read ({type(error).__name__}: {reason}).")
 
 
 def by_path(weights: dict[str, Any]) -> dict[str, Any]:

@@ -135,7 +135,8 @@ def _step(line: dict[str, Any] | None) -> int | None:
 
 
 def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    is_int = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    return value is None or is_int or isinstance(value, float)
 
 
 class TensorBoard:

@@ -18,6 +18,14 @@ CONFIGS = {
     "empty": "{}",
     "unresolved": json.dumps({"config": {"model": "vit_mini"}, "resolved": None}),
 }
+# Changes of what Orbax writes about a tree.
+METADATA = [
+    ('"tree_metadata": {', '"tree_metadata": {}, "other": {'),
+    ('"key_type": 2}, {"key": "head"', '"key_type": 1}, {"key": "head"'),
+    ('"key": "params", "key_type": 2', '"key": "0", "key_type": 1'),
+    ('"value_type": "np.ndarray"', '"value_type": "Dict"'),
+    ("np.ndarray", "None"),
+]
 NO_OBJECTS = {"null": "null", "blank": "", "cut": '{"config": {', "list": "[]"}
 
 
@@ -44,6 +52,18 @@ def best_with_a_flipped_bit(folder: Path, *, file: str) -> None:
     path.write_bytes(bytes(content))
 
 
+def best_with_other_metadata(folder: Path, *, old: str, new: str) -> None:
+    """Make best weights as earlier versions saved them, and change what they say they hold."""
+    from bocb_jax.engine import checksums
+
+    here = best(folder)
+    (here / checksums.FILE).unlink()
+    path = here / "state" / "_METADATA"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
 def best_with_other_checksums(folder: Path, *, kind: str) -> None:
     """Make a run with best weights, and something else in place of their checksums."""
     from bocb_jax.engine import checksums
@@ -63,6 +83,11 @@ def best_with_other_checksums(folder: Path, *, kind: str) -> None:
 
 
 ROWS = [
+    *(
+        Row(f"metadata-{number}", ["patterns", "a"], r"weights in .* cannot be read",
+            prepare=functools.partial(best_with_other_metadata, old=old, new=new))
+        for number, (old, new) in enumerate(METADATA)
+    ),
     *(
         Row(f"checksums-{kind}", ["patterns", "a"], f"are damaged: .*{says}",
             prepare=functools.partial(best_with_other_checksums, kind=kind))

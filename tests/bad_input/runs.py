@@ -72,7 +72,7 @@ WRONG_CONFIG = {
     "config.augment": ["none"],
     "config": [None, [], "x", 3],
     "resolved": [[], "x", 3],
-    "resolved.num_classes": ["ten", 1.5],
+    "resolved.num_classes": ["ten", 1.5, 2**63],
     "resolved.epochs": ["2"],
     "resolved.learning_rate": ["fast", []],
     "label": [3, [], "a\u0007b"],
@@ -85,7 +85,7 @@ WRONG_RESULT = {
     "validation_accuracy": ["high", [], True],
     "test_accuracy": ["0.5", {}],
     "steps": ["ten", 1.5],
-    "evaluations": [3, ["x"], [[1]], [[1, "x"]], [[1, 2, 3]]],
+    "evaluations": [3, ["x"], [[1]], [[1, "x"]], [[1, 2, 3]], [[2**63, 1]], [[1e308, 1]]],
     "evaluation_seconds": [1.0, ["x"]],
     "wall_seconds": ["long"],
     "error": [3],
@@ -278,6 +278,15 @@ def _train() -> list[Row]:
 
 ROWS = [
     *_train(),
+    *(
+        Row(
+            f"no-classes-{command}",
+            READ[command],
+            "num_classes of the runs is 0; it must be",
+            files=run(config=changed(CONFIG, "resolved.num_classes", 0)),
+        )
+        for command in TABLES
+    ),
     *_wrong("config", WRONG_CONFIG, CONFIG),
     *_wrong("result", WRONG_RESULT, RESULT),
     *_not_json(),

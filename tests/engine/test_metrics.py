@@ -26,6 +26,13 @@ def resumed(path, after=50, count=5):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_a_line_with_a_number_beyond_all_bounds_is_damaged(tmp_path):
+    write(tmp_path / "m", [*LINES[:2], LINES[2] | {"loss": 10**400}, *LINES[3:]])
+    assert [line["step"] for line in resumed(tmp_path / "m") if "gap" not in line] == [
+        10, 20, 40, 50, 60,
+    ]  # fmt: skip
+
+
 def test_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "m")
     with pytest.raises(UserError, match="is no regular file"):
