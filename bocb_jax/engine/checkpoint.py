@@ -5,8 +5,9 @@ The only file that imports Orbax. Its v1 interface is still in Orbax's `experime
     checkpoints/last/STEP    the whole state; the latest few
     checkpoints/best/STEP    the weights with the best validation accuracy
 
-Each holds the checksums of its files, see `engine.checksums`. They are written last, those of a
-state after those of the best weights: a state with checksums has the best weights it speaks of.
+Each holds the checksums of its files (`engine.checksums`), written once these are on disk. Those of
+a state come after those of the best weights saved before it: where a state has checksums, the best
+weights of the run so far are complete.
 """
 
 import contextlib
@@ -29,7 +30,8 @@ from bocb_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 _STATE = "state"
-# Weights that say they are larger than this, or than so many times their files, are not read.
+# Weights are refused whose metadata give a size above both this many bytes and this many times the
+# size of their files: a small file can ask for an array of any size.
 _SMALL_BYTES, _MOST_COMPRESSED = 256 * 2**20, 32
 
 
@@ -222,7 +224,13 @@ def read_best(folder: Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: there are none, or they cannot be read.
     """
-    path, found = _newest_best(folder)
+    path = _newest_best(folder)
+    if damage := checksums.damage(path):
+        raise UserError(
+            f"The weights in {path} are damaged: {damage}. Copy them again from where they came "
+            "from, or train the run again."
+        )
+    found = _read_shapes(path)
     try:
         # Into NumPy arrays: the devices of the run may not be available here.
         wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), found)
@@ -232,16 +240,17 @@ def read_best(folder: Path) -> dict[str, np.ndarray]:
 
 
 def best_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of what `read_best` returns, without reading the weights."""
-    return {name: tuple(leaf.shape) for name, leaf in by_path(_newest_best(folder)[1]).items()}
-
-
-def _newest_best(folder: Path) -> tuple[Path, Any]:
-    """Return the path of a run's best weights, and their shapes and types as a tree.
+    """Return the shapes of what `read_best` returns, without reading or checking the weights.
 
     Raises:
-      UserError: there are none, they cannot be read, or say that they are far larger than they are.
+      UserError: there are none, or their shapes cannot be read.
     """
+    found = by_path(_read_shapes(_newest_best(folder)))
+    return {name: tuple(leaf.shape) for name, leaf in found.items()}
+
+
+def _newest_best(folder: Path) -> Path:
+    """Return the path of a run's best weights; raise UserError if there are none."""
     best = folder / "checkpoints" / "best"
     best = best if best.is_dir() else folder
     names = [entry.name for entry in best.iterdir()] if best.is_dir() else []
@@ -250,12 +259,15 @@ def _newest_best(folder: Path) -> tuple[Path, Any]:
         raise UserError(
             f"{folder} holds no weights: it is neither a run's folder nor its checkpoints/best."
         )
-    path = (best / str(max(steps))).absolute()
-    if damage := checksums.damage(path):
-        raise UserError(
-            f"The weights in {path} are damaged: {damage}. Copy them again from where they came "
-            "from, or train the run again."
-        )
+    return (best / str(max(steps))).absolute()
+
+
+def _read_shapes(path: Path) -> Any:
+    """Return shapes and types of the weights in a checkpoint, as a tree.
+
+    Raises:
+      UserError: they cannot be read, or say that they are far larger than the files.
+    """
     try:
         found = ocp.checkpointables_metadata(path).metadata[_STATE]
         leaves = by_path(found).values()
@@ -267,7 +279,7 @@ def _newest_best(folder: Path) -> tuple[Path, Any]:
         raise UserError(
             f"The weights in {path} cannot be read: {stored} bytes say that they are {sum(sizes)}."
         )
-    return path, found
+    return found
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

@@ -264,8 +264,9 @@ def _analyze_initial(
     found = {}
     for seed in seeds:
         try:
-            known |= {"seed": seed, "shapes": checkpoint.best_shapes(path)}
-            arrays = build.initial_weights(**known)
+            if "shapes" not in known:
+                known["shapes"] = checkpoint.best_shapes(path)
+            arrays = build.initial_weights(**known | {"seed": seed})
         except (UserError, ImportError, TypeError, ValueError, AttributeError) as error:
             return {}, str(error)
         found[dataclasses.replace(start, seed=seed)] = {

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bocb_jax.engine import checksums, sharding
-from bocb_jax.engine.checkpoint import Checkpoints, read_best
+from bocb_jax.engine.checkpoint import Checkpoints, best_shapes, read_best
 from bocb_jax.engine.state import TrainState
 from bocb_jax.errors import UserError
 
@@ -129,6 +129,18 @@ def test_a_flipped_bit_is_found_in_every_file(tmp_path, name, caplog):
     assert Checkpoints(tmp_path).restore(shape_of(a_state(0))).step == (1 if name == "last" else 2)
     assert (tmp_path / name / "2.damaged").is_dir()
     assert "cannot be read" in caplog.text
+
+
+def test_shapes_are_read_without_the_weights(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_best(2, a_state(2).params, {})
+    checkpoints.close()
+    shapes = {name: array.shape for name, array in read_best(tmp_path / "best").items()}
+    for path in files(tmp_path / "best/2/state/ocdbt.process_0"):
+        path.write_bytes(b"")
+    assert best_shapes(tmp_path / "best") == shapes
+    with pytest.raises(UserError, match="are damaged"):
+        read_best(tmp_path / "best")
 
 
 def test_checkpoints_of_earlier_versions_have_no_checksums(saved, caplog):
