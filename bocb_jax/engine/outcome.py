@@ -27,7 +27,7 @@ def failure(error: BaseException) -> dict[str, Any]:
     if isinstance(error, _OfTheMachine):
         error = error.__cause__ or error
     text = f"{type(error).__name__}: {error}"
-    is_memory = _is_memory(error)
+    is_memory = is_out_of_memory(error)
     return {
         "status": "out_of_memory" if is_memory else "crashed",
         "error": text,
@@ -64,7 +64,7 @@ def in_a_sentence(where: str) -> Iterator[None]:
 
 def explanation(error: Exception, where: str) -> str | None:
     """Return a sentence for an error that comes from the machine; None for any other."""
-    if _is_memory(error):
+    if is_out_of_memory(error):
         asked = _bytes_asked(error)
         size = f" (asked for {asked / 2**30:.2f} GiB)" if asked else ""
         return (
@@ -83,7 +83,8 @@ def explanation(error: Exception, where: str) -> str | None:
     return None
 
 
-def _is_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the host or of a device ran out."""
     text = str(error)  # TensorStore calls a full disk an exhausted resource as well
     is_device = "RESOURCE_EXHAUSTED" in text and _NO_SPACE not in text
     return isinstance(error, MemoryError) or is_device

@@ -14,6 +14,7 @@ import jax
 from bocb_jax.build import compiled_population
 from bocb_jax.config import TrainConfig
 from bocb_jax.data.synthetic import open_or_synthetic
+from bocb_jax.engine.outcome import is_out_of_memory
 from bocb_jax.engine.trainer import PopulationTrainer, SingleTrainer, Trainer
 from bocb_jax.train import Run
 
@@ -65,7 +66,7 @@ def compare(config: TrainConfig, members: int) -> dict[str, Any]:
             ]
         except Exception as caught:
             error = f"{type(caught).__name__}: {caught}"
-            if "RESOURCE_EXHAUSTED" not in error:
+            if not is_out_of_memory(caught):
                 break
             members //= 2
             continue
