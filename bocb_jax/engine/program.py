@@ -46,8 +46,8 @@ class Program:
             shapes,
             states,
         )
-        self._init_params = jax.jit(
-            steps.init_params,
+        self._init_weights = jax.jit(
+            steps.init_weights,
             out_shardings=state_sharding(mesh, weights),
             compiler_options=init_compiler_options(platform_of(mesh)),
         )
@@ -90,7 +90,7 @@ class Program:
             ones.
         """
         if weights is None:
-            weights = self._init_params(key)
+            weights = self._init_weights(key)
         return self._init_state(weights, learning_rate, weight_decay)
 
     @property

@@ -28,7 +28,7 @@ class StepOptions:
     clip_norm: float | None = None  # largest global norm of the gradient
     accumulate: int = 1  # parts of a batch, whose gradients are averaged
     ema: float | None = None  # decay of the moving average of the weights
-    ema_warmup: bool = False  # let the decay grow to `ema`
+    ema_warmup: bool = False  # let that decay grow from 0 to `ema`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +53,23 @@ class Preprocessing:
     evaluation: Callable[[jax.Array], jax.Array]  # uint8 images -> normalized images
 
 
-class Part(NamedTuple):
-    """A part of a batch, or, with a leading axis of parts, all parts of it."""
+class Microbatch(NamedTuple):
+    """A part of a batch whose gradients are accumulated; with a leading axis, all parts of it."""
 
     images: jax.Array  # (batch, height, width, channels), normalized
     targets: jax.Array  # (batch,) labels or (batch, classes) probabilities
     key: jax.Array  # of the dropout
+
+
+class ExtraArgs(NamedTuple):
+    """What a training step passes to the `update` of an optimizer, beside Optax's arguments."""
+
+    value: jax.Array  # (), the loss
+    key: jax.Array  # of the optimizer's random numbers at this step
+    batch_size: int  # examples of a gradient
+    value_and_grad_fn: Callable[[Params], tuple[jax.Array, Params]]  # params -> loss, gradient
+    # (params, key) -> gradient for labels drawn from the model's predictions
+    sampled_label_grad_fn: Callable[[Params, jax.Array], Params]
 
 
 class Forward(NamedTuple):
@@ -124,7 +135,7 @@ class Steps:
 
     # --- The first state --------------------------------------------------------------------------
 
-    def init_params(self, key: jax.Array) -> Params:
+    def init_weights(self, key: jax.Array) -> Params:
         """Return random "params" and "model_state"."""
         return weights_of(self._build_model(_Rngs(default=key)))
 
@@ -167,9 +178,7 @@ class Steps:
             found.grads,
             state.opt_state,
             state.params,
-            value=found.loss,
-            key=optimizer_key,
-            **self._extra_gradients(state, parts),
+            **self._extra_args(state, parts, found.loss, optimizer_key)._asdict(),
         )
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -195,7 +204,7 @@ class Steps:
             return 1 - decay
         return jnp.maximum(1 - decay, (step + 1.0) ** (-2 / 3))
 
-    def gradient(self, params: Params, model_state: Params, parts: Part) -> Gradient:
+    def gradient(self, params: Params, model_state: Params, parts: Microbatch) -> Gradient:
         """Return the gradient of the mean loss of a batch: averaged over its parts, then clipped.
 
         Every gradient of a step is taken here: the one that the optimizer is given, and those that
@@ -210,7 +219,7 @@ class Steps:
           parts: of the batch.
         """
 
-        def accumulate(carry: Any, part: Part) -> tuple[Any, None]:
+        def accumulate(carry: Any, part: Microbatch) -> tuple[Any, None]:
             model_state, grads, loss, accuracy = carry
             (part_loss, forward), part_grads = self._value_and_grad(params, model_state, part)
             grads = jax.tree.map(jnp.add, grads, part_grads)
@@ -235,12 +244,15 @@ class Steps:
         scale = jnp.minimum(1.0, self.options.clip_norm / (norm + 1e-6))
         return jax.tree.map(lambda g: g * scale, grads)
 
-    def _extra_gradients(self, state: TrainState, parts: Part) -> dict[str, Any]:
-        """Return the functions by which an optimizer takes gradients of its own.
+    def _extra_args(
+        self, state: TrainState, parts: Microbatch, loss: jax.Array, key: jax.Array
+    ) -> ExtraArgs:
+        """Return the extra arguments of an update.
 
-        They take `gradient` of the whole batch and see what the first gradient saw: its parts,
-        dropout masks and initial running statistics. They are clipped like it, and the running
-        statistics that they leave are dropped. What an optimizer does not call is never traced.
+        The functions take `gradient` of the whole batch and see what the first gradient saw: its
+        parts, dropout masks and initial running statistics. They are clipped like it, and the
+        running statistics that they leave are dropped. What an optimizer does not call is never
+        traced.
         """
 
         def value_and_grad_fn(params: Params) -> tuple[jax.Array, Params]:
@@ -251,21 +263,18 @@ class Steps:
             labels = self._sample_labels(params, state.model_state, parts, key)
             return self.gradient(params, state.model_state, parts._replace(targets=labels)).grads
 
-        return {
-            "batch_size": parts.images.shape[0] * parts.images.shape[1],  # examples of a gradient
-            "value_and_grad_fn": value_and_grad_fn,
-            "sampled_label_grad_fn": sampled_label_grad_fn,
-        }
+        batch_size = parts.images.shape[0] * parts.images.shape[1]
+        return ExtraArgs(loss, key, batch_size, value_and_grad_fn, sampled_label_grad_fn)
 
     def _sample_labels(
-        self, params: Params, model_state: Params, parts: Part, key: jax.Array
+        self, params: Params, model_state: Params, parts: Microbatch, key: jax.Array
     ) -> jax.Array:
         """Return labels (parts, batch // parts) drawn from the model's predictions.
 
         The random numbers of an example do not depend on the number of parts.
         """
 
-        def predict(model_state: Params, part: Part) -> tuple[Params, jax.Array]:
+        def predict(model_state: Params, part: Microbatch) -> tuple[Params, jax.Array]:
             _, forward = self._loss(params, model_state, part)
             return forward.model_state, jax.lax.stop_gradient(forward.logits)
 
@@ -277,11 +286,13 @@ class Steps:
         return _split_into_parts(labels, self.options.accumulate)
 
     def _value_and_grad(
-        self, params: Params, model_state: Params, part: Part
+        self, params: Params, model_state: Params, part: Microbatch
     ) -> tuple[tuple[jax.Array, Forward], Params]:
         return jax.value_and_grad(self._loss, has_aux=True)(params, model_state, part)
 
-    def _loss(self, params: Params, model_state: Params, part: Part) -> tuple[jax.Array, Forward]:
+    def _loss(
+        self, params: Params, model_state: Params, part: Microbatch
+    ) -> tuple[jax.Array, Forward]:
         """Return the mean loss of a part in training mode."""
         logits, model_state = self._apply(
             self._train_graph, params, model_state, part.images, part.key
@@ -336,22 +347,20 @@ class Steps:
         )  # fmt: skip
 
     def trace_update(self) -> None:
-        """Trace the first state and an update, for what a user's optimizer raises there."""
+        """Trace the initial optimizer state and one update, without the backbone.
+
+        What the user's own optimizer raises, it raises here, before anything is compiled.
+        """
         scalar = jax.ShapeDtypeStruct((), jnp.float32)
         weights = weights_of(self.abstract_model)
         state = jax.eval_shape(self.init_state, weights, scalar, scalar)
 
         def update(params: Params, opt_state: Any) -> Any:
-            return self._optimizer.update(
-                params,
-                opt_state,
-                params,
-                value=jnp.zeros(()),
-                key=jax.random.key(0),
-                batch_size=1,
-                value_and_grad_fn=lambda params: (jnp.zeros(()), params),
-                sampled_label_grad_fn=lambda params, key: params,
+            loss, key = jnp.zeros(()), jax.random.key(0)
+            extra_args = ExtraArgs(
+                loss, key, 1, lambda params: (loss, params), lambda params, key: params
             )
+            return self._optimizer.update(params, opt_state, params, **extra_args._asdict())
 
         jax.eval_shape(update, state.params, state.opt_state)
 
@@ -413,10 +422,10 @@ def weights_of(model: nnx.Module) -> Params:
     return {"params": nnx.to_pure_dict(params), "model_state": nnx.to_pure_dict(model_state)}
 
 
-def _split(images: jax.Array, targets: jax.Array, key: jax.Array, parts: int) -> Part:
+def _split(images: jax.Array, targets: jax.Array, key: jax.Array, parts: int) -> Microbatch:
     """Split a batch into (parts, batch // parts, ...), with one dropout key per part."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(parts))
-    return Part(_split_into_parts(images, parts), _split_into_parts(targets, parts), keys)
+    return Microbatch(_split_into_parts(images, parts), _split_into_parts(targets, parts), keys)
 
 
 def _split_into_parts(x: jax.Array, parts: int) -> jax.Array:
@@ -433,7 +442,7 @@ def _join_parts(x: jax.Array) -> jax.Array:
     return jnp.moveaxis(x, 0, 1).reshape((-1, *x.shape[2:]))
 
 
-def _first(parts: Part) -> Part:
+def _first(parts: Microbatch) -> Microbatch:
     return jax.tree.map(lambda x: x[0], parts)
 
 

@@ -1,6 +1,7 @@
 """Check what a user's optimizer does whenever it is traced; nothing is added to the program."""
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -8,8 +9,6 @@ import jax.numpy as jnp
 import optax
 
 from bocb_jax.errors import UserError, described
-
-PASSED = ("value", "key", "batch_size", "value_and_grad_fn", "sampled_label_grad_fn")
 
 
 def checked(
@@ -32,7 +31,7 @@ def checked(
         try:
             return inner.init(params)
         except Exception as error:
-            raise _failed(name, "init", error) from error
+            raise _failed(name, "init", error, ()) from error
 
     def update_fn(
         updates: optax.Updates,
@@ -43,7 +42,7 @@ def checked(
         try:
             new, after = inner.update(updates, state, params, **extra_args)
         except Exception as error:
-            raise _failed(name, "update", error) from error
+            raise _failed(name, "update", error, extra_args) from error
         _check_form(name, "updates", new, updates, "the gradient", types=False)
         _check_form(name, "a state", after, state, "the state before it", types=True)
         return new, after
@@ -51,15 +50,16 @@ def checked(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _failed(name: str, function: str, error: Exception) -> Exception:
+def _failed(name: str, function: str, error: Exception, passed: Collection[str]) -> Exception:
+    """Return the UserError for an error of a function that was passed some extra arguments."""
     if isinstance(error, UserError):
         return error
     _, _, asked = str(error).partition("required keyword-only argument")
     missing = re.findall(r"'(\w+)'", asked)
-    if isinstance(error, TypeError) and missing:
+    if isinstance(error, TypeError) and missing and passed:
         return UserError(
             f"The optimizer '{name}' cannot train a network here: its {function} asks for "
-            f"{', '.join(missing)}, and a training step passes only {', '.join(PASSED)}. "
+            f"{', '.join(missing)}, and a training step passes only {', '.join(passed)}. "
             "Choose an optimizer without a line search."
         )
     return UserError(f"The optimizer '{name}' fails in its {function}: {described(error)}.")

@@ -85,7 +85,7 @@ def batches():
 
 @functools.cache
 def weights_of(net):
-    return jax.tree.map(np.asarray, steps_of("sgd", net).init_params(jax.random.key(0)))
+    return jax.tree.map(np.asarray, steps_of("sgd", net).init_weights(jax.random.key(0)))
 
 
 def start(steps, lr, net=Net):
