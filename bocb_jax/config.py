@@ -44,6 +44,9 @@ from bocb_jax.errors import UserError
 
 # Present name of a setting -> its earlier one, which files and flags may still use.
 EARLIER_NAMES = {"step.precise_bn_batches": "step.settling_batches"}
+# Settings that the first version did not have -> the values with which a run is as it was before
+# them. Run ids are hashes, so `TrainConfig.identity` leaves a setting out where it has this value.
+OMITTED = {"init_ema": False, "test": True, "step.ema_warmup": None}
 
 
 Alpha = Annotated[Number, Field(ge=0, le=1000)]
@@ -129,8 +132,9 @@ class StepConfig:
     clip_norm: NonNegative | None = None  # largest global norm of the gradient; 0: no clipping
     accumulate: Count = 1  # parts that a batch is split into, one after another
     ema: FractionBelowOne | None = None  # decay of the moving average of the weights; 0: none
-    # The decay of that average grows to `ema`, as timm's warm-up has it: a short run then leaves
-    # its random start. None: yes, but for the average of a recipe in a run as long as the recipe's.
+    # Let that decay grow from 0 to `ema`, as timm's `use_warmup` does, so that the average of a
+    # short run forgets the random start. None: yes, unless the recipe sets `ema` and the run is at
+    # least as long as the recipe.
     ema_warmup: bool | None = None
     # Precise BatchNorm: training batches that update the running statistics before an evaluation.
     # None: 50 where the weights that are evaluated differ from those that are trained, else 0.
@@ -221,14 +225,8 @@ class TrainConfig:
     log: LogConfig = LogConfig()
 
     def __post_init__(self) -> None:
-        size = self.batch_size
         if self.init_ema and self.init is None:
             raise UserError("init_ema chooses among the weights of a file; give it as init.")
-        if size is not None and size % self.step.accumulate:
-            raise UserError(
-                f"batch_size is {size}, which step.accumulate={self.step.accumulate} "
-                "does not divide."
-            )
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the result: not where it is stored or what is logged."""
@@ -244,14 +242,11 @@ class TrainConfig:
             "checkpoint",
         ):
             del settings[name]
-        if not self.init_ema:  # absent in the ids of runs made before this setting existed
-            del settings["init_ema"]
-        if (
-            self.step.ema_warmup is None
-        ):  # absent in the ids of runs made before this setting existed
-            del settings["step"]["ema_warmup"]
-        if self.test:  # absent in the ids of runs made before this setting existed
-            del settings["test"]
+        for name, value in OMITTED.items():
+            table, _, last = name.rpartition(".")
+            inner = settings[table] if table else settings
+            if inner[last] == value:
+                del inner[last]
         for name in ("distributed", "coordinator", "processes", "process"):
             del settings["parallel"][name]
         for name in ("workers", "on_device"):  # these change no bit of the images
@@ -271,6 +266,18 @@ class TrainConfig:
         if (workdir / "config.json").exists():
             return workdir
         return workdir / (self.run_id or run_id(self))
+
+
+def with_omitted(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return an `identity`, as `config.json` holds it, with the settings of `OMITTED`."""
+    found = dict(identity)
+    for name, value in OMITTED.items():
+        table, _, last = name.rpartition(".")
+        if table:
+            found[table] = {last: value} | found.get(table, {})
+        else:
+            found.setdefault(last, value)
+    return found
 
 
 def run_id(config: TrainConfig) -> str:
@@ -381,7 +388,7 @@ def dotted(words: list[str], table: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def value_in(text: str) -> Any:
-    """Return the number, truth value, list or None that a word is written as, else the word."""
+    """Return the value of a word: a Python literal, true or false in any case, else its text."""
     with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
         return ast.literal_eval(text)
     return {"true": True, "false": False}.get(text.lower(), text)

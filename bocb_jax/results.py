@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from bocb_jax.config import with_omitted
 from bocb_jax.errors import UserError
 from bocb_jax.run_files import read_config, read_result, read_study
 from bocb_jax.storage.files import check_regular
@@ -198,14 +199,14 @@ def _row(folder: Path, target: float | None) -> dict[str, Any]:
     if stored is None:  # it was there a moment ago
         raise UserError(f"{folder / 'config.json'} is gone; move the folder away.")
     result = read_result(folder) or {"status": "unfinished"}
-    config, resolved = stored["config"], stored.get("resolved") or {}
+    config, resolved = with_omitted(stored["config"]), stored.get("resolved") or {}
     if "opt" not in config:
         raise UserError(f"{folder} holds no run, but imported weights; move the folder away.")
     row = {name: result[name] for name in COLUMNS if name in result}
     row |= {
         "study": stored.get("study"),
         "run": folder.name,
-        "phase": "final" if config.get("test", True) else "search",
+        "phase": "final" if config["test"] else "search",
         "model": stored.get("label") or config["model"],
         "optimizer": config["opt"],
         "dataset": config.get("dataset"),
@@ -221,7 +222,6 @@ def _row(folder: Path, target: float | None) -> dict[str, Any]:
     if "steps" in result:  # absent in runs of versions that trained each run alone
         row.setdefault("population", 1)
     row |= _time_to(target, result)
-    config = {**config, "test": config.get("test", True)}  # stored only where it is false
     row |= {f"config.{name}": value for name, value in _flat(config)}
     return row
 

@@ -84,7 +84,7 @@ def test_arguments_replace_those_of_the_file_and_are_shown_by_help(tmp_path, cap
         ({"lr": 0}, "lr is 0; it must be a positive number"),
         ({"lr": -1e-3}, "lr is -0.001; it must be a positive number"),
         ({"epochs": 0}, "epochs is 0; it must be a whole number of at least 1"),
-        ({"batch_size": 10, "step": {"accumulate": 3}}, "accumulate=3 does not divide"),
+        ({"init_ema": True}, "init_ema chooses among the weights of a file"),
         ({"step": {"ema": 1.0}}, r"step.ema is 1.0; it must be a number in \[0, 1\)"),
         ({"learning_rate": 1}, "There is no setting learning_rate"),
         ({"step": {"emma": 0.9}}, "There is no setting step.emma"),

@@ -32,7 +32,7 @@ RULES = {
         "ours:storage",
     },
     "bocb_jax/results.py": {
-        "pandas", "pyarrow", "ours:errors", "ours:storage", "ours:run_files",
+        "pandas", "pyarrow", "ours:errors", "ours:config", "ours:storage", "ours:run_files",
     },
     "bocb_jax/paper": {"pandas", "ours:errors"},
     "bocb_jax/storage": {"fsspec", "ours:errors"},

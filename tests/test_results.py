@@ -41,6 +41,10 @@ def test_one_row_a_run_with_the_columns_that_are_promised(workdir):
     assert frame.loc[frame["phase"] == "final", "test_accuracy"].notna().all()
     assert (frame["config.image_size"] == 16).all()
     assert set(frame["study"]) == {"made"}
+    # What the config of a run leaves out at its default, a table has.
+    assert (frame["config.test"] == (frame["phase"] == "final")).all()
+    assert not frame["config.init_ema"].any()
+    assert frame["config.step.ema_warmup"].isna().all()
 
 
 def test_what_was_selected_is_the_best_of_each_search(workdir):

@@ -31,7 +31,7 @@ FLAGS = [
     ("--batch-size 0", f"batch_size is 0; it {WHOLE} 1"),
     ("--batch-size -4", f"batch_size is -4; it {WHOLE} 1"),
     ("--batch-size 64.0", f"--batch-size is '64.0'; it {WHOLE} 1"),
-    ("--batch-size 10 --step.accumulate 3", "step.accumulate=3 does not divide"),
+    ("--batch-size 10 --step.accumulate 3", "A batch of 10 does not divide into 3 equal parts"),
     ("--seed -1", f"seed is -1; it {WHOLE} 0"),
     ("--seed 4294967296", "seed is 4294967296; it must be a whole number of at most 4,294,967,295"),
     ("--seed 1.5", f"--seed is '1.5'; it {WHOLE} 0"),
