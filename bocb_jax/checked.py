@@ -1,8 +1,8 @@
-"""Settings that are checked when they are made: one declaration a field, for every door.
+"""Dataclasses of settings whose values are checked when an object is made.
 
-`@settings` makes a frozen dataclass whose fields pydantic checks against their annotations (type,
-range, choices), without converting anything. What does not fit is a `UserError` that names the
-field and says what it must be, whether it came from a file, the command line or Python.
+`@settings` makes a frozen dataclass; pydantic checks each field against its annotation (type,
+range, choices) and converts nothing. A value that does not fit raises a `UserError` that names the
+field and says what it must be, the same for files, command lines and Python.
 """
 
 import dataclasses

@@ -67,7 +67,7 @@ class Registry(Generic[T]):
         return entry
 
     def get(self, name: str) -> T:
-        """Return the entry of a registered name or alias; nothing is imported for it.
+        """Return the entry of a registered name or alias; no import path is followed.
 
         Raises:
           UnknownName: no entry has this name, or it is an import path.
@@ -170,10 +170,11 @@ def _import_path(path: str, kind: str) -> object:
 
 
 def _find_beside(package: str) -> None:
-    """Append the current folder to `sys.path` if a package is nowhere else.
+    """Let a package be imported from the current folder if it is not installed.
 
-    The script `bocb` starts without it. It is the last entry, and only there once a person has
-    asked for a module of theirs, so that a file in a folder of runs replaces no library.
+    The command `bocb`, unlike `python -m`, starts without that folder in `sys.path`. It is appended
+    as the last entry, so that no file in it hides a library, and only for an import path that the
+    user gave.
     """
     here = os.getcwd()
     if package in sys.modules or here in sys.path:

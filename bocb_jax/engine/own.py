@@ -1,4 +1,7 @@
-"""Check a user's own backbone before anything is compiled, so that no optimizer gets the blame."""
+"""Check a user's own backbone by shapes, before anything is compiled.
+
+Its faults would otherwise appear in a training step, as errors of the optimizer or the loss.
+"""
 
 import inspect
 from typing import Any

@@ -95,9 +95,8 @@ class Scheduler:
         self._jobs: dict[int, _Job] = {}  # by worker
         self._deaths: collections.Counter[str] = collections.Counter()
         self._starts = StartWatch(pool)
-        self._reached: dict[
-            str, int
-        ] = {}  # run -> its last saved step when its worker died or ran out of time
+        # run -> its last saved step when its worker died or ran out of time
+        self._reached: dict[str, int] = {}
         self._alone: set[str] = set()  # runs that saved nothing new while they trained together
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> bool:
