@@ -1,4 +1,4 @@
-"""What to try first: `bocb recommend --model resnet50 [--runs DIR]`.
+"""What to try first: `bocb recommend --model resnet50 [--runs DIR]`, or `--portfolio 2`.
 
 Answers from your own runs and from the published tables, each with its evidence; never imports JAX.
 """
@@ -7,8 +7,11 @@ import argparse
 import dataclasses
 import json
 import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from bocb_jax.checked import Count, FilePath
 from bocb_jax.command_line import Parser, value_of
@@ -17,7 +20,10 @@ from bocb_jax.storage.files import finite
 from bocb_jax.storage.remote import local_copy
 
 if TYPE_CHECKING:
-    from bocb_jax.coupling.recommend import Choice
+    from bocb_jax.coupling.recommend import Advice, Choice, Portfolio
+    from bocb_jax.coupling.score_table import ScoreTable
+
+PortfolioSize = Annotated[int, Field(ge=1, le=10)]
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +40,7 @@ def _parser() -> Parser:
         prog="bocb recommend",
         description="Which optimizer, learning rate and weight decay to try first, and why.",
     )
-    parser.add_argument("--model", required=True, metavar="NAME", help="the backbone")
+    parser.add_argument("--model", metavar="NAME", help="the backbone")
     parser.add_argument(
         "--runs", type=value_of(FilePath), metavar="DIR",
         help="your own runs: a folder, its results.parquet, or a CSV of scores; a path or a URL",
@@ -43,37 +49,75 @@ def _parser() -> Parser:
     parser.add_argument(
         "--most", type=value_of(Count), default=3, metavar="N", help="choices; default: 3"
     )
+    parser.add_argument(
+        "--portfolio", type=value_of(PortfolioSize), metavar="K",
+        help="instead: the best K optimizers to try, over all backbones",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tuning-budget", type=value_of(Count), metavar="N",
+        help="what a search of N trials can be expected to reach; needs --runs of a sweep",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="as JSON, for programs")
     return parser
 
 
 def _run(options: argparse.Namespace) -> None:
-    from bocb_jax import results
-    from bocb_jax.coupling import recommend
-    from bocb_jax.coupling.scores import from_csv, from_published, from_results
-
     if options.most < 1:
         raise UserError(f"--most is {options.most}; it must be at least 1.")
-    tables = []
+    if options.model is None and options.portfolio is None:
+        raise UserError("Name the backbone with --model NAME, or ask for --portfolio K.")
+    tables = list(_tables(options))
+    if options.portfolio is not None:
+        _show_portfolios(tables, options)
+    else:
+        _show_advice(tables, options)
+
+
+def _tables(options: argparse.Namespace) -> "Iterator[tuple[str, ScoreTable]]":
+    """Yield the tables to answer from, each with its title."""
+    from bocb_jax import results
+    from bocb_jax.coupling.recommend import at_budget, stand_in
+    from bocb_jax.coupling.scores import from_csv, from_published, from_results
+
     if options.runs is not None:
         if options.runs.is_dir() or options.runs.suffix == ".parquet":
             own = from_results(results.load(options.runs), dataset=options.dataset)
         else:
             results.check_file(options.runs)
             own = from_csv(options.runs)
-        tables.append((f"Your own runs ({own.source})", own))
-    tables.append(("The paper, CIFAR-100", from_published("cifar100")))
+        if options.tuning_budget is not None:
+            own = at_budget(own, options.tuning_budget)
+        yield f"Your own runs ({own.source})", own
+    elif options.tuning_budget is not None:
+        raise UserError(
+            "--tuning-budget needs --runs with the trials of a search; the paper gives only the "
+            "best of all."
+        )
+    yield "The paper, CIFAR-100", from_published("cifar100")
+    if options.model is not None and options.portfolio is None:
+        imagenet = _by_backbone(from_published("imagenet"))
+        if stand_in(imagenet, options.model)[0] is not None:
+            yield "The paper, ImageNet", imagenet
+
+
+def _by_backbone(table: "ScoreTable") -> "ScoreTable":
+    """Return the paper's table for ImageNet with the names of its backbones alone.
+
+    Its columns are named as "R-50_RSB-A2_300ep".
+    """
+    names = table.runs["backbone"].str.partition("_")[0]
+    return dataclasses.replace(table, runs=table.runs.assign(backbone=names))
+
+
+def _show_advice(tables: "list[tuple[str, ScoreTable]]", options: argparse.Namespace) -> None:
+    from bocb_jax.coupling import recommend
+
     found = [
         (title, recommend.recommend(table, options.model, most=options.most))
         for title, table in tables
     ]
     if options.json:
-        rows = [
-            {"from": title, **finite(dataclasses.asdict(advice))}
-            for title, advice in found
-            if advice is not None
-        ]
-        print(json.dumps(rows, indent=1, allow_nan=False))
+        _print_json(found)
         return
     for title, advice in found:
         print(f"{title}:")
@@ -84,6 +128,35 @@ def _run(options: argparse.Namespace) -> None:
                 print(f"  {line}")
             print(f"  {_command(options.model, advice.choices[0])}")
         print()
+
+
+def _show_portfolios(tables: "list[tuple[str, ScoreTable]]", options: argparse.Namespace) -> None:
+    from bocb_jax.coupling import recommend
+
+    found = [
+        (title, recommend.choose_portfolio(table, options.portfolio, options.model))
+        for title, table in tables
+    ]
+    if options.json:
+        _print_json(found)
+        return
+    for title, chosen in found:
+        print(f"{title}:")
+        if chosen is None:
+            print(f"  it has no {options.portfolio} optimizers to choose among.")
+        else:
+            for line in recommend.portfolio_sentences(chosen):
+                print(f"  {line}")
+        print()
+
+
+def _print_json(found: "Sequence[tuple[str, Advice | Portfolio | None]]") -> None:
+    rows = [
+        {"from": title, **finite(dataclasses.asdict(one))}
+        for title, one in found
+        if one is not None
+    ]
+    print(json.dumps(rows, indent=1, allow_nan=False))
 
 
 def _command(model: str, choice: "Choice") -> str:

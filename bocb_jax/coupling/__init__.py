@@ -6,7 +6,7 @@
 | `analysis`, `result` | `analyze`, and the `Analysis` that it returns |
 | `cells`, `decomposition`, `noncentral` | shares of variance, coupling of each row and column |
 | `significance`, `contrasts`, `features` | tests, categories of optimizers, features of backbones |
-| `noise`, `best`, `costs`, `choice`, `camps`, `portfolio` | what a choice costs, and how sure that is |
+| `noise`, `best`, `costs`, `choice`, `camps`, `portfolio` | what a choice costs, how sure that is |
 | `margins` | every backbone and optimizer in figures |
 | `outliers`, `failures`, `caveats` | what stands out, and what limits the verdict |
 | `ranking`, `structure`, `tuning` | rankings and profiles, axes and clusters, cost of tuning |

@@ -9,12 +9,16 @@ import pandas
 from scipy import stats
 
 from bocb_jax.coupling.best import dunnett_quantile, judge, regret_intervals
-from bocb_jax.coupling.costs import costs_of, diverged, general_advice
+from bocb_jax.coupling.costs import (
+    FAR,
+    LEAST_BACKBONES,
+    costs_of,
+    diverged,
+    general_advice,
+)
 from bocb_jax.coupling.score_table import ScoreTable, regret_of
 
 SHOWN = 2 / 3  # share of the optimizers that "free" and "bound" must be shown for
-FAR = 5  # times what counts as equal: an optimizer further behind is named as one to avoid
-LEAST_BACKBONES = 4  # for the price of general advice
 MOST_SEEDS = 30  # per cell; what more seeds would show is not asked
 # A cell without a finished run is shown to fail if a share of two thirds that finish is excluded.
 _FINISHING = 2 / 3

@@ -9,6 +9,9 @@ import pandas
 
 from bocb_jax.coupling.score_table import ScoreTable, regret_of
 
+FAR = 5  # times what counts as equal: an optimizer further behind is named as one to avoid
+LEAST_BACKBONES = 4  # for the price of general advice
+
 
 def costs_of(table: ScoreTable) -> pandas.DataFrame:
     """Return regrets, optimizers x backbones, where what failed costs as much as the worst.

@@ -5,7 +5,7 @@ import pandas
 
 from bocb_jax.coupling import decomposition, significance
 from bocb_jax.coupling.cells import cells_of_table, resampled_means
-from bocb_jax.coupling.choice import FAR
+from bocb_jax.coupling.costs import FAR
 from bocb_jax.coupling.outliers import MAD_SCALE, Outliers
 from bocb_jax.coupling.score_table import ScoreTable
 from bocb_jax.paper.categories import to_opt

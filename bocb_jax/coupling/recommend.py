@@ -8,19 +8,25 @@ import numpy as np
 import pandas
 
 from bocb_jax import paper
+from bocb_jax.coupling.costs import FAR, LEAST_BACKBONES, costs_of, general_advice
+from bocb_jax.coupling.portfolio import portfolio
 from bocb_jax.coupling.score_table import ScoreTable, regret_of
+from bocb_jax.errors import UserError
+from bocb_jax.paper import taxonomy
 from bocb_jax.paper.categories import to_opt
 from bocb_jax.paper.taxonomy import series_of, to_model
 
-# Differences in points that other seeds could reverse: among optimizers this close to the best, the
-# one that costs least over all backbones comes first. The paper's figures have no spread; seeds of
-# one backbone differ by some tenths of a point on CIFAR-100.
-TIE = 1.0
-RULE = (
-    "Optimizers within {tie:g} {unit} of the best count as equal, because other seeds could "
-    "reverse their order; among them the one with the lowest mean regret over all backbones comes "
-    "first."
+PLAIN = (
+    "The noise between seeds is not known here, so optimizers come in the order of their scores."
 )
+SHRUNK = (
+    "Seeds differ by a standard deviation of {sd} {unit} here: scores are drawn towards how the "
+    "optimizers do on the other backbones as far as that noise warrants, and ordered by the result."
+)
+OVERALL = "Optimizers come in the order of their mean regret."
+# Regrets count up to this many times what counts as equal where scores are drawn towards those on
+# other backbones: whether an optimizer fails by 10 or by 40 points elsewhere says the same.
+_CAP = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +57,15 @@ class Advice:
     choices: tuple[Choice, ...]  # the best first
     avoid: tuple[str, ...]  # optimizers whose runs failed or that are far behind, in words
     candidates: int  # optimizers with a score
+    general: str | None  # the best optimizer on other families; None where it is not known
+    price: float | None  # what that one costs on the backbone, in the unit
+    noise: float | None  # standard deviation between seeds on the backbone; None if not known
     source: str
     unit: str
     rule: str
 
 
-def recommend(
-    table: ScoreTable, model: str, *, most: int = 3, tie: float | None = None
-) -> Advice | None:
+def recommend(table: ScoreTable, model: str, *, most: int = 3) -> Advice | None:
     """Return what to try first on a backbone, from a table of scores.
 
     A backbone that the table lacks gets the advice for its relative there, and one without a
@@ -68,48 +75,106 @@ def recommend(
       table: any scores, published or your own.
       model: a backbone, as the table, the paper or this project names it.
       most: number of choices.
-      tie: distance that counts as equal, in the table's unit; by default 1 point, and 0.02 of the
-        range of the scores in other units.
 
     Returns:
       None where the table has no two optimizers to choose among.
     """
-    goodness = table.goodness()
-    regret = regret_of(goodness)
-    if tie is None:
-        spread = float(np.nanmax(goodness.to_numpy()) - np.nanmin(goodness.to_numpy()))
-        tie = TIE if table.unit == "points" else 0.02 * spread
-    backbone, exact, why = _stand_in(table, model)
+    regret = regret_of(table.goodness())
+    backbone, exact, why = stand_in(table, model)
     if backbone is not None and regret[backbone].count() < 2:
         backbone, exact = None, False
         why = f"{model} has fewer than two optimizers with a score here, so all backbones stand in."
-    column = regret.mean(axis=1) if backbone is None else regret[backbone]
-    column = column.dropna()
+    noise = None if backbone is None else _noise_on(table, backbone)
+    if backbone is None:
+        column, rule = costs_of(table)[regret.notna().any(axis=1)].mean(axis=1).dropna(), OVERALL
+    elif noise is None or regret.notna().any().sum() < 2:
+        column, rule = regret[backbone].dropna(), PLAIN
+    else:
+        counts = table.counts()[backbone]
+        costs = costs_of(table).clip(upper=_CAP * table.equal if table.equal > 0 else None)
+        column = shrink(costs, backbone, noise**2 / counts[counts > 0])
+        rule = SHRUNK.format(sd=f"{noise:.2g}", unit=table.unit)
     if len(column) < 2:
         return None
-    overall = regret.mean(axis=1).reindex(column.index)
-    order = list(column.sort_values(kind="stable").index)
-    if backbone is not None:
-        # Ties by what they cost over all backbones, the others by their distance to the best.
-        tied = column <= tie
-        keys = overall.where(tied, column)
-        order = sorted(column.index, key=lambda name: (not tied[name], keys[name]))
-    choices = [_choice(table, regret, backbone, name) for name in order[:most]]
+    order = column.sort_values(kind="stable").index[:most]
+    general, price = (None, None) if backbone is None else _general(table, backbone)
     return Advice(
         model=model,
         backbone=backbone,
         exact=exact,
         why=why,
-        choices=tuple(choices),
+        choices=tuple(_choice(table, regret, backbone, name) for name in order),
         avoid=_avoid(table, regret, backbone),
         candidates=len(column),
+        general=general,
+        price=price,
+        noise=noise,
         source=table.source,
         unit=table.unit,
-        rule=RULE.format(tie=tie, unit=table.unit if tie != 1 else table.unit.removesuffix("s")),
+        rule=rule,
     )
 
 
-def _stand_in(table: ScoreTable, model: str) -> tuple[str | None, bool, str]:
+def _noise_on(table: ScoreTable, backbone: str) -> float | None:
+    """Return the standard deviation of a run on a backbone; None if it is not known."""
+    spread = "spread" in table.runs and table.runs["spread"].notna().any()
+    if table.noise is None and not spread and table.one_seed:
+        return None
+    # Imported here, because scipy takes half a second, and published tables do without.
+    from bocb_jax.coupling.noise import estimate_noise
+
+    found = float(estimate_noise(table).at[backbone, "sd"])
+    return found if np.isfinite(found) else None
+
+
+def shrink(costs: pandas.DataFrame, backbone: str, error: pandas.Series) -> pandas.Series:
+    """Return the regrets on a backbone, drawn towards those on the others by empirical Bayes.
+
+    What an optimizer does on the other backbones predicts what it does here, but for a difference
+    of its own. A regret is the prediction plus the part of the observed difference that is not
+    noise: own variance / (own variance + variance of the mean). On tables drawn around the paper's
+    this loses no more than the plain best, and much less where noise is large; calling equal what
+    is within a least significant difference loses more than either.
+
+    Args:
+      costs: regrets, optimizers x backbones, two backbones at least.
+      backbone: one of them.
+      error: variances of the means there, of the optimizers that have one.
+
+    Returns:
+      A figure for each of these optimizers; lower is better.
+    """
+    here = costs.loc[error.index, backbone]
+    elsewhere = costs.loc[error.index].drop(columns=backbone).mean(axis=1)
+    elsewhere = elsewhere.fillna(elsewhere.median()).fillna(0.0)
+    difference = here - elsewhere
+    usual = difference.median()
+    own = max(float(((difference - usual) ** 2).mean() - error.mean()), 0.0)
+    weight = (own / (own + error)).where(error > 0, 1.0)
+    return elsewhere + usual + weight * (difference - usual)
+
+
+def _general(table: ScoreTable, backbone: str) -> tuple[str | None, float | None]:
+    """Return the optimizer that is best on other families, and what it costs on a backbone."""
+    costs = costs_of(table)
+    told = costs.notna().sum() >= 2
+    if told.sum() < LEAST_BACKBONES or not told[backbone]:
+        return None, None
+    families = _families(table.backbones).where(told)
+    row = general_advice(costs.to_numpy()[None], families)[0][costs.columns.get_loc(backbone)]
+    if row < 0:
+        return None, None
+    price = float(costs.iat[row, costs.columns.get_loc(backbone)])
+    return str(costs.index[row]), price if np.isfinite(price) else None
+
+
+def _families(backbones: list[str]) -> pandas.Series:
+    """Return the family of every backbone; one that the paper does not know is its own."""
+    known = {name: taxonomy.find(name) for name in backbones}
+    return pandas.Series({name: of.family if of else name for name, of in known.items()})
+
+
+def stand_in(table: ScoreTable, model: str) -> tuple[str | None, bool, str]:
     """Return the table's backbone for a model, whether it is the model itself, and a sentence."""
     known = {to_model(name): name for name in reversed(table.backbones)}
     known |= {name: name for name in table.backbones}  # names as the table has them come first
@@ -188,44 +253,159 @@ def _rates(
 
 
 def _avoid(table: ScoreTable, regret: pandas.DataFrame, backbone: str | None) -> tuple[str, ...]:
-    """Name what is more than 5 points behind on a backbone, or had no run that finished."""
+    """Name what is far behind on a backbone, or had no run that finished."""
     if backbone is None:
         return ()
     failed = table.failed()[backbone]
-    said = []
+    said = [f"{name} (no run finished)" for name in failed.index[failed]]
     for name, behind in regret[backbone].sort_values(ascending=False).items():
-        if failed.get(name, False):
-            said.append(f"{name}: no run finished")
-        elif table.unit == "points" and behind > 5:
-            said.append(f"{name}: {behind:.1f} {table.unit} below")
+        if behind > FAR * table.equal + 1e-9:
+            said.append(f"{name} ({behind:.3g} behind)")
     return tuple(said)
+
+
+def at_budget(table: ScoreTable, trials: int) -> ScoreTable:
+    """Return the table that a search of so many trials for each pair would be expected to give.
+
+    Raises:
+      UserError: the table has no trials of a search.
+    """
+    from bocb_jax.coupling.tuning import best_at
+
+    found = best_at(table, trials)
+    if found is None or found.empty:
+        raise UserError(
+            f"{table.source} holds no trials of a search, so nothing is known of a budget of "
+            f"{trials}; a folder of runs of `bocb sweep` does."
+        )
+    tuned = table.runs.drop_duplicates(["backbone", "optimizer"])
+    tuned = tuned[["backbone", "optimizer", "learning_rate", "weight_decay"]]
+    runs = found[["backbone", "optimizer"]].merge(tuned, how="left")
+    runs = runs.assign(seed=0, score=found["expected_best"].to_numpy(), status="finished")
+    fewest = int(found["trials"].min())
+    words = f"best of {trials} trials" + (
+        f", or of {fewest} where no more" if fewest < trials else ""
+    )
+    return dataclasses.replace(
+        table,
+        runs=runs.reindex(columns=table.runs.columns),
+        trials=None,
+        noise=None,
+        source=f"{table.source}: expected {words}, on the validation split",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Portfolio:
+    """The best set of a few optimizers to try."""
+
+    optimizers: tuple[str, ...]
+    mean: float  # regret that remains with the best of them, over backbones, in the unit
+    worst: float
+    worst_backbone: str
+    left_out: float | None  # its mean on families left out of the choice
+    left_out_worst: float | None
+    backbones: int
+    here: float | None  # what remains on the backbone that was asked for
+    best_here: str | None  # and with which of them
+    source: str
+    unit: str
+
+
+def choose_portfolio(table: ScoreTable, size: int, model: str | None = None) -> Portfolio | None:
+    """Return which few optimizers to try.
+
+    Args:
+      table: any scores.
+      size: how many optimizers.
+      model: a backbone, for what remains there.
+
+    Returns:
+      None where no two optimizers can be compared.
+    """
+    costs = costs_of(table)
+    if size > len(costs) or (costs.notna().sum() < 2).all():
+        return None
+    row = portfolio(costs, _families(table.backbones), largest=size).loc[size]
+    here, best = None, None
+    backbone = None if model is None else stand_in(table, model)[0]
+    if backbone is not None:
+        column = costs.loc[list(row["optimizers"]), backbone].dropna()
+        if len(column):
+            here, best = float(column.min()), str(column.idxmin())
+    known = bool(np.isfinite(row["left_out"]))
+    return Portfolio(
+        optimizers=row["optimizers"],
+        mean=float(row["mean"]),
+        worst=float(row["worst"]),
+        worst_backbone=str(row["worst_backbone"]),
+        left_out=float(row["left_out"]) if known else None,
+        left_out_worst=float(row["left_out_worst"]) if known else None,
+        backbones=int(costs.notna().any().sum()),
+        here=here,
+        best_here=best,
+        source=table.source,
+        unit=table.unit,
+    )
+
+
+def portfolio_sentences(found: Portfolio) -> Sequence[str]:
+    """Return which optimizers to try in words."""
+    *first, last = found.optimizers
+    names = f"{', '.join(first)} and {last}" if first else last
+    many = f"the best of them is {found.mean:.2f}" if first else f"it is {found.mean:.2f}"
+    lines = [
+        f"Try {names}: over {found.backbones} backbones, {many} {found.unit} behind the best on "
+        f"average, {found.worst:.2f} at worst ({found.worst_backbone})."
+    ]
+    if found.left_out is not None:
+        lines.append(
+            "On families of backbones that had no part in the choice: "
+            f"{found.left_out:.2f} on average, {found.left_out_worst:.2f} at worst."
+        )
+    if found.here is not None:
+        lines.append(f"On the backbone asked for: {found.here:.2f} with {found.best_here}.")
+    return [*lines, f"Source: {found.source}."]
 
 
 def sentences(advice: Advice) -> Sequence[str]:
     """Return the advice in words: what to try first, with which values, and on what evidence."""
+    unit = advice.unit
     first, *others = advice.choices
     lines = [f"Try {first.optimizer} first{_with_rates(first)}."]
     if np.isfinite(first.score):
-        best = (
-            "the best" if first.behind == 0 else f"{first.behind:.2f} {advice.unit} below the best"
-        )
+        best = "the best" if first.behind == 0 else f"{first.behind:.3g} {unit} below the best"
         lines.append(
-            f"Evidence: {first.score:.2f} on {advice.backbone}, {best} of {advice.candidates} "
+            f"Evidence: {first.score:.4g} on {advice.backbone}, {best} of {advice.candidates} "
             f"optimizers, n = {first.seeds} {'figure' if first.seeds == 1 else 'figures'}."
         )
-    lines.append(
-        f"Over {first.backbones} backbones it is on average {first.mean_regret:.2f} {advice.unit} "
-        f"below the best, at worst {first.worst_regret:.2f} ({first.worst_backbone})."
+    lines += _price_sentence(advice)
+    overall = (
+        f"on average {first.mean_regret:.3g} {unit} below the best, at worst "
+        f"{first.worst_regret:.3g} ({first.worst_backbone})"
     )
+    overall = "the best on each" if first.worst_regret == 0 else overall
+    if first.backbones > 1:
+        lines.append(f"Over {first.backbones} backbones it is {overall}.")
     for choice in others:
-        behind = f"{choice.behind:.2f} {advice.unit} below the best, n = {choice.seeds}"
+        behind = f"{choice.behind:.3g} {unit} below the best, n = {choice.seeds}"
         if not np.isfinite(choice.behind):
-            behind = f"mean regret {choice.mean_regret:.2f} {advice.unit}"
+            behind = f"mean regret {choice.mean_regret:.3g} {unit}"
             behind += f", n = {choice.backbones} backbones"
         lines.append(f"Then {choice.optimizer}{_with_rates(choice)}: {behind}.")
     if advice.avoid:
-        lines.append(f"Far behind here: {'; '.join(advice.avoid[:6])}.")
+        lines.append(f"Avoid here: {', '.join(advice.avoid[:6])}.")
     return [*lines, advice.why, advice.rule, f"Source: {advice.source}."]
+
+
+def _price_sentence(advice: Advice) -> list[str]:
+    """Return what general advice would cost; empty where that is not known."""
+    if advice.general is None or advice.price is None:
+        return []
+    start = f"General advice would be {advice.general}, the best on other families of backbones"
+    if advice.price < 0.005:
+        return [f"{start}: it costs nothing here."]
+    return [f"{start}: it costs {advice.price:.3g} {advice.unit} here."]
 
 
 def _with_rates(choice: Choice) -> str:

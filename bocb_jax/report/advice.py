@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas
 
-from bocb_jax.coupling.choice import FAR
+from bocb_jax.coupling.costs import FAR
 from bocb_jax.coupling.result import Analysis
 from bocb_jax.coupling.score_table import ScoreTable
 from bocb_jax.report import wording

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 import pandas
 
-from bocb_jax.coupling import choice
-from bocb_jax.coupling.costs import costs_of, diverged
+from bocb_jax.coupling.costs import LEAST_BACKBONES, costs_of, diverged
 from bocb_jax.coupling.result import Analysis
 from bocb_jax.coupling.score_table import ScoreTable
 from bocb_jax.report import advice, wording
@@ -40,12 +39,12 @@ def headline(analysis: Analysis) -> list[str]:
         shown = [advice.advise(analysis, names[0]).sentence]
         shown.append("With one backbone there is no coupling to speak of: that takes another.")
         plain = True
-    elif len(names) < choice.LEAST_BACKBONES:
+    elif len(names) < LEAST_BACKBONES:
         shown, plain = _crossings(analysis, names)
         shown += [
             _portfolio(analysis),
             f"With {len(names)} backbones, what general advice costs cannot be said; that takes "
-            f"{choice.LEAST_BACKBONES}.",
+            f"{LEAST_BACKBONES}.",
         ]
     else:
         camps, prices = _camps(analysis), _prices(analysis)
@@ -298,7 +297,7 @@ def _portfolio(analysis: Analysis) -> str:
     table, portfolio = analysis.table, analysis.portfolio
     if portfolio.empty or len(analysis.table.optimizers) < 2:
         return ""
-    most = 2 if len(portfolio) > 1 and len(table.backbones) >= choice.LEAST_BACKBONES else 1
+    most = 2 if len(portfolio) > 1 and len(table.backbones) >= LEAST_BACKBONES else 1
     shown = portfolio.loc[1:most]
     enough = shown[shown["worst"] <= table.equal + 1e-9]
     if len(enough):
@@ -312,7 +311,7 @@ def _portfolio(analysis: Analysis) -> str:
             ends += f" ({label(row['worst_backbone'])})"
         parts.append(f"{start}, {names}: {ends}")
     last = shown.iloc[-1]
-    if is_known(last["left_out"]) and len(table.backbones) >= choice.LEAST_BACKBONES:
+    if is_known(last["left_out"]) and len(table.backbones) >= LEAST_BACKBONES:
         left = _lost(table, last["left_out"], last["left_out_worst"], brief=True)
         parts[-1] += f"; chosen without a backbone's own family, {left}"
     return f"{'. '.join(parts)}."

@@ -1,6 +1,6 @@
 """How to read a report: the definitions behind its words."""
 
-from bocb_jax.coupling.choice import FAR
+from bocb_jax.coupling.costs import FAR
 from bocb_jax.coupling.result import Analysis
 from bocb_jax.report import wording
 from bocb_jax.report.document import Section, Text

@@ -6,15 +6,21 @@ from bocb_jax.coupling import recommend
 from bocb_jax.coupling.result import Analysis
 from bocb_jax.report.document import Section, Text, table_from
 
+_SHRUNK = (
+    "Scores are drawn towards how the optimizers do on the other backbones, as far as the noise "
+    "between seeds warrants, and ordered by the result."
+)
+
 
 def build(analysis: Analysis) -> Section:
     """Return the section of recommendations, for backbones with scores of their own."""
-    rows, rule = [], ""
+    rows, rules = [], dict[str, None]()
     for name in analysis.table.backbones:
         advice = recommend.recommend(analysis.table, name)
         if advice is None or not advice.exact:
             continue
-        first, rule = advice.choices[0], advice.rule
+        first = advice.choices[0]
+        rules[advice.rule if advice.noise is None else _SHRUNK] = None
         rows.append(
             {
                 "backbone": name,
@@ -27,7 +33,6 @@ def build(analysis: Analysis) -> Section:
                 "n": first.seeds,
                 "next": ", ".join(f"{c.optimizer} ({c.behind:.2f})" for c in advice.choices[1:]),
                 "mean_regret": first.mean_regret,
-                "candidates": advice.candidates,
             }
         )
     columns = (
@@ -41,12 +46,11 @@ def build(analysis: Analysis) -> Section:
         ("n", "n", "int", "scores averaged"),
         ("next", "then", "text"),
         ("mean_regret", "its mean regret", "number", "over all backbones"),
-        ("candidates", "of optimizers", "int"),
     )
     title = "The optimizer to try first on each backbone, and the evidence"
     caption = f"In {analysis.table.unit}; in brackets the distance to the best."
     blocks = (
-        Text((rule,) if rule else ()),
+        Text(tuple(rules)),
         table_from(pandas.DataFrame(rows), title, columns, caption),
     )
-    return Section("recommendation", "What to try first", blocks)
+    return Section("recommendation", "Try first", blocks)
