@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 from rich.progress import track
 
-from bocb_jax.checked import FilePath, Number, Seed
+from bocb_jax.checked import Count, FilePath, Number, Rule, Seed, Text
 from bocb_jax.command_line import Parser, path_of, value_of
 from bocb_jax.console import console
 from bocb_jax.errors import UserError
@@ -21,11 +21,16 @@ from bocb_jax.storage.remote import local_copy
 
 if TYPE_CHECKING:
     from bocb_jax.coupling.analysis import Analysis
+    from bocb_jax.coupling.metrics import Metric
     from bocb_jax.coupling.scores import ScoreTable
     from bocb_jax.patterns.cells import WeightPatterns
     from bocb_jax.report.more_runs import Sweep
 
 Confidence = Annotated[Number, Field(gt=0, lt=1)]
+# A percentage, or a loss in nats.
+Chance = Annotated[Number, Field(ge=0, le=100)]
+Positive = Annotated[Number, Field(gt=0, le=1e9), Rule("a positive number of at most 1e9")]
+Name = Annotated[Text, Field(min_length=1, max_length=60), Rule("text of 1 to 60 characters")]
 Resamples = Annotated[int, Field(ge=1, le=100_000)]
 SCORES = {"accuracy": "test accuracy", "loss": "train loss", "log-odds": "log-odds"}
 
@@ -50,11 +55,13 @@ def _parser() -> Parser:
         type=value_of(FilePath),
         nargs="?",
         metavar="RUNS",
-        help="a folder of runs, its results.parquet, or a CSV file of scores; a path or a URL",
+        help="a folder of runs, its results.parquet, or a table of scores of any form (CSV, TSV, "
+        "JSON, JSON lines, Parquet; long or wide); a path or a URL",
     )
     source.add_argument(
-        "--published", metavar="NAME", help="a table of the paper: cifar100, imagenet or coco"
-    )
+        "--published", metavar="NAME",
+        help="a table of the paper: cifar100, imagenet, coco_box or coco_pose",
+    )  # fmt: skip
     parser.add_argument(
         "--output", type=path_of, default="report", metavar="DIR",
         help="folder for the report; an earlier report in it is replaced, a folder with anything "
@@ -77,9 +84,7 @@ def _parser() -> Parser:
         "Default: accuracy",
     )  # fmt: skip
     parser.add_argument("--dataset", help="which data set, if the runs are on several")
-    parser.add_argument(
-        "--chance", type=value_of(Number), help="score of a random guess, for a CSV file"
-    )
+    _add_table_options(parser)
     parser.add_argument(
         "--confidence",
         type=value_of(Confidence),
@@ -96,6 +101,58 @@ def _parser() -> Parser:
     return parser
 
 
+def _add_table_options(parser: Parser) -> None:
+    """Add the options on what a table holds, and on which scale scores are compared."""
+    metric = parser.add_argument_group("another metric than accuracy")
+    metric.add_argument(
+        "--metric", type=value_of(Name), metavar="NAME",
+        help="name of the metric, such as perplexity; its column may be called so, or score",
+    )  # fmt: skip
+    metric.add_argument(
+        "--unit", type=value_of(Name), help="unit of the metric, such as s. Default: its name"
+    )
+    direction = metric.add_mutually_exclusive_group()
+    direction.add_argument(
+        "--lower-is-better", dest="higher_is_better", action="store_false", default=None,
+        help="of the metric. Default: told by its name and unit",
+    )  # fmt: skip
+    direction.add_argument(
+        "--higher-is-better", dest="higher_is_better", action="store_true", default=None,
+        help="of the metric",
+    )  # fmt: skip
+    metric.add_argument(
+        "--missing", choices=("missing", "not-reached"),
+        help="what an empty score is: no run, or a run that did not reach its target. Default: "
+        "not-reached if the metric is a time, else missing",
+    )  # fmt: skip
+    metric.add_argument(
+        "--relative", choices=("auto", "yes", "no"), default="auto",
+        help="whether to compare ratios to the best of each backbone. Default: auto, if the best "
+        "scores differ more than threefold",
+    )  # fmt: skip
+    table = parser.add_argument_group("a table of your own")
+    for role in ("backbone", "optimizer", "score"):
+        table.add_argument(
+            f"--{role}-column", type=value_of(Text), metavar="NAME",
+            help=f"column of the {role}s. Default: told by its name",
+        )  # fmt: skip
+    table.add_argument(
+        "--test-images", type=value_of(Count), metavar="N",
+        help="images behind an accuracy: differences below one image count as equal",
+    )  # fmt: skip
+    table.add_argument("--chance", type=value_of(Chance), help="score of a random guess")
+    scale = parser.add_argument_group("noise (in the unit of the score; of ratios, as a share)")
+    scale.add_argument(
+        "--noise", type=value_of(Positive), metavar="SD",
+        help="standard deviation of one figure, for tables without seeds",
+    )  # fmt: skip
+    scale.add_argument(
+        "--within", type=value_of(Positive), metavar="DELTA",
+        help="difference that counts as equal. Default: 1 point, 0.05 nats or log-odds, 2 %% of "
+        "the median best of another metric",
+    )  # fmt: skip
+
+
 def _run(options: argparse.Namespace) -> None:
     # Imported here, so that --help is fast.
     from bocb_jax.coupling import curves
@@ -105,6 +162,8 @@ def _run(options: argparse.Namespace) -> None:
     if not options.no_report:
         write.check_folder(options.output)  # before minutes of work, not after
     table, workdir = read_table(options)
+    if table.described:
+        print(f"Read: {table.described}.\n")
     analysis = analyze(
         table,
         rule=options.rule,
@@ -229,21 +288,73 @@ def read_table(options: argparse.Namespace) -> "tuple[ScoreTable, Path | None]":
       UserError: the scores cannot be read, or are not of the kind that was asked for.
     """
     from bocb_jax import results
-    from bocb_jax.coupling.scores import from_csv, from_published, from_results
+    from bocb_jax.coupling import scores
 
     score = SCORES[options.score]
+    relative = {"auto": None, "yes": True, "no": False}[options.relative]
+    scale = scores.Scale(options.noise, options.within, relative, score == "log-odds")
+    metric = _metric(options)
     if options.published is not None:
-        table = from_published(options.published)
+        _refuse_options(options, (*_OF_METRIC, *_OF_TABLES), "the paper's tables")
         if score == "train loss":
             raise UserError("The paper gives no training losses; use --score accuracy or log-odds.")
-        return (table.log_odds() if score == "log-odds" else table), None
+        return scores.from_published(options.published, scale=scale), None
     source = options.source
-    if source.is_dir() or source.suffix == ".parquet":
+    folder = source if source.is_dir() else source.parent
+    if source.is_dir() or results.is_results(source):
+        _refuse_options(options, _OF_TABLES, "runs of a sweep, whose columns are known")
         frame = results.load(source)
-        workdir = source if source.is_dir() else source.parent
-        return from_results(frame, score, dataset=options.dataset), workdir
+        found = scores.from_results(
+            frame, score, metric=metric, dataset=options.dataset, scale=scale
+        )
+        return found, folder
     results.check_file(source)
-    return from_csv(source, score=score, chance=options.chance), None
+    found = scores.from_file(
+        source,
+        score,
+        metric=metric,
+        columns=scores.Columns(
+            options.backbone_column, options.optimizer_column, options.score_column
+        ),
+        dataset=options.dataset,
+        scale=scale,
+        chance=options.chance,
+        test_images=options.test_images,
+    )
+    return found, None
+
+
+# Options by the attributes that argparse gives them.
+_OF_METRIC = ("metric", "unit", "higher_is_better", "missing")
+_OF_TABLES = ("backbone_column", "optimizer_column", "score_column", "test_images", "chance")
+
+
+def _refuse_options(options: argparse.Namespace, names: Sequence[str], about: str) -> None:
+    given = [name for name in names if getattr(options, name) is not None]
+    if given:
+        flag = {"higher_is_better": "lower-is-better"}.get(given[0], given[0].replace("_", "-"))
+        raise UserError(f"--{flag} is for tables of your own, not for {about}.")
+
+
+def _metric(options: argparse.Namespace) -> "Metric | None":
+    """Return the metric that the options name; None for that of --score."""
+    from bocb_jax.coupling.metrics import metric_of
+
+    if options.metric is None:
+        given = [name for name in _OF_METRIC[1:] if getattr(options, name) is not None]
+        if given:
+            flag = {"higher_is_better": "lower-is-better"}.get(given[0], given[0])
+            raise UserError(f"--{flag} needs --metric, the name of the metric that it is about.")
+        return None
+    if options.score != "accuracy":
+        raise UserError("Give --score or --metric, not both: each names what is compared.")
+    reached = None if options.missing is None else options.missing == "not-reached"
+    return metric_of(
+        name=options.metric,
+        unit=options.unit,
+        higher_is_better=options.higher_is_better,
+        not_reached=reached,
+    )
 
 
 if __name__ == "__main__":

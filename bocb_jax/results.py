@@ -152,6 +152,24 @@ def load(path: str | Path) -> Any:
     return _checked(frame, path)
 
 
+def is_results(path: Path) -> bool:
+    """Return whether a file is a Parquet file with the columns of a table of results.
+
+    A file with the name of such tables counts, whatever is in it, so that what is wrong with it
+    is said.
+    """
+    from pyarrow import parquet
+
+    if path.name == FILE or path.suffix != ".parquet":
+        return path.name == FILE
+    check_file(path)
+    try:
+        names = parquet.ParquetFile(path).schema_arrow.names
+    except Exception:  # `load` says what is wrong
+        return True
+    return {"model", "optimizer", "status", "phase"} <= set(names)
+
+
 def check_file(path: Path) -> None:
     """Raise UserError unless a table is a regular file of at most `MAX_TABLE` bytes."""
     try:

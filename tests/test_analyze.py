@@ -20,7 +20,11 @@ def run(capsys, *arguments):
 def test_verdict_on_the_published_table(capsys):
     code, text, _ = run(capsys, "--published", "cifar100", "--no-report")
     assert code == 0
-    first, *_ = text.splitlines()
+    understood, _, first, *_ = text.splitlines()
+    assert understood == (
+        "Read: the paper's table cifar100: 20 optimizers x 20 backbones, top-1 accuracy, mean of "
+        "three trials."
+    )
     assert first.startswith("SGD-like optimizers lead on AlexNet, VGG-13, R-50, DN-121, MobV2, ")
     assert "adaptive ones on the other 12" in first
     assert "costs 3.5 points on R-50, 3.3 on AlexNet and 2.7 on VGG-13" in text

@@ -61,8 +61,8 @@ RULES = {
         "ours:torch_weights", "ours:weight_files",
     },
     "bocb_jax/coupling": {
-        "numpy", "pandas", "scipy", "statsmodels", "scikit_posthocs", "ours:errors", "ours:paper",
-        "ours:storage",
+        "numpy", "pandas", "pyarrow", "scipy", "statsmodels", "scikit_posthocs", "ours:errors",
+        "ours:paper", "ours:storage",
     },
     "bocb_jax/patterns": {
         "numpy", "pandas", "scipy", "sklearn", "joblib", "threadpoolctl", "rich",

@@ -18,10 +18,11 @@ from bocb_jax.errors import UserError
 # Median absolute deviation -> standard deviation, for normal scores.
 MAD_SCALE = 1.4826
 # The gamma of Eq. 1 in points, on CIFAR-100 and COCO; on ImageNet scores lie closer.
-_PAPER_GAMMA = {"points": 3.0}
+_PAPER_GAMMA = {"points": 3.0, "AP": 3.0}
 _IMAGENET_GAMMA = 1.0
-# 2 points of accuracy near 75 percent are 0.1 in log-odds; the figure for nats is by analogy.
-_DEFAULT_MARGIN = {"points": 2.0, "log-odds": 0.1, "nats": 0.1}
+# 2 points of accuracy near 75 percent are 0.1 in log-odds; the figure for nats is by analogy. In
+# other units it is twice what counts as equal.
+_DEFAULT_MARGIN = {"points": 2.0, "AP": 2.0, "log-odds": 0.1, "nats": 0.1}
 _IMAGENET = {"imagenet", "imagenet1k", "imagenet2012"}
 
 
@@ -108,7 +109,7 @@ def _parsed(rule: str, table: ScoreTable) -> tuple[str, float]:
         return name, parameter
     if str(table.dataset).lower() in _IMAGENET and table.unit == "points":
         return name, _IMAGENET_GAMMA
-    margin = _DEFAULT_MARGIN[table.unit]
+    margin = _DEFAULT_MARGIN.get(table.unit, 2 * table.equal)
     return name, _PAPER_GAMMA.get(table.unit, margin) if name == "paper_eq1" else margin
 
 

@@ -18,7 +18,7 @@ WEIGHTS = {
     "flag": 0.2,
     "computation_rank": 0.2,
 }
-_LARGEST_REGRET = {"points": 10.0, "log-odds": 0.5, "nats": 0.5}
+_LARGEST_REGRET = 10  # in profiles, in multiples of what counts as equal by default
 _LARGEST_RATIO = 4.0  # as in AlgoPerf
 _POINTS = 201
 
@@ -132,7 +132,7 @@ def profile(table: ScoreTable) -> Profiles:
     """Return on which share of the backbones each optimizer is within tau of the best."""
     matrix, goodness = table.matrix(), table.goodness()
     regret = regret_of(goodness)
-    taus = np.linspace(0, _LARGEST_REGRET[table.unit], _POINTS)
+    taus = np.linspace(0, _LARGEST_REGRET * (table.default_equal() or 1), _POINTS)
     ratios = np.linspace(1, _LARGEST_RATIO, _POINTS)
     by_regret = _profile(regret, taus)
     errors = {"points": 100 - matrix, "nats": matrix}.get(table.unit)

@@ -19,7 +19,7 @@ SCORES = {
 # target of a time-to-target metric is "not_reached": its time is censored.
 STATUSES = ("finished", "diverged", "out_of_memory", "crashed", "timed_out", "not_reached")
 # Differences that count as equal, by unit; of other units, a share of the median best score.
-_EQUAL = {"points": 1.0, "AP": 1.0, "log-odds": 0.05, "nats": 0.05, "log-ratio": math.log(1.02)}
+_EQUAL = {"points": 1.0, "AP": 1.0, "log-odds": 0.05, "nats": 0.05, "log-ratio": 0.02}
 _EQUAL_SHARE = 0.02
 # Log-odds stay finite: an accuracy counts as at least 0.01 and at most 99.99 percent.
 _ODDS_LIMIT = 0.01
@@ -62,12 +62,13 @@ class ScoreTable:
 
     def __post_init__(self) -> None:
         if math.isnan(self.equal):
-            object.__setattr__(self, "equal", self._default_equal())
+            object.__setattr__(self, "equal", self.default_equal())
 
-    def _default_equal(self) -> float:
+    def default_equal(self) -> float:
+        """Return the difference that counts as equal unless the user says otherwise."""
         if self.unit not in _EQUAL:
             best = float(np.abs(self.goodness().max()).median()) if len(self.runs) else math.nan
-            return _EQUAL_SHARE * best if best > 0 else 0.0
+            return float(f"{_EQUAL_SHARE * best:.2g}") if best > 0 else 0.0
         image = 100 / self.test_images if self.unit == "points" and self.test_images else 0.0
         return max(_EQUAL[self.unit], image)
 

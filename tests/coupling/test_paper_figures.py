@@ -151,5 +151,5 @@ def test_one_seed_gives_no_intervals_and_says_so(analysis):
 
 
 def test_every_published_table_is_analysed():
-    for name in ("imagenet", "coco"):
+    for name in ("imagenet", "coco_box", "coco_pose"):
         assert isinstance(analyze(from_published(name), resamples=50).ranking, pandas.DataFrame)
