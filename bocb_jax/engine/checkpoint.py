@@ -150,7 +150,10 @@ class Checkpoints:
         )
 
     def _start(self, name: str, step: int, tree: Any, progress: dict[str, Any]) -> None:
-        self._finish(name)
+        # Orbax's barriers between processes serve one save at a time; a second one would wait for
+        # ever.
+        for other in [name] if jax.process_count() == 1 else [*self._saving]:
+            self._finish(other)
         with _reporting_failures(self._folder / name):
             # Orbax's own policy would skip a save while another is in progress.
             saving = self._open[name].save_checkpointables_async(
@@ -207,6 +210,7 @@ class Checkpoints:
             target = source.with_name(f"{step}.damaged-{number}")
         if jax.process_index() == 0:
             os.rename(source, target)
+        _as_first_process(True)  # no process looks at the folder before it is renamed
         reason = error if isinstance(error, Damaged) else type(error).__name__
         logger.warning("%s cannot be read (%s); renamed to %s.", what, reason, target)
         self._open[name] = self._opened(name)

@@ -1,0 +1,103 @@
+"""Trains runs on several processes of this machine, and looks for one that hangs.
+
+    python tests/drills/processes.py --processes 2 --runs 40
+
+Every run saves its state every few steps and its best weights at the same steps. It must end in
+all processes within a time limit, with losses equal to those of one process within 1e-5.
+"""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SETTINGS = (
+    "--model vit_mini --opt lamb --model-args.depth 1 --model-args.width 16 --model-args.heads 2 "
+    "--epochs 4 --batch-size 64 --image-size 16 --checkpoint.every-steps 11 --log.every-steps 1 "
+    "--data.workers 0 --augment.only"
+).split()
+TOLERANCE = 1e-5  # of a loss: sums over devices come in another order
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return server.getsockname()[1]
+
+
+def start(workdir: Path, cache: Path, processes: int, *options: str) -> list[subprocess.Popen]:
+    """Start all processes of a run."""
+    where = ["--workdir", str(workdir), "--log.progress", "none", *options]
+    command = [sys.executable, "-m", "bocb_jax.train", *SETTINGS, *where]
+    port = free_port()
+    env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
+    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+    if processes == 1:
+        return [subprocess.Popen(command, env=env)]
+    several = ["--parallel.coordinator", f"localhost:{port}", "--parallel.processes"]
+    return [
+        subprocess.Popen(
+            [*command, *several, str(processes), "--parallel.process", str(number)], env=env
+        )
+        for number in range(processes)
+    ]
+
+
+def wait(started: list[subprocess.Popen], seconds: float) -> list[int | None]:
+    """Return the exit codes; None for a process that had to be killed."""
+    deadline = time.monotonic() + seconds
+    codes: list[int | None] = []
+    for process in started:
+        try:
+            codes.append(process.wait(max(0.1, deadline - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            codes.append(None)
+    return codes
+
+
+def losses(workdir: Path) -> list[float]:
+    """Return the training loss of every step of the only run in a folder."""
+    (path,) = workdir.glob("*/metrics.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=40)
+    parser.add_argument("--seconds", type=float, default=300, help="limit of a run")
+    parser.add_argument("--fsdp", type=int, default=1)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        cache = root / "cache"
+        assert wait(start(root / "one", cache, 1), options.seconds) == [0]
+        expected = losses(root / "one")
+        failed = 0
+        for number in range(options.runs):
+            workdir = root / f"run{number}"
+            began = time.monotonic()
+            more = ["--parallel.fsdp", str(options.fsdp)]
+            codes = wait(start(workdir, cache, options.processes, *more), options.seconds)
+            off = None
+            if codes == [0] * options.processes:
+                found = losses(workdir)
+                off = max(abs(a - b) for a, b in zip(found, expected, strict=True))
+            good = off is not None and off <= TOLERANCE
+            failed += not good
+            took = time.monotonic() - began
+            print(f"run {number}: codes {codes}, losses off by {off}, {took:.0f} s", flush=True)
+    print(f"{failed} of {options.runs} runs of {options.processes} processes failed")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
