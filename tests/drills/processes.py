@@ -20,7 +20,7 @@ SETTINGS = (
     "--model vit_mini --opt lamb --model-args.depth 1 --model-args.width 16 --model-args.heads 2 "
     "--epochs 4 --batch-size 64 --image-size 16 --checkpoint.every-steps 11 --log.every-steps 1 "
     "--data.workers 0 --augment.only"
-).split()
+)
 TOLERANCE = 1e-5  # of a loss: sums over devices come in another order
 
 
@@ -33,7 +33,7 @@ def free_port() -> int:
 def start(workdir: Path, cache: Path, processes: int, *options: str) -> list[subprocess.Popen]:
     """Start all processes of a run."""
     where = ["--workdir", str(workdir), "--log.progress", "none", *options]
-    command = [sys.executable, "-m", "bocb_jax.train", *SETTINGS, *where]
+    command = [sys.executable, "-m", "bocb_jax.train", *SETTINGS.split(), *where]
     port = free_port()
     env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
     env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
