@@ -272,7 +272,7 @@ def _data(options: argparse.Namespace) -> list[dict[str, Any]]:
             size, rounds=options.rounds, python=python
         )
     table = Table(title="Images a second", title_justify="left", caption_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in ("here", "PyTorch, 2 workers", "ratio"):
         table.add_column(column, justify="right")
     for name, speed in speeds.items():

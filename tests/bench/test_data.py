@@ -6,20 +6,36 @@ import sys
 import pytest
 
 from bocb_jax.__main__ import main
-from bocb_jax.bench.data import measure_folder
+from bocb_jax.bench import __main__ as bench
+from bocb_jax.bench.data import Speed, measure_folder
 from bocb_jax.errors import UserError
 
 
-@pytest.mark.slow
-def test_data(tmp_path, capsys):
+def pretended(monkeypatch):
+    """Let each part of the benchmark have its figures at once, without PyTorch."""
+    share = {"whole_seconds": [2.0], "model_seconds": [1.0]}
+    folder = Speed("folder", 224, [5.0], [])
+    monkeypatch.setattr(bench, "folder_speed", lambda **_: folder)
+    monkeypatch.setattr(
+        bench, "augmentation_speed", lambda size, **_: Speed("augmentation", size, [5.0], [])
+    )
+    monkeypatch.setattr(
+        bench, "_outside_the_model", lambda recipe, rounds: {"recipe": recipe, **share}
+    )
+
+
+@pytest.mark.parametrize("measured", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_data(measured, tmp_path, capsys, monkeypatch):
+    if not measured:
+        pretended(monkeypatch)
     file = tmp_path / "data.json"
     assert main(["bench", "--data", "--rounds", "1", "--json", str(file)]) == 0
     printed = capsys.readouterr().out
     assert "DeiT recipe's augmentation, 224 px" in printed
     assert "outside it" in printed
     *speeds, pytorch, deit = json.loads(file.read_text())["rows"]
-    measured = [(row["of"], row["size"]) for row in speeds]
-    assert measured == [("augmentation", 32), ("augmentation", 224), ("folder", 224)]
+    found = [(row["of"], row["size"]) for row in speeds]
+    assert found == [("folder", 224), ("augmentation", 32), ("augmentation", 224)]
     assert (pytorch["recipe"], deit["recipe"]) == ("pytorch", "deit")
     assert all(row["model_seconds"][0] > 0 for row in (pytorch, deit))
 
