@@ -6,10 +6,13 @@
 | `analysis`, `result` | `analyze`, and the `Analysis` that it returns |
 | `cells`, `decomposition`, `noncentral` | shares of variance, coupling of each row and column |
 | `significance`, `contrasts`, `features` | tests, categories of optimizers, features of backbones |
-| `noise`, `best`, `costs`, `choice`, `camps`, `portfolio` | what a choice costs, how sure that is |
+| `interaction`, `claims` | is there any coupling; the paper's claims against a table |
+| `noise`, `best`, `costs`, `choice` | what a choice costs, and how sure that is |
+| `camps`, `portfolio` | who favors what, and which few optimizers do for all |
 | `margins` | every backbone and optimizer in figures |
 | `outliers`, `failures`, `caveats` | what stands out, and what limits the verdict |
-| `ranking`, `structure`, `tuning` | rankings and profiles, axes and clusters, cost of tuning |
+| `ranking`, `structure` | rankings and profiles, axes and clusters |
+| `tuning`, `trials` | cost of tuning, the expected best of k trials |
 | `recommend`, `placement` | what to try first, and published backbones that are similar |
 """
 

@@ -18,6 +18,7 @@ from bocb_jax.coupling import (
     camps,
     caveats,
     choice,
+    claims,
     contrasts,
     decomposition,
     failures,
@@ -104,6 +105,7 @@ def analyze(
         taxonomy=taxonomy,
         failures=failures.label(table, outliers, regret),
         profiles=ranking.profile(table),
+        claims=pandas.DataFrame(),
         warnings=[],
         **_choices(table, kinds, taxonomy, draws),
         **_effects(table, outliers, regret, kinds, taxonomy["family"], draws),
@@ -112,7 +114,7 @@ def analyze(
         **_tuning(table, outliers, draws),
         **draws.options(),
     )
-    return dataclasses.replace(found, warnings=caveats.warn(found))
+    return dataclasses.replace(found, claims=claims.judge(found), warnings=caveats.warn(found))
 
 
 def _choices(

@@ -97,6 +97,9 @@ class Analysis:
     # A row for each outlier or unfinished cell: backbone, optimizer, label (one of
     # `failures.LABELS`), reason, score, regret, train_loss, n.
     failures: pandas.DataFrame
+    # The paper's claims: claim, figure (a sentence), n, verdict ("holds", "does not", "cannot be
+    # judged here"), detail (the rule).
+    claims: pandas.DataFrame
     warnings: list[str]  # sentences on what the data cannot say
 
     def freedom(self, equal: float | None = None) -> pandas.DataFrame:
