@@ -23,7 +23,7 @@ from bocb_jax.errors import UnknownName, UserError
 
 T = TypeVar("T")
 
-MAX_LISTED = 50  # names in a message
+MAX_LISTED = 20  # names in a message
 
 
 class Registry(Generic[T]):

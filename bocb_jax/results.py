@@ -137,6 +137,7 @@ def load(path: str | Path) -> Any:
                 f"{path} is not a table of results: it has {rows} rows of {columns} columns in "
                 f"{path.stat().st_size} bytes."
             )
+        table.read().validate(full=True)  # texts are UTF-8
         frame = pandas.read_parquet(path)
     except UserError:
         raise

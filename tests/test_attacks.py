@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
-from helpers import made_runs
+from helpers import made_runs, studies
 from test_layering import FILES, TREES
 
+from bocb_jax import sweep
 from bocb_jax.__main__ import main
 from bocb_jax.engine.checkpoint import Checkpoints
 from bocb_jax.study.spec import Search, Study
@@ -162,6 +163,33 @@ def test_nothing_of_a_planted_folder_runs(planted, name, capsys):
     assert "Traceback" not in said.err
     if name.startswith("patterns"):
         assert "stand in for them" in " ".join(said.err.split())
+
+
+@pytest.mark.parametrize("resumed", ["a planted run", "a run beside planted ones"])
+@pytest.mark.parametrize("command", ["sweep", "probe"])
+def test_nothing_runs_of_a_planted_folder_that_a_sweep_resumes(
+    planted, command, resumed, monkeypatch, capsys
+):
+    if resumed == "a planted run":
+        cells, codes = made_runs.cells(STUDY, "runs", 1, 2), {2}
+    else:
+        cells, codes = made_runs.cells(STUDY, "runs", 2, 3)[3:], {0, 2}
+        made_runs.finish_all(cells, planted / "runs")
+    monkeypatch.setattr(sweep, "plan", lambda *_, **__: cells)
+    monkeypatch.setattr(sweep, "_open_pool", lambda *_: studies.Pretended(1, pytest.fail))
+    Path("study.toml").write_text('backbones = ["net1"]\noptimizers = ["opt0"]\n')
+    arguments = {
+        "sweep": ["sweep", "study.toml", "--workdir", "runs", "--population", "auto"],
+        "probe": ["probe", "--model", "net1", "--workdir", "runs"],
+    }
+    code = main(arguments[command])
+    said = capsys.readouterr().err
+    assert code in codes, said
+    assert "Traceback" not in said
+    if resumed == "a planted run":
+        assert "does not belong to its folder" in " ".join(said.split())
+    else:
+        assert (planted / TABLE).exists()
 
 
 @pytest.mark.parametrize("command", ["patterns", "analyze", "sweep"])

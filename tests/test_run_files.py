@@ -2,13 +2,16 @@
 
 import json
 
+import pyarrow
 import pytest
 from bad_input.runs import CONFIG, RESULT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from bocb_jax import results
 from bocb_jax.config import TrainConfig, to_dict
+from bocb_jax.coupling.scores import from_results
 from bocb_jax.errors import UserError
 from bocb_jax.run_files import read_config, read_result, read_study
 
@@ -103,6 +106,15 @@ def test_any_value_in_any_field(tmp_path, name):
         read(write(tmp_path, **{name: json.dumps(content).encode("utf-8", "replace")}))
 
     check()
+
+
+def test_texts_of_a_table_are_utf8(tmp_path):
+    path = results.save(results.read_runs(write(tmp_path)), tmp_path)
+    table = parquet.read_table(path)
+    column = table.schema.get_field_index("run")
+    damaged = pyarrow.array([b"\xff"] * len(table)).view(pyarrow.string())
+    parquet.write_table(table.set_column(column, "run", damaged), path)
+    assert "UTF8" in sentence(lambda: from_results(results.load(path)))
 
 
 def test_flipped_tables(tmp_path):

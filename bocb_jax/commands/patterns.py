@@ -49,6 +49,11 @@ def main(arguments: list[str]) -> int:
         help="draw alpha over the layers of one backbone: .svg or .png",
     )
     parser.add_argument(
+        "--init-ema",
+        action="store_true",
+        help="of files that hold both, take the averaged weights",
+    )
+    parser.add_argument(
         "--jobs", type=value_of(Workers), help="number of processes. Default: one per core"
     )
     options = parser.parse_args(arguments)
@@ -56,7 +61,7 @@ def main(arguments: list[str]) -> int:
     _check(options.plot, (".svg", ".png"))
     with contextlib.ExitStack() as stack:
         local = {str(stack.enter_context(_local_copy(path))): path for path in options.paths}
-        frame = analyze_checkpoints(local, jobs=options.jobs)
+        frame = analyze_checkpoints(local, ema=options.init_ema, jobs=options.jobs)
         for copy, path in local.items():
             frame["source"] = frame["source"].str.replace(copy, path, regex=False)
     if options.output:

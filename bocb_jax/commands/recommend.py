@@ -1,10 +1,12 @@
 """What to try first: `bocb recommend --model resnet50 [--runs DIR]`, or `--portfolio 2`.
 
-Answers from your own runs and from the published tables, each with its evidence; never imports JAX.
+Answers from your own runs and from the published tables, each with its evidence. Imports JAX only
+to look for a name that is in none of them.
 """
 
 import argparse
 import dataclasses
+import difflib
 import json
 import shlex
 from collections.abc import Iterator, Sequence
@@ -15,7 +17,7 @@ from pydantic import Field
 
 from bocb_jax.checked import Count, FilePath
 from bocb_jax.command_line import Parser, value_of
-from bocb_jax.errors import UserError
+from bocb_jax.errors import UnknownName, UserError
 from bocb_jax.storage.files import finite
 from bocb_jax.storage.remote import local_copy
 
@@ -67,6 +69,8 @@ def _run(options: argparse.Namespace) -> None:
     if options.model is None and options.portfolio is None:
         raise UserError("Name the backbone with --model NAME, or ask for --portfolio K.")
     tables = list(_tables(options))
+    if options.model is not None:
+        _check_name(options.model, tables)
     if options.portfolio is not None:
         _show_portfolios(tables, options)
     else:
@@ -157,6 +161,27 @@ def _print_json(found: "Sequence[tuple[str, Advice | Portfolio | None]]") -> Non
         if one is not None
     ]
     print(json.dumps(rows, indent=1, allow_nan=False))
+
+
+def _check_name(model: str, tables: "list[tuple[str, ScoreTable]]") -> None:
+    """Raise UnknownName for a backbone that neither is registered nor has a stand-in in a table.
+
+    An import path, module:name, may be any net; it is not followed.
+    """
+    from bocb_jax.coupling.recommend import stand_in
+
+    if ":" in model or any(stand_in(table, model)[0] is not None for _, table in tables):
+        return
+    from bocb_jax.models.factory import MODELS
+
+    known = [name for _, table in tables for name in table.backbones]
+    near = difflib.get_close_matches(model, known, n=3, cutoff=0.5)
+    if near and model not in MODELS:
+        raise UnknownName(
+            f"There is no model '{model}', neither in the tables of scores nor in `bocb models "
+            f"--all`. Did you mean {' or '.join(near)}? Your own net is given as module:name."
+        )
+    MODELS.get(model)
 
 
 def _command(model: str, choice: "Choice") -> str:

@@ -86,20 +86,28 @@ def _files_in(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], bool]:
+def read_arrays(path: Path, *, ema: bool = False) -> tuple[dict[str, np.ndarray], bool]:
     """Return the arrays of one run or file, and whether they come in the order of the network.
+
+    Args:
+      path: a run directory or a file.
+      ema: take the averaged weights of a file that holds both.
 
     Raises:
       UserError: they cannot be read.
     """
     if not path.is_dir():
-        arrays = read_weights(path, say=lambda text: print(text, file=sys.stderr))
+        arrays = read_weights(path, ema=ema, say=lambda text: print(text, file=sys.stderr))
         unknown = [name for name, array in arrays.items() if array.dtype.kind == "c"]
         if any(layer_name(name, arrays[name].ndim) for name in unknown):
             raise UserError(
                 f"{path} holds complex numbers ({unknown[0]}); there are no metrics of these."
             )
         return arrays, keeps_order(path)
+    if ema:
+        raise UserError(
+            f"{path} is a folder of a run, which holds one set of weights; omit --init-ema."
+        )
     from bocb_jax.engine.checkpoint import read_best
 
     return read_best(path), False
@@ -150,12 +158,17 @@ def _initialization(
 
 
 def analyze_checkpoints(
-    paths: Iterable[str | Path], *, jobs: int | None = None, progress: bool = True
+    paths: Iterable[str | Path],
+    *,
+    ema: bool = False,
+    jobs: int | None = None,
+    progress: bool = True,
 ) -> pandas.DataFrame:
     """Return the metrics of every layer of every run and file, beside those at initialization.
 
     Args:
       paths: run directories, folders of them, or files of weights.
+      ema: take the averaged weights of files that hold both.
       jobs: number of processes; None: one per core. A single set is analyzed in this process.
       progress: whether to show a progress bar on the error stream.
 
@@ -208,7 +221,7 @@ def analyze_checkpoints(
                 soft_wrap=True,
             )
         tasks = [
-            joblib.delayed(_analyze)(path, about, start and initial.get(start), threads)
+            joblib.delayed(_analyze)(path, about, start and initial.get(start), threads, ema)
             for path, (about, start) in zip(sources, records, strict=True)
         ]
         tables = run(tasks, "weights")
@@ -217,11 +230,11 @@ def analyze_checkpoints(
 
 
 def _analyze(
-    path: Path, about: dict[str, Any], initial: _Initial | None, threads: int
+    path: Path, about: dict[str, Any], initial: _Initial | None, threads: int, ema: bool
 ) -> list[dict[str, Any]]:
     # Reading a run imports JAX, but no worker needs a device.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    arrays, ordered = read_arrays(path)
+    arrays, ordered = read_arrays(path, ema=ema)
     layers = analyze_weights(arrays, ordered=ordered, threads=threads)
     if not layers:
         raise UserError(f"{path} holds no layers: there is no matrix or kernel among its arrays.")

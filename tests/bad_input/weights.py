@@ -136,6 +136,10 @@ OTHERS = [
         "ema-missing", imported("w.pth", "--init-ema"), "holds no averaged weights",
         files={"w.pth": zipped({"model": PLAIN})},
     ),
+    Row(
+        "ema-missing-patterns", patterns("w.pth", "--init-ema"), "holds no averaged weights",
+        files={"w.pth": zipped({"model": PLAIN})},
+    ),
     Row("ema-folder", init(".", "--init-ema"), "is a folder of a run"),
     Row("unfitting", init("w.pth"), "do not fit ViT: missing: ", files={"w.pth": zipped(PLAIN)}),
     Row(

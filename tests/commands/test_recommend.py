@@ -181,6 +181,12 @@ def test_door_answers_for_a_budget_of_trials(tmp_path, capsys):
         assert f"expected best of {trials} trials" in out
 
 
+@pytest.mark.parametrize("model", ["mypkg:MyNet", "repvgg_a0", "CNX-T", "vit_l"])
+def test_door_answers_for_any_backbone_there_is(model, capsys):
+    assert bocb(["recommend", "--model", model]) == 0
+    assert "Try " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("arguments", [["--runs", "/nowhere.parquet"], ["--most", "0"]])
 def test_door_refuses_in_a_sentence(arguments, capsys):
     assert bocb(["recommend", "--model", "resnet50", *arguments]) == 2

@@ -33,6 +33,9 @@ class Pretended:
         time.sleep(0 if found else 0.01)
         return found
 
+    def close(self):
+        pass
+
 
 def ready(worker):
     return Event(EventKind.READY, worker)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas
 import pytest
+from helpers import torch_files
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from safetensors.numpy import save_file
 
@@ -30,6 +31,18 @@ def test_a_folder_of_files_is_one_tidy_table(tmp_path):
     assert list(frame["layer"][:2]) == ["conv1", "fc"]
     assert {f"{name}_init" for name in METRICS} <= set(frame)
     assert frame["l2_norm_init"].iloc[0] == pytest.approx(np.sqrt(24), rel=0.1)
+
+
+def test_the_averages_of_a_file_are_read_where_they_are_wanted(tmp_path):
+    plain = np.random.default_rng(0).normal(size=(24, 20)).astype("float32")
+    both = {"model": {"fc.weight": plain}, "model_ema": {"fc.weight": 3 * plain}}
+    (tmp_path / "w.pth").write_bytes(torch_files.zipped(both))
+    norms = []
+    for words in ([], ["--init-ema"]):
+        out = str(tmp_path / "t.csv")
+        assert main(["patterns", str(tmp_path / "w.pth"), "--output", out, *words]) == 0
+        norms.append(pandas.read_csv(out)["l2_norm"].item())
+    assert norms[1] == pytest.approx(3 * norms[0])
 
 
 def test_the_command_writes_a_table_and_a_picture(tmp_path, capsys):
