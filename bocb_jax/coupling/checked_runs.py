@@ -50,7 +50,7 @@ def checked_runs(found: Runs, metric: Metric, notes: list[str]) -> tuple[pandas.
     for role, figure in read.items():
         _check_finite(found, frame, role, figure, metric)
     percent = _in_percent(found, frame, metric, score.percent, notes)
-    frame["run"] = [_name(cell) for cell in found.cells.get("run", [""] * len(frame))]
+    frame["run"] = [_name(cell) for cell in found.cells["run"]] if "run" in found.cells else ""
     frame["seed"] = _seeds(found, frame, notes)
     for name in RUN_COLUMNS:
         if name not in frame:
@@ -126,28 +126,29 @@ def _is_blank(cell: Any) -> bool:
 
 def _statuses(found: Runs, score: figures.Figures, metric: Metric, notes: list[str]) -> np.ndarray:
     """Return the status of every run; "" where there is neither a score nor a status."""
-    statuses = np.where(score.empty, "", "finished").astype(object)
+    empty = score.empty
+    statuses = np.where(empty, "", "finished").astype(object)
     if metric.censored:
-        statuses[score.empty] = "not_reached"
+        statuses[empty] = "not_reached"
     if "status" in found.cells:
-        words: dict[Any, int] = {}
-        for i, word in enumerate(found.cells["status"]):
+        words = pandas.Series(found.cells["status"], dtype=object).map(_spelled)
+        for word, rows in words.groupby(words, sort=False).indices.items():
             status = figures.status_of(word)
             if status is None:
                 raise UserError(
-                    f"{_place(found, i)}: there is no status '{_short(word)}'. There are: "
+                    f"{_place(found, rows[0])}: there is no status '{_short(word)}'. There are: "
                     "finished, diverged, out_of_memory, crashed, timed_out, not_reached."
                 )
-            if status == "" or (status == "finished" and score.empty[i]):
+            if status == "":
                 continue
-            statuses[i] = status
-            if str(word) not in ("", status):
-                words[str(word), status] = words.get((str(word), status), 0) + 1
-        notes += [
-            f"The status '{word}' is taken for {status.replace('_', ' ')} ({plural(count, 'run')})."
-            for (word, status), count in words.items()
-            if status != "finished"
-        ]
+            statuses[rows] = status
+            if status == "finished":
+                statuses[rows[empty[rows]]] = "not_reached" if metric.censored else ""
+            elif word != status and status != "unfinished":
+                notes.append(
+                    f"The status '{word}' is taken for {status.replace('_', ' ')} "
+                    f"({plural(len(rows), 'run')})."
+                )
     told = score.statuses != ""
     statuses[told] = score.statuses[told]
     infinite = np.isinf(score.values)
@@ -156,6 +157,10 @@ def _statuses(found: Runs, score: figures.Figures, metric: Metric, notes: list[s
         worst = score.values == (-math.inf if metric.higher_is_better else math.inf)
         statuses[worst] = "not_reached" if metric.censored else "diverged"
     return statuses
+
+
+def _spelled(cell: Any) -> str:
+    return "" if _is_blank(cell) else _short(str(cell).strip())
 
 
 def _check_finite(
@@ -249,7 +254,7 @@ def _seed(cell: Any) -> Any:
         number = float(cell)
         return int(number) if number.is_integer() and abs(number) < 2**53 else str(cell)
     except (TypeError, ValueError, OverflowError):
-        return str(cell)[:_LONGEST_NAME]
+        return str(cell).strip()[:_LONGEST_NAME]
 
 
 def settings_of(frame: pandas.DataFrame) -> list[str]:

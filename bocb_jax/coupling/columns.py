@@ -126,7 +126,7 @@ def runs_of(raw: RawTable, metric: Metric, given: Columns) -> Runs:
                 del headers[role]
     named = {"backbone", "optimizer"} & set(headers)
     if len(named) == 2 and "score" not in headers:
-        headers |= _only_figures(raw, headers)
+        headers |= _only_figures(raw, headers, metric)
     if len(named) == 2 or "score" in headers:
         for role in ("backbone", "optimizer", "score"):
             if role not in headers:
@@ -224,29 +224,29 @@ def _given(raw: RawTable, role: str, wanted: str, taken: Iterable[str]) -> str:
     return same[0]
 
 
-def _only_figures(raw: RawTable, headers: dict[str, str]) -> dict[str, str]:
+def _only_figures(raw: RawTable, headers: dict[str, str], metric: Metric) -> dict[str, str]:
     """Return the score's column where only one column is left that holds figures."""
     left = [header for header in raw.columns if header not in headers.values()]
-    left = [header for header in left if _holds_figures(raw.columns[header])]
+    left = [header for header in left if _holds_figures(raw.columns[header], metric.unit)]
     if len(left) == 1 and not is_lower(plain_name(left[0])):
         return {"score": left[0]}
     if left:
         lower = [header for header in left if is_lower(plain_name(header))]
-        metric = f", or --metric '{lower[0]}' for a metric of another kind" if lower else ""
+        other = f", or --metric '{lower[0]}' for a metric of another kind" if lower else ""
         raise UserError(
             f"'{raw.name}' has no column 'score' or 'accuracy'; name the one to compare with "
-            f"--score-column{metric}. Columns of figures: {', '.join(left[:30])}."
+            f"--score-column{other}. Columns of figures: {', '.join(left[:30])}."
         )
     return {}
 
 
-def _holds_figures(cells: Sequence[Any], most: int = 1000) -> bool:
+def _holds_figures(cells: Sequence[Any], unit: str = "", most: int = 1000) -> bool:
     """Return whether a column begins with figures; the first cells tell."""
-    first = list(cells[:most])
-    found, wrong = figures.read(first, decimal=",")
-    if wrong is not None:
-        found, wrong = figures.read(first)
-    return wrong is None and bool(np.isfinite(found.values).any())
+    for decimal in ".,":
+        found, wrong = figures.read(cells[:most], decimal=decimal, unit=unit)
+        if wrong is None:
+            return bool(np.isfinite(found.values).any())
+    return False
 
 
 # -- wide tables -----------------------------------------------------------------------------------
@@ -283,10 +283,14 @@ def _melted(raw: RawTable, headers: dict[str, str]) -> Runs:
 
 
 def _is_text(cells: Sequence[Any]) -> bool:
-    """Return whether every cell that is not empty is a text that is no figure."""
-    texts = [cell for cell in cells if figures.status_of(cell) != ""]
-    return bool(texts) and all(
-        isinstance(cell, str) and figures.read([cell])[1] is not None for cell in texts
+    """Return whether a column holds words, none of which has a digit or is how a run ended."""
+    filled = [cell for cell in cells if figures.status_of(cell) != ""] if _no_digit(cells) else []
+    return any(figures.status_of(cell) is None for cell in filled)
+
+
+def _no_digit(cells: Sequence[Any]) -> bool:
+    return all(
+        cell is None or (isinstance(cell, str) and not re.search(r"\d", cell)) for cell in cells
     )
 
 

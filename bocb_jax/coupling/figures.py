@@ -190,7 +190,7 @@ def _read(cell: Any, decimal: str, unit: str) -> tuple[float, float, str, bool] 
     if inner is not None and "." in figure["value"] and "." not in inner:
         return None  # 78.35(21) may be an error of 0.21, a rank, or a number of seeds
     spread = float(figure["spread"] or inner or nothing)
-    if max(abs(value), spread) > LARGEST or spread < 0:
+    if spread < 0 or spread > LARGEST:
         return None
     return value, spread, "", "%" in text
 

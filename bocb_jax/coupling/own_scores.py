@@ -86,12 +86,12 @@ def _table(
             f"The chance level is {chance:g}; an accuracy is between 0 and 100 percent."
         )
     found = runs_of(raw, metric, columns)
-    notes = [f"Left out: {', '.join(found.left_out)}."] if found.left_out else []
+    notes = [f"Left out: {', '.join(map(repr, found.left_out))}."] if found.left_out else []
     found, dataset = _of_one_dataset(found, dataset)
     metric = _named_by_column(metric, found)
     runs, percent = checked_runs(found, metric, notes)
-    described = describe(found, runs, metric, percent)
-    runs, trials = _searched(found, runs, metric, notes)
+    runs, trials = _searched(runs, metric, notes)
+    described = describe(found, runs, trials, metric, percent)
     runs = without_unfinished(runs, notes)
     if not runs["score"].notna().any():
         raise UserError(f"'{raw.name}' holds no score.")
@@ -102,7 +102,7 @@ def _table(
         unit=metric.unit,
         higher_is_better=metric.higher_is_better,
         chance=chance,
-        source=raw.name,
+        source=Path(raw.name).name,
         dataset=dataset,
         notes=tuple(notes),
         test_images=test_images,
@@ -139,7 +139,7 @@ def _of_one_dataset(found: Runs, dataset: str | None) -> tuple[Runs, str | None]
 
 
 def _searched(
-    found: Runs, runs: pandas.DataFrame, metric: Metric, notes: list[str]
+    runs: pandas.DataFrame, metric: Metric, notes: list[str]
 ) -> tuple[pandas.DataFrame, pandas.DataFrame | None]:
     """Return the runs of the best setting of every pair, and all of them where there are others."""
     running = runs["status"] == "unfinished"
@@ -150,7 +150,8 @@ def _searched(
     if not settings:
         return runs, None
     pairs = ["backbone", "optimizer"]
-    keyed = runs.assign(setting=runs[settings].apply(rounded).agg(" ".join, axis=1))
+    texts = [rounded(runs[name]) for name in settings]
+    keyed = runs.assign(setting=texts[0] if len(texts) == 1 else texts[0] + " " + texts[1])
     if keyed.groupby(pairs, sort=False)["setting"].nunique().max() < 2:
         return runs, None
     sign = 1 if metric.higher_is_better else -1
@@ -184,7 +185,13 @@ def without_unfinished(runs: pandas.DataFrame, notes: list[str]) -> pandas.DataF
 # -- what was understood ---------------------------------------------------------------------------
 
 
-def describe(found: Runs, runs: pandas.DataFrame, metric: Metric, percent: bool) -> str:
+def describe(
+    found: Runs,
+    runs: pandas.DataFrame,
+    trials: pandas.DataFrame | None,
+    metric: Metric,
+    percent: bool,
+) -> str:
     """Return in a line how a table was understood."""
     raw, headers = found.raw, found.headers
     kind = {"line": "row", "record": "record", "row": "row"}[raw.where]
@@ -205,10 +212,11 @@ def describe(found: Runs, runs: pandas.DataFrame, metric: Metric, percent: bool)
         name = headers[down] or "the first column"
         what = [
             f"{down}s down ({name})",
-            f"{across}s across ({runs[across].nunique()} columns)",
+            f"{across}s across ({plural(runs[across].nunique(), 'column')})",
             f"score = {metric.name}{in_brackets}",
         ]
-    return f"{plural(len(raw.at), kind)}: {', '.join(what)}, {per_cell(runs)}"
+    searched = "" if trials is None else f", the best of {plural(len(trials), 'trial')}"
+    return f"{plural(len(raw.at), kind)}: {', '.join(what)}, {per_cell(runs)}{searched}"
 
 
 def per_cell(runs: pandas.DataFrame) -> str:

@@ -61,13 +61,13 @@ def read_file(path: str | Path) -> RawTable:
     Raises:
       UserError: it cannot be read, is too large, or is no table.
     """
-    name = Path(path).name
+    name = str(path)
     try:
         content = read_bytes(path, MOST_BYTES)
     except FileNotFoundError:
         raise UserError(f"'{path}' cannot be read: there is no such file.") from None
     if content.startswith(b"PAR1"):
-        return read_frame(_parquet(content, str(path)), name)
+        return read_frame(_parquet(content, name), name)
     for start, kind in _KINDS.items():
         if content.startswith(start):
             raise UserError(f"'{path}' is {kind}.")
@@ -244,7 +244,9 @@ def _records_of(content: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
         if len(lengths) > 1:
             raise UserError(f"'{name}': its columns have different lengths.")
         return [dict(zip(content, row, strict=True)) for row in zip(*content.values(), strict=True)]
-    if len(content) > 1 and all(isinstance(column, dict) for column in content.values()):
+    if content and all(isinstance(column, dict) for column in content.values()):
+        if all(key.isdecimal() for key in content):  # pandas' orient "index"
+            return list(content.values())
         index = list(dict.fromkeys(key for column in content.values() for key in column))
         counts = all(key.isdecimal() for key in index)
         return [

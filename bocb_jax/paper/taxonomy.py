@@ -82,6 +82,15 @@ def _by_column() -> dict[str, str]:
     return {_folded(backbone.column): name for name, backbone in backbones().items()}
 
 
+@functools.cache
+def _by_compact_column() -> dict[str, str]:
+    return {_compact(backbone.column): name for name, backbone in backbones().items()}
+
+
+def _compact(name: str) -> str:
+    return name.lower().replace("-", "")
+
+
 def _folded(name: str) -> str:
     return name.lower().replace("_", "-")
 
@@ -100,9 +109,11 @@ def find(name: str) -> Backbone | None:
 
     A small twin or another size of a backbone of the paper has its features: "vit_mini" those of
     vit_s. Of several relatives those of the same version come first, then the paper's order counts.
+    Other spellings are understood, such as "ResNet-18", and columns of the paper with a setting
+    behind the name, such as "R50_SGD".
 
     Args:
-      name: as this project or the paper writes it.
+      name: of a backbone.
 
     Returns:
       None where the paper has no backbone of that family.
@@ -110,6 +121,9 @@ def find(name: str) -> Backbone | None:
     model = to_model(name)
     known = backbones()
     found = known.get(model)
+    if found is None and name[:1].isupper():
+        model = name.lower()
+        found = known.get(_by_compact_column().get(_compact(name.partition("_")[0]), ""))
     if found is None:
         series = series_of(model)
         relatives = [base for base in known if series_of(base) == series]

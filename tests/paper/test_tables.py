@@ -15,6 +15,10 @@ def test_tables_hold_the_paper():
     marks = bocb_jax.published("cifar100_marks")
     assert (marks == "outlier").to_numpy().sum() == 50
     assert bocb_jax.published("coco").shape == (20, 11)
+    box, pose = bocb_jax.published("coco_box"), bocb_jax.published("coco_pose")
+    assert (box.shape, pose.shape) == ((20, 8), (20, 3))
+    assert box.loc["Adan", "CNXT_AdamW"] == 43.2
+    assert pose.loc["AdaFactor", "VGG_SGD"] == 72.8
     assert bocb_jax.published("imagenet").shape == (20, 2)
     hyperparameters = bocb_jax.published("hyperparameters")
     assert len(hyperparameters) == 320

@@ -51,6 +51,12 @@ def test_every_model_of_this_project_has_the_taxonomy_of_its_relative():
         ("convnext_mini", "convnext_t"),
         ("poolformerv2_mini", "poolformerv2_s12"),
         ("mypackage:vit_wide", "vit_s"),
+        ("ResNet-18", "resnet50"),
+        ("ViT-B/16", "vit_s"),
+        ("R50_SGD", "resnet50"),
+        ("SwinT_AdamW", "swin_t"),
+        ("VGG_SGD", "vgg13_bn"),
+        ("R-50_RSB-A2_300ep", "resnet50"),
     ],
 )
 def test_a_name_finds_its_relative(name, model):
