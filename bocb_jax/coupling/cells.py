@@ -9,6 +9,9 @@ from scipy import sparse
 
 from bocb_jax.coupling.score_table import ScoreTable
 
+# Cells that a table may have for sections whose cost grows faster than the table: axes, clusters,
+# and tests of all pairs.
+MOST_CELLS = 20_000
 # Numbers that the resamples of a table may hold together; a larger table gets fewer of them.
 _MOST_NUMBERS = 2**26
 _FEWEST_RESAMPLES = 50

@@ -21,6 +21,15 @@ LABELS = (
     "unclear",
 )
 
+# Memory and time tell of the machine and of what the optimizer needs of it: Shampoo and SOAP keep
+# and factor matrices, so that running out of either is often their own cost.
+_REASONS = {
+    "crashed": "crashed",
+    "out_of_memory": "out of memory, which the optimizer's state may have filled",
+    "timed_out": "out of time, which the optimizer's steps may have cost",
+    "not_reached": "did not reach the target",
+}
+
 
 def label(table: ScoreTable, outliers: Outliers, regret: pandas.DataFrame) -> pandas.DataFrame:
     """Label every cell that is an outlier or has no finished run.
@@ -44,14 +53,11 @@ def label(table: ScoreTable, outliers: Outliers, regret: pandas.DataFrame) -> pa
     medians = losses.median()
     matrix = table.matrix()
     failed = table.failed()
-    cells = table.runs.groupby(["optimizer", "backbone"], sort=False)
+    named = ((outliers.labels == "outlier") | failed).stack()
+    pairs = pandas.MultiIndex.from_frame(table.runs[["optimizer", "backbone"]])
+    cells = table.runs[named.reindex(pairs).to_numpy(bool)]
     rows = []
-    for (optimizer, backbone), runs in cells:
-        if (
-            outliers.labels.loc[optimizer, backbone] != "outlier"
-            and not failed.loc[optimizer, backbone]
-        ):
-            continue
+    for (optimizer, backbone), runs in cells.groupby(["optimizer", "backbone"], sort=False):
         loss = losses.loc[optimizer, backbone]
         name, reason = _label(runs, loss, medians[backbone], int(losses[backbone].count()))
         rows.append(
@@ -77,7 +83,7 @@ def _label(runs: pandas.DataFrame, loss: float, median: float, others: int) -> t
         return "diverged", f"{diverged} of {len(runs)} runs diverged"
     finished = runs[runs["status"] == "finished"]
     if finished.empty:
-        return "did not finish", ", ".join(sorted(set(runs["status"])))
+        return "did not finish", ", ".join(_REASONS.get(s, s) for s in sorted(set(runs["status"])))
     if not np.isfinite(loss):
         return "unclear", "the training loss is not known"
     start = finished["first_train_loss"].mean()

@@ -15,7 +15,7 @@ import scikit_posthocs
 from scipy import stats
 
 from bocb_jax.coupling import noncentral
-from bocb_jax.coupling.cells import Cells
+from bocb_jax.coupling.cells import MOST_CELLS, Cells
 from bocb_jax.coupling.score_table import ScoreTable
 
 _CHUNK = 2**22  # numbers that one batch of permutations may hold
@@ -204,15 +204,18 @@ def nemenyi(goodness: pandas.DataFrame, *, confidence: float = 0.95) -> Nemenyi 
     """Return Nemenyi's test and its critical difference.
 
     Returns:
-      None if fewer than three optimizers or two backbones are left `without_gaps`.
+      None if fewer than three optimizers or two backbones are left `without_gaps`, or more than
+      `MOST_CELLS`, or if no two mean ranks could lie as far apart as the critical difference.
     """
     scores = without_gaps(goodness)
     optimizers, backbones = scores.shape
-    if optimizers < 3 or backbones < 2:
+    if optimizers < 3 or backbones < 2 or scores.size > MOST_CELLS:
         return None
     ranks = scores.rank(ascending=False).mean(axis=1).sort_values(kind="stable")
     quantile = stats.studentized_range.ppf(confidence, optimizers, np.inf) / np.sqrt(2)
     difference = float(quantile * np.sqrt(optimizers * (optimizers + 1) / (6 * backbones)))
+    if difference >= optimizers - 1:
+        return None
     p_values = scikit_posthocs.posthoc_nemenyi_friedman(scores.to_numpy().T)
     names = scores.index
     return Nemenyi(
@@ -250,9 +253,10 @@ def pairwise(goodness: pandas.DataFrame, families: pandas.Series | None) -> pand
     Returns:
       A row a pair: first, second, n (backbones with both), median_difference (first - second, in
       the unit of `goodness`), statistic, p_value, p_holm; with families also p_family (the p-value
-      with families as blocks, not corrected) and families (their number). None for one optimizer.
+      with families as blocks, not corrected) and families (their number). None for one optimizer,
+      or more than `MOST_CELLS`.
     """
-    if len(goodness) < 2:
+    if len(goodness) < 2 or goodness.size > MOST_CELLS:
         return None
     pairs = list(itertools.combinations(range(len(goodness)), 2))
     first, second = np.array(pairs).T

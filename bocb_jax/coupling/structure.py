@@ -6,10 +6,11 @@ import numpy as np
 import pandas
 from scipy.cluster import hierarchy
 
-from bocb_jax.coupling.cells import Cells, resampled_means
+from bocb_jax.coupling.cells import MOST_CELLS, Cells, resampled_means
 
 # At most so many draws where each costs a decomposition; their percentiles need no more.
 _DRAWS = 500
+_FEWEST_DRAWS, _MOST_NUMBERS = 100, 2**20  # of all draws together
 _REFERENCES = 200
 _MOST_CLUSTERS = 8
 
@@ -56,13 +57,13 @@ def decompose(
       seed: of the draws.
 
     Returns:
-      None for a table smaller than 3 x 3, or one without interaction.
+      None for a table smaller than 3 x 3 or of more than `MOST_CELLS`, or without interaction.
     """
     values = interaction.fillna(0).to_numpy()
-    if min(values.shape) < 3 or not np.abs(values).max() > 1e-9:
+    if min(values.shape) < 3 or values.size > MOST_CELLS or not np.abs(values).max() > 1e-9:
         return None
     rng = np.random.default_rng(seed)
-    draws = min(resamples, _DRAWS)
+    draws = min(resamples, _DRAWS, max(_FEWEST_DRAWS, _MOST_NUMBERS // values.size))
     left, sizes, right = np.linalg.svd(values, full_matrices=False)
     # Double centering removes one axis.
     axes = min(values.shape) - 1
@@ -129,8 +130,10 @@ def cluster(goodness: pandas.DataFrame, *, resamples: int, seed: int) -> Cluster
       seed: of the draws.
 
     Returns:
-      None with fewer than four backbones or three optimizers.
+      None with fewer than four backbones or three optimizers, or more than `MOST_CELLS`.
     """
+    if goodness.size > MOST_CELLS:
+        return None
     ranks = goodness.rank(pct=True).sub(goodness.rank(pct=True).mean()).fillna(0).to_numpy().T
     backbones, optimizers = ranks.shape
     if backbones < 4 or optimizers < 3:
