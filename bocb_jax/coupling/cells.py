@@ -172,12 +172,16 @@ def cells_of_table(table: ScoreTable) -> Cells:
 
 
 def noise_variance(cells: Cells) -> float | None:
-    """Return the pooled variance within cells; None if no cell has two runs."""
+    """Return the pooled variance within cells; None if no cell has two runs.
+
+    0, and not some rounding, where the runs of every cell agree.
+    """
     degrees = cells.degrees_of_freedom[1]
     if degrees == 0:
         return None
     within = cells.values - np.repeat(cells.means(cells.values), cells.counts)
-    return float((within**2).sum() / degrees)
+    variance = float((within**2).sum() / degrees)
+    return variance if variance > 1e-24 * (cells.values**2).mean() else 0.0
 
 
 def resampled_means(cells: Cells, resamples: int, rng: np.random.Generator) -> np.ndarray | None:

@@ -180,7 +180,7 @@ def _interaction_std(
     runs = len(cells.values)
     squares = terms.loc["interaction", "sum_of_squares"]
     size = float(np.sqrt(max(squares - between * (noise or 0.0), 0.0) / runs))
-    if noise is None or between == 0:
+    if not noise or between == 0:
         return size, None, None
     bounds = noncentral.sum_of_squares_interval(squares, noise, between, within, confidence)
     return size, float(np.sqrt(bounds[0] / runs)), float(np.sqrt(bounds[1] / runs))
@@ -239,12 +239,12 @@ def _add_tests(
         square, df = terms.loc[name, ["sum_of_squares", "degrees_of_freedom"]]
         if df < 1 or not total > 0:
             continue
-        f = square / df / noise if noise > 0 else np.inf
-        terms.loc[name, "f"] = f
-        terms.loc[name, "p_value"] = noncentral.f_p_value(f, df, within)
         surplus = square - df * noise
         terms.loc[name, "omega_squared"] = max(surplus / (total + noise), 0.0)
-        if noise > 0:
+        if noise > 0:  # seeds that agree exactly do not tell the noise
+            f = square / df / noise
+            terms.loc[name, "f"] = f
+            terms.loc[name, "p_value"] = noncentral.f_p_value(f, df, within)
             terms.loc[name, "partial_omega_squared"] = max(surplus / (surplus + runs * noise), 0.0)
             low, high = noncentral.f_interval(f, df, within, confidence)
             terms.loc[name, "partial_omega_squared_low"] = low / (low + runs)
@@ -303,7 +303,7 @@ def row_intervals(cells: Cells, axis: str, confidence: float) -> pandas.DataFram
     ):
         if count == 0 or members < 2:
             rows.append((np.nan, np.nan, np.nan))
-        elif noise is None or degrees < 1e-9:
+        elif not noise or degrees < 1e-9:
             rows.append((np.sqrt(square / count), np.nan, np.nan))
         else:
             scale = degrees / (members - 1)

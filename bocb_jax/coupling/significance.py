@@ -15,7 +15,7 @@ import scikit_posthocs
 from scipy import stats
 
 from bocb_jax.coupling import noncentral
-from bocb_jax.coupling.cells import MOST_CELLS, Cells
+from bocb_jax.coupling.cells import MOST_CELLS, Cells, noise_variance
 from bocb_jax.coupling.score_table import ScoreTable
 
 _CHUNK = 2**22  # numbers that one batch of permutations may hold
@@ -77,8 +77,8 @@ def interaction_permutation_test(
     left out.
 
     Returns:
-      1 if the additive model fits without residuals. None if no cell has two runs or the additive
-      model leaves no degree of freedom.
+      1 if the additive model fits without residuals. None if no cell has two runs, if the runs of
+      every cell agree exactly, or if the additive model leaves no degree of freedom.
     """
     interaction_df, noise_df = cells.degrees_of_freedom
     if noise_df == 0 or interaction_df == 0:
@@ -96,6 +96,8 @@ def interaction_permutation_test(
 
     if not total > 1e-24 * (cells.values**2).sum():
         return 1.0
+    if not noise_variance(cells):
+        return None
     observed = ratio(residuals)
     larger = 0
     step = max(1, _CHUNK // len(residuals))

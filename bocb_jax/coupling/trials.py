@@ -7,6 +7,7 @@ import numpy as np
 import pandas
 from scipy import special
 
+from bocb_jax.coupling.noise import estimate_noise
 from bocb_jax.coupling.score_table import ScoreTable
 
 # Coupling is a cost of tuning if at least the first share of it disappears with more trials, and a
@@ -147,15 +148,11 @@ def noise_of_trials(table: ScoreTable) -> pandas.Series | None:
     if not len(trials) or (spread > 1).mean() < _SHARED:
         return None
     runs = table.runs[table.runs["score"].notna()]
-    checked = runs["validation_score"].notna().all() and table.score != "train loss"
-    cells = runs.groupby(["optimizer", "backbone"])["validation_score" if checked else "score"]
-    squares = (cells.var(ddof=0) * cells.size()).groupby("backbone").sum()
-    degrees = (cells.size() - 1).groupby("backbone").sum()
-    if not degrees.sum():
+    if table.score != "train loss" and runs["validation_score"].notna().all():
+        table = dataclasses.replace(table, runs=runs.assign(score=runs["validation_score"]))
+    if table.one_seed:
         return None
-    pooled = squares.sum() / degrees.sum()
-    # A backbone of few repeated seeds borrows from the others, as from four of its own.
-    return np.sqrt((squares + 4 * pooled) / (degrees + 4))
+    return estimate_noise(table)["sd"]
 
 
 # -- does coupling fade? ---------------------------------------------------------------------------
@@ -191,7 +188,7 @@ def fading(observed: np.ndarray, noise: np.ndarray, confidence: float) -> Fading
     tail = (1 - confidence) / 2
     low, high = np.quantile(shares, [tail, 1 - tail], method="inverted_cdf")
     share = float(1 - np.sqrt(last / first)) if first > 0 else None
-    alpha = 1 - confidence
+    alpha = (1 - confidence) / 2  # one-sided tests
     outcome = "undecided"
     if first_p < alpha and share is not None and share >= MOSTLY and low > HARDLY:
         outcome = "cost of tuning"

@@ -174,7 +174,7 @@ def _curves(
     curves, deviations, parts = {}, {}, []
     for (optimizer, backbone), scores in trial_scores.goodness_of_pairs(table).items():
         pair, n = (optimizer, backbone), len(scores)
-        own = None if noise is None else noise.get(backbone)
+        own = None if noise is None or np.isnan(noise[backbone]) else float(noise[backbone])
         curves[pair] = trial_scores.expected_best(scores)
         deviations[pair] = trial_scores.deviations(scores, own, trial_scores.DRAWS, rng)
         parts.append(

@@ -151,6 +151,14 @@ def test_small_tables():
     assert equal.permutation_p == 1
 
 
+def test_seeds_that_agree_exactly_tell_no_noise():
+    values = np.repeat(random_scores(np.random.default_rng(0), (4, 3, 1), 1.0, 0.0), 3, axis=2)
+    fit = decomposition.decompose(table_of(values), resamples=10)
+    assert fit.terms[["f", "p_value"]].isna().all().all()
+    assert fit.permutation_p is None
+    assert fit.terms.loc["interaction", "share"] > 0
+
+
 def test_a_row_without_scores_changes_no_other():
     values = random_scores(np.random.default_rng(1), (4, 3, 2), 1.0)
     with_gap = np.concatenate([values, np.full((1, 3, 2), np.nan)])
