@@ -1,5 +1,7 @@
 """Labels that say why a cell failed, as far as its training losses tell."""
 
+from typing import Any
+
 import numpy as np
 import pandas
 
@@ -50,26 +52,26 @@ def label(table: ScoreTable, outliers: Outliers, regret: pandas.DataFrame) -> pa
         table.runs.groupby(["optimizer", "backbone"], sort=False)["train_loss"].mean().unstack()
     )
     losses = losses.reindex(index=table.optimizers, columns=table.backbones)
-    medians = losses.median()
+    medians, others = losses.median(), losses.count()
     matrix = table.matrix()
     failed = table.failed()
     named = ((outliers.labels == "outlier") | failed).stack()
     pairs = pandas.MultiIndex.from_frame(table.runs[["optimizer", "backbone"]])
-    cells = table.runs[named.reindex(pairs).to_numpy(bool)]
     rows = []
-    for (optimizer, backbone), runs in cells.groupby(["optimizer", "backbone"], sort=False):
-        loss = losses.loc[optimizer, backbone]
-        name, reason = _label(runs, loss, medians[backbone], int(losses[backbone].count()))
+    for cell in _summaries(table.runs[named.reindex(pairs).to_numpy(bool)]).itertuples():
+        optimizer, backbone = cell.Index
+        loss = losses.at[optimizer, backbone]
+        name, reason = _label(cell, loss, medians[backbone], int(others[backbone]))
         rows.append(
             {
                 "backbone": backbone,
                 "optimizer": optimizer,
                 "label": name,
                 "reason": reason,
-                "score": matrix.loc[optimizer, backbone],
-                "regret": regret.loc[optimizer, backbone],
+                "score": matrix.at[optimizer, backbone],
+                "regret": regret.at[optimizer, backbone],
                 "train_loss": loss,
-                "n": len(runs),
+                "n": cell.n,
             }
         )
     columns = ["backbone", "optimizer", "label", "reason", "score", "regret", "train_loss", "n"]
@@ -77,18 +79,34 @@ def label(table: ScoreTable, outliers: Outliers, regret: pandas.DataFrame) -> pa
     return frame.sort_values("regret", ascending=False, kind="stable", ignore_index=True)
 
 
-def _label(runs: pandas.DataFrame, loss: float, median: float, others: int) -> tuple[str, str]:
-    diverged = int((runs["status"] == "diverged").sum())
-    if 2 * diverged >= len(runs):
-        return "diverged", f"{diverged} of {len(runs)} runs diverged"
-    finished = runs[runs["status"] == "finished"]
-    if finished.empty:
-        return "did not finish", ", ".join(_REASONS.get(s, s) for s in sorted(set(runs["status"])))
+def _summaries(runs: pandas.DataFrame) -> pandas.DataFrame:
+    """Return n, diverged, finished, statuses and start (first training loss) of every cell."""
+    finished = runs["status"] == "finished"
+    columns = {
+        "diverged": runs["status"] == "diverged",
+        "finished": finished,
+        "start": runs["first_train_loss"].where(finished),
+    }
+    cells = runs.assign(**columns).groupby(["optimizer", "backbone"], sort=False)
+    return cells.agg(
+        n=("status", "size"),
+        diverged=("diverged", "sum"),
+        finished=("finished", "sum"),
+        statuses=("status", "unique"),
+        start=("start", "mean"),
+    )
+
+
+def _label(cell: Any, loss: float, median: float, others: int) -> tuple[str, str]:
+    if 2 * cell.diverged >= cell.n:
+        return "diverged", f"{cell.diverged} of {cell.n} runs diverged"
+    if not cell.finished:
+        return "did not finish", ", ".join(_REASONS.get(s, s) for s in sorted(cell.statuses))
     if not np.isfinite(loss):
         return "unclear", "the training loss is not known"
-    start = finished["first_train_loss"].mean()
-    if np.isfinite(start) and loss >= STUCK * start:
-        return "never left the start", f"training loss {loss:.3g}, {start:.3g} in the first epoch"
+    if np.isfinite(cell.start) and loss >= STUCK * cell.start:
+        said = f"training loss {loss:.3g}, {cell.start:.3g} in the first epoch"
+        return "never left the start", said
     against = f"training loss {loss:.3g}, median {median:.3g} over {others} optimizers"
     if others < 3:
         return "unclear", f"{against}, which are too few"

@@ -1,5 +1,7 @@
 """Every backbone and every optimizer in figures: its share of the coupling, its regrets."""
 
+import dataclasses
+
 import numpy as np
 import pandas
 
@@ -117,7 +119,9 @@ def describe_backbones(
         frame["tied"] = tied.reindex(frame.index)
     frame["mean_regret"] = regret.mean()
     frame["median_regret"] = regret.median()
-    comparison = [_sgd_against_adamw(table, name, confidence) for name in frame.index]
+    both = table.runs[table.runs["optimizer"].map(to_opt).isin(("sgd", "adamw"))]
+    compared = dataclasses.replace(table, runs=both)
+    comparison = [_sgd_against_adamw(compared, name, confidence) for name in frame.index]
     columns = ["sgd_minus_adamw", "sgd_minus_adamw_low", "sgd_minus_adamw_high"]
     frame[columns] = np.array(comparison, float).reshape(len(frame), 3)
     return frame

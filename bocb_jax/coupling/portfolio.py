@@ -8,6 +8,8 @@ import pandas
 
 _MOST_COMBINATIONS = 50_000  # more are not enumerated; then optimizers are added one by one
 _LARGEST = 5
+# Families are left out in turn only if that takes no more additions: 300 x 300 would be minutes.
+_MOST_WORK = 5e8
 
 
 def portfolio(
@@ -26,7 +28,8 @@ def portfolio(
     Returns:
       Index k: optimizers (tuple, in the order of the table), mean and worst remaining regret,
       worst_backbone, left_out and left_out_worst (the same on each family with the set chosen from
-      the other families; NaN with a single family), exhaustive (whether all sets were tried).
+      the other families; NaN with a single family, or in large tables), exhaustive (whether all
+      sets were tried).
     """
     kept = costs.columns[costs.notna().any()]
     values = costs[kept].to_numpy(float)
@@ -37,7 +40,11 @@ def portfolio(
         chosen = _best_set(values, k)
         remaining = _remaining(values, chosen)
         left = np.full(len(kept), np.nan)
-        for group in np.unique(groups) if len(np.unique(groups)) > 1 else ():
+        others = np.unique(groups)
+        sets = math.comb(len(costs), k) if exhaustive else len(costs) * k
+        if len(others) < 2 or len(others) * sets * k * len(kept) > _MOST_WORK:
+            others = others[:0]
+        for group in others:
             out = groups == group
             left[out] = _remaining(values[:, out], _best_set(values[:, ~out], k))
         unknown = np.isnan(left).all()

@@ -129,8 +129,8 @@ def _widening(n: int) -> np.ndarray:
     return np.sqrt(np.maximum(true / np.maximum(resampled, 1e-12), 1))
 
 
-def noise_of_trials(table: ScoreTable) -> pandas.Series | None:
-    """Return the standard deviation between seeds by backbone, where the settings are a grid.
+def noise_of_trials(table: ScoreTable) -> tuple[pandas.Series, float] | None:
+    """Return the noise between seeds by backbone, where the settings are a grid.
 
     It is that of the final runs, on the validation split where it is known.
 
@@ -138,7 +138,8 @@ def noise_of_trials(table: ScoreTable) -> pandas.Series | None:
       table: the scores, with trials.
 
     Returns:
-      None without repeated seeds, or where most settings were tried on one backbone only.
+      Standard deviations, and the degrees of freedom behind them all. None without repeated
+      seeds, or where most settings were tried on one backbone only.
     """
     if table.trials is None:
         return None
@@ -152,7 +153,8 @@ def noise_of_trials(table: ScoreTable) -> pandas.Series | None:
         table = dataclasses.replace(table, runs=runs.assign(score=runs["validation_score"]))
     if table.one_seed:
         return None
-    return estimate_noise(table)["sd"]
+    found = estimate_noise(table)
+    return found["sd"], float(found["own_df"].sum())
 
 
 # -- does coupling fade? ---------------------------------------------------------------------------
@@ -164,7 +166,13 @@ def center_twice(values: np.ndarray) -> np.ndarray:
     return values - values.mean(axis=-2, keepdims=True)
 
 
-def fading(observed: np.ndarray, noise: np.ndarray, confidence: float) -> Fading:
+def fading(
+    observed: np.ndarray,
+    noise: np.ndarray,
+    degrees: float,
+    confidence: float,
+    rng: np.random.Generator,
+) -> Fading:
     """Judge whether coupling fades from 1 trial to more.
 
     A share counts as a cost of tuning only if the interval excludes a ceiling, and the reverse.
@@ -172,10 +180,14 @@ def fading(observed: np.ndarray, noise: np.ndarray, confidence: float) -> Fading
     Args:
       observed: (2, optimizers, backbones) expected best at 1 trial and at the most.
       noise: (draws, 2, optimizers, backbones) its deviations, from `deviations`.
+      degrees: of freedom behind the size of that noise, which is estimated itself.
       confidence: of the interval.
+      rng: of the draws of that size.
     """
+    expected = (center_twice(noise) ** 2).mean(axis=(0, 2, 3))
+    size = np.sqrt(degrees / rng.chisquare(degrees, len(noise)))
+    noise = noise * size[:, None, None, None]
     drawn = center_twice(noise)
-    expected = (drawn**2).mean(axis=(0, 2, 3))
     squares = (center_twice(observed) ** 2).mean(axis=(1, 2))
     floor = 1e-18 * max(float((observed**2).max()), 1e-300)
     first_p, last_p = (

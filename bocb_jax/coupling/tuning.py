@@ -174,7 +174,7 @@ def _curves(
     curves, deviations, parts = {}, {}, []
     for (optimizer, backbone), scores in trial_scores.goodness_of_pairs(table).items():
         pair, n = (optimizer, backbone), len(scores)
-        own = None if noise is None or np.isnan(noise[backbone]) else float(noise[backbone])
+        own = None if noise is None else float(noise[0][backbone])
         curves[pair] = trial_scores.expected_best(scores)
         deviations[pair] = trial_scores.deviations(scores, own, trial_scores.DRAWS, rng)
         parts.append(
@@ -212,7 +212,9 @@ def budget(table: ScoreTable, *, confidence: float = 0.95, seed: int = 0) -> Bud
     frame, curves, deviations = _curves(table, seed)
     if max(map(len, curves.values()), default=0) < 2:
         return None
-    coupling, fading = _coupling_by_trials(curves, deviations, confidence)
+    coupling, fading = _coupling_by_trials(
+        curves, deviations, trial_scores.noise_of_trials(table), confidence
+    )
     optimism, low, high, cells = _optimism(table, table.trials, confidence)
     return Budget(
         curves=frame,
@@ -230,6 +232,7 @@ def budget(table: ScoreTable, *, confidence: float = 0.95, seed: int = 0) -> Bud
 def _coupling_by_trials(
     curves: dict[tuple[str, str], np.ndarray],
     deviations: dict[tuple[str, str], np.ndarray],
+    noise_of_seeds: tuple[pandas.Series, float] | None,
     confidence: float,
 ) -> tuple[pandas.DataFrame, Fading | None]:
     """Return `Budget.coupling` for every k that nine in ten pairs reach, and whether it fades."""
@@ -265,7 +268,12 @@ def _coupling_by_trials(
     ends = [0, most - 1]
     noise = np.stack([deviations[pair][:, ends] for pair in pairs], axis=-1)
     noise = noise.reshape(len(noise), 2, *grid.shape)
-    return coupling, trial_scores.fading(values[ends], noise, confidence)
+    # The best of a resample tells about half as much of its variance as the mean does.
+    degrees = sum(len(curves[pair]) - 1 for pair in pairs) / 2
+    if noise_of_seeds is not None:
+        degrees = noise_of_seeds[1]
+    rng = np.random.default_rng(0)
+    return coupling, trial_scores.fading(values[ends], noise, degrees, confidence, rng)
 
 
 def _verdict(coupling: pandas.DataFrame, fading: Fading | None, unit: str) -> str:
