@@ -1,7 +1,8 @@
 """The `bocb` command: finds the command that was asked for, and turns its errors into exit codes.
 
 Exit codes of every command: 0 done, 2 a setting is wrong, 3 the run diverged, 130 or 143 stopped by
-a signal, 141 the reader of the output has gone. `bocb sweep` adds 1: the budget is spent.
+a signal, 141 the reader of the output has gone. `bocb sweep` adds 1: the budget is spent, and a run
+of several processes 75: one of them is gone, and the same command goes on.
 """
 
 import dataclasses

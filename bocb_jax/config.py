@@ -153,6 +153,7 @@ class ParallelConfig:
     coordinator: Text | None = None  # elsewhere: HOST:PORT of the first process,
     processes: Count | None = None  # how many processes there are,
     process: CountOrZero | None = None  # and which of them this one is
+    wait: Annotated[int, Field(ge=1, le=86_400)] = 300  # seconds for all of them to start
 
     def __post_init__(self):
         address = self.coordinator
@@ -247,7 +248,7 @@ class TrainConfig:
             inner = settings[table] if table else settings
             if inner[last] == value:
                 del inner[last]
-        for name in ("distributed", "coordinator", "processes", "process"):
+        for name in ("distributed", "coordinator", "processes", "process", "wait"):
             del settings["parallel"][name]
         for name in ("workers", "on_device"):  # these change no bit of the images
             del settings["data"][name]

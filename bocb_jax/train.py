@@ -3,7 +3,8 @@
 Reads top to bottom: the command line, the set-up of a run, the loop. The same command resumes a
 run that was stopped, and leaves the same bits as an uninterrupted run.
 
-Exit codes: 0 finished, 2 a setting is wrong, 3 diverged, 130 or 143 interrupted and saved.
+Exit codes: 0 finished, 2 a setting is wrong, 3 diverged, 75 another process of the run is gone, 130
+or 143 interrupted and saved.
 """
 
 import contextlib
@@ -31,6 +32,7 @@ from bocb_jax.data.registry import open_dataset
 from bocb_jax.engine import compile_cache, run_dir, signals
 from bocb_jax.engine.memory import keep_freed_memory
 from bocb_jax.engine.outcome import failure, in_a_sentence
+from bocb_jax.engine.processes import on_first, together
 from bocb_jax.engine.record import Record, Records
 from bocb_jax.engine.sharding import check_batch, platform_of
 from bocb_jax.engine.state import Batch, Metrics, Params, TrainState
@@ -99,12 +101,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
 def _train(config: TrainConfig) -> dict[str, Any]:
     """Train a run in a folder on this machine."""
     started = time.monotonic()
-    parallel = config.parallel
-    if parallel.distributed or parallel.coordinator:
-        jax.distributed.initialize(parallel.coordinator, parallel.processes, parallel.process)
-    compile_cache.use_compile_cache(config.compile_cache)
-    run = Run(config)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(together(config))
+        compile_cache.use_compile_cache(config.compile_cache)
+        run = Run(config)
         caught = stack.enter_context(signals.catching())
         earlier = run.open(stack, started)
         if earlier:
@@ -202,14 +202,14 @@ class Run:
         if not (self.folder / "config.json").exists():
             # Weights that do not fit raise before anything is written.
             weights = self._starting_weights()
-        if jax.process_index() == 0:
-            manifest = {
-                "config": config.identity(),
-                "resolved": dataclasses.asdict(resolved),
-                "label": config.label or config.model,
-                "study": config.study,
-            }
-            stack.enter_context(run_dir.claim(self.folder, manifest, resume=config.resume))
+        manifest = {
+            "config": config.identity(),
+            "resolved": dataclasses.asdict(resolved),
+            "label": config.label or config.model,
+            "study": config.study,
+        }
+        claim = run_dir.claim(self.folder, manifest, resume=config.resume)
+        on_first(lambda: stack.enter_context(claim))
         earlier = read_result(self.folder)
         if earlier and earlier["status"] in ("finished", "diverged"):
             return earlier

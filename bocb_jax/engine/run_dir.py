@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from bocb_jax.config import TrainConfig, difference, run_id
+from bocb_jax.engine.processes import are_several
 from bocb_jax.errors import UserError
 from bocb_jax.run_files import read_config, read_result
 from bocb_jax.storage.files import write_json
@@ -85,8 +86,7 @@ def with_other_epochs(config: TrainConfig) -> tuple[TrainConfig, str | None]:
       user when the new run has not begun yet.
     """
     folder = config.folder()
-    several_processes = config.parallel.distributed or config.parallel.coordinator
-    if config.epochs is None or is_url(config.workdir) or several_processes:
+    if config.epochs is None or is_url(config.workdir) or are_several(config.parallel):
         return config, None
     if (folder / "config.json").exists():
         ended = folder if _ended_epochs(folder, config) else None
@@ -130,8 +130,7 @@ def working_here(config: TrainConfig) -> Iterator[TrainConfig]:
       FolderInUse: another process, on this machine or another, is training the run.
       UserError: the URL cannot be read or written, or the run spans several processes.
     """
-    parallel = config.parallel
-    if parallel.distributed or parallel.coordinator:
+    if are_several(config.parallel):
         raise UserError(
             f"The workdir is {config.workdir}, but the processes of one run need a folder that all "
             "of them see; give a path on a shared file system."

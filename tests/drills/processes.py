@@ -30,22 +30,39 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def start(workdir: Path, cache: Path, processes: int, *options: str) -> list[subprocess.Popen]:
-    """Start all processes of a run."""
+def start(
+    workdir: Path,
+    cache: Path,
+    processes: int,
+    *options: str,
+    each: list[list[str]] | None = None,
+    piped: bool = False,
+) -> list[subprocess.Popen]:
+    """Start all processes of a run.
+
+    Args:
+      workdir: folder of runs.
+      cache: of compiled programs.
+      processes: their number.
+      options: further settings of all of them.
+      each: further settings of each.
+      piped: whether their output is kept for `communicate`; with `each` it is.
+    """
     where = ["--workdir", str(workdir), "--log.progress", "none", *options]
     command = [sys.executable, "-m", "bocb_jax.train", *SETTINGS.split(), *where]
-    port = free_port()
     env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
     env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
-    if processes == 1:
-        return [subprocess.Popen(command, env=env)]
-    several = ["--parallel.coordinator", f"localhost:{port}", "--parallel.processes"]
-    return [
-        subprocess.Popen(
-            [*command, *several, str(processes), "--parallel.process", str(number)], env=env
+    pipe = subprocess.PIPE if piped or each else None
+    several = ["--parallel.coordinator", f"localhost:{free_port()}", "--parallel.processes"]
+    started = []
+    for number in range(processes):
+        own = each[number] if each else []
+        if processes > 1:
+            own = [*own, *several, str(processes), "--parallel.process", str(number)]
+        started.append(
+            subprocess.Popen([*command, *own], env=env, stdout=pipe, stderr=pipe, text=True)
         )
-        for number in range(processes)
-    ]
+    return started
 
 
 def wait(started: list[subprocess.Popen], seconds: float) -> list[int | None]:
