@@ -62,6 +62,39 @@ def test_parquet_with_curves_and_csv(tmp_path, capsys):
     assert "- a: lamb, sgd or adamw (within 1.0); " in text
 
 
+# Tables that were refused or read wrongly, as their authors wrote them; options, what is said.
+READ = {
+    "W&B": ("model,opt,seed,test_acc\na,sgd,0,70\na,lion,0,71\nb,sgd,0,60\nb,lion,0,66\n", (),
+            "4 rows: backbone = model, optimizer = opt, score = test_acc (percent), 1 figure a"),
+    "semicolons": ("Optimizer;a;b\nsgd;70,1;60,2\nlion;71;66 ± 0,2\n", ("--noise", "0.2"),
+                   "backbones across (2 columns), score = test accuracy (percent, ± its spread)"),
+    "transposed": ("backbone,sgd,lion\na,70%,71%\nb,60%,66%\n", ("--within", "2"),
+                   "2 rows: backbones down (backbone), optimizers across (2 columns)"),
+    "times": ("optimizer,a,b\nsgd,70,\nlion,71,6600\nadan,75,7000\n",
+              ("--metric", "time", "--unit", "s"),
+              "score = time (s, lower is better, empty: not reached), 1 figure a cell; relative"),
+    "perplexity": ("backbone,optimizer,score\na,sgd,170\na,lion,171\nb,sgd,160\nb,lion,166\n",
+                   ("--metric", "perplexity", "--lower-is-better"),
+                   "score = score (lower is better), 1 figure a cell"),
+    "own names": ("net name,solver,y\na,sgd,70\na,lion,71\nb,sgd,60\nb,lion,66\n",
+                  ("--backbone-column", "net name", "--optimizer-column", "solver",
+                   "--score-column", "y", "--test-images", "50"),
+                  "backbone = net name, optimizer = solver, score = y (percent)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_was_understood_of_a_table_is_said_first(name, tmp_path, capsys):
+    content, options, said = READ[name]
+    (tmp_path / "t").write_text(content)
+    code, text, error = run(capsys, tmp_path / "t", "--no-report", *options)
+    assert (code, error) == (0, "")
+    first, *rest = text.splitlines()
+    assert first.startswith("Read: ")
+    assert said in first
+    assert len(rest) > 3
+
+
 BAD = {
     "twice.csv": ("backbone,optimizer,seed,score\na,sgd,0,70\na,sgd,0,71\n", "line 3"),
     "text.csv": ("backbone,optimizer,seed,score\na,sgd,0,seventy\n", "line 2"),

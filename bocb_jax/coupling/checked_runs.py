@@ -1,7 +1,9 @@
 """Runs of a table of any source with checked names, figures, statuses and seeds."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -94,13 +96,8 @@ def _named(found: Runs) -> Runs:
         cells = pandas.Series(found.cells[role], dtype=object)
         codes, distinct = pandas.factorize(cells, use_na_sentinel=True)
         texts = [_name(cell) for cell in distinct]
-        for text, code in zip(texts, range(len(texts)), strict=True):
-            if not text.isprintable() or len(text) > _LONGEST_NAME:
-                row = int(np.flatnonzero(codes == code)[0])
-                raise UserError(
-                    f"{_place(found, row)}: the name of the {role} is not printable text of at "
-                    f"most {_LONGEST_NAME} characters."
-                )
+        for code, text in enumerate(texts):
+            check_name(text, role, functools.partial(_first, found, codes == code))
         names[role] = np.array([*texts, ""], object)[codes]
     nameless = (names["backbone"] == "") | (names["optimizer"] == "")
     if nameless.any():
@@ -110,6 +107,26 @@ def _named(found: Runs) -> Runs:
             role = "backbone" if names["backbone"][row] == "" else "optimizer"
             raise UserError(f"{_place(found, row)} names no {role}.")
     return dataclasses.replace(found, cells=found.cells | names).take(~nameless)
+
+
+def _first(found: Runs, rows: np.ndarray) -> str:
+    return _place(found, int(rows.argmax()))
+
+
+def check_name(text: str, role: str, place: str | Callable[[], str]) -> None:
+    """Raise UserError unless a name can be shown in a terminal and in a picture.
+
+    Args:
+      text: the name.
+      role: what it names.
+      place: where it is, in words, or a function that finds it out.
+    """
+    if not text.isprintable() or len(text) > _LONGEST_NAME:
+        where = place if isinstance(place, str) else place()
+        raise UserError(
+            f"{where}: the name of the {role} is not printable text of at most {_LONGEST_NAME} "
+            "characters."
+        )
 
 
 def _name(cell: Any) -> str:

@@ -26,7 +26,7 @@ VALIDATED = (
     "val_acc1", "val_top1", "valid_accuracy", "valid_acc", "valid_top1", "best_val_accuracy",
     "best_val_acc",
 )  # fmt: skip
-_LOSSES = ("score", "train_loss", "training_loss", "final_train_loss", "loss")
+_LOSSES = ("train_loss", "training_loss", "final_train_loss", "loss", "score")
 
 
 @dataclasses.dataclass(frozen=True)

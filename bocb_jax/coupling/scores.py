@@ -8,7 +8,7 @@ import numpy as np
 import pandas
 
 from bocb_jax import paper
-from bocb_jax.coupling.checked_runs import RUN_COLUMNS
+from bocb_jax.coupling.checked_runs import RUN_COLUMNS, check_name, plural
 from bocb_jax.coupling.columns import Columns
 from bocb_jax.coupling.figures import status_of
 from bocb_jax.coupling.metrics import Metric, metric_of, plain_name
@@ -132,8 +132,9 @@ def from_results(
     if frame.empty:
         raise UserError("There are no runs to analyse.")
     frame = _ended(frame, notes)
-    searched = (frame["phase"] == "search").to_numpy() if "phase" in frame else False
-    searched = np.broadcast_to(searched, len(frame))
+    searched = np.zeros(len(frame), bool)
+    if "phase" in frame:
+        searched = (frame["phase"] == "search").fillna(False).to_numpy(bool)
     trials = None
     if searched.any() and metric.name in SCORES:
         trials = without_unfinished(_runs(frame[searched], metric, validation=True), [])
@@ -175,12 +176,14 @@ def _checked(frame: pandas.DataFrame, notes: list[str]) -> pandas.DataFrame:
     frame = frame.reset_index(drop=True)
     blank = frame[["model", "optimizer", "status"]].isna().all(axis=1)
     if blank.any():
-        notes.append(f"{blank.sum()} blank rows of the results are left out.")
+        notes.append(f"{plural(int(blank.sum()), 'blank row')} of the results left out.")
         frame = frame[~blank]
     for column in ("model", "optimizer"):
         nameless = frame[column].isna() | (frame[column].astype(str).str.strip() == "")
         if nameless.any():
             raise UserError(f"Row {nameless.idxmax() + 1} of the results names no {column}.")
+        for name in frame[column].astype(str).unique():
+            check_name(name, column, "The results")
     known = [name for name in (*_FRACTIONS, "train_loss") if name in frame]
     scored = frame[known].notna().any(axis=1)
     statuses = []
@@ -191,7 +194,7 @@ def _checked(frame: pandas.DataFrame, notes: list[str]) -> pandas.DataFrame:
         statuses.append(status or ("finished" if scored[row] else "unfinished"))
     without = int(frame["status"].isna().sum())
     if without:
-        notes.append(f"{without} runs have no status: those with results count as finished.")
+        notes.append(f"{plural(without, 'run')} without a status: finished if it has results.")
     frame = frame.assign(status=statuses)
     finished = frame["status"] == "finished"
     for column in (name for name in _FRACTIONS if name in frame):
@@ -228,9 +231,8 @@ def _ended(frame: pandas.DataFrame, notes: list[str]) -> pandas.DataFrame:
     if going.all():
         raise UserError(f"There are no runs to analyse: none of {len(frame)} has ended yet.")
     if going.any():
-        count = going.sum()
-        verbs = "run has not ended and is" if count == 1 else "runs have not ended and are"
-        notes.append(f"{count} {verbs} left out.")
+        count = int(going.sum())
+        notes.append(f"{plural(count, 'run')} that did not end yet left out.")
     return frame[~going]
 
 

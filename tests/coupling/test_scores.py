@@ -137,11 +137,39 @@ def test_results_of_a_sweep():
     assert odds.matrix().loc["sgd", "vit"] == pytest.approx(0)
 
 
+def test_blank_rows_and_empty_statuses_of_results():
+    frame = results().astype(object)
+    frame.loc[len(frame)] = None
+    frame.loc[2, "status"] = frame.loc[4, "status"] = frame.loc[0, "phase"] = None
+    found = scores.from_results(frame)
+    assert found.optimizers == ["sgd", "adamw"]
+    assert found.backbones == ["vit", "net"]
+    assert found.notes == (
+        "1 blank row of the results left out.",
+        "2 runs without a status: finished if it has results.",
+        "1 run that did not end yet left out.",
+        "1 of 4 runs did not finish (1 diverged): they have no score.",
+    )
+
+
+def test_another_column_of_results_as_the_metric():
+    frame = results(seconds_to_target=[None, None, 30.0, None, None, 20.0])
+    metric = scores.metric_of(name="seconds_to_target", unit="s")
+    found = scores.from_results(frame, metric=metric)
+    assert found.runs["status"].tolist() == ["finished", "diverged", "out_of_memory", "finished"]
+    assert found.matrix().loc["sgd", "vit"] == 30
+    assert not found.higher_is_better
+    missed = scores.from_results(frame.assign(status="finished"), metric=metric)
+    assert missed.failed().to_numpy().sum() == 2
+    with pytest.raises(UserError, match="no column of figures 'speed'"):
+        scores.from_results(frame, metric=scores.metric_of(name="speed"))
+
+
 def test_runs_that_still_train_are_left_out():
     frame = results(status=["finished"] * 3 + ["unfinished", "finished", "finished"])
     found = scores.from_results(frame)
     assert not found.failed().to_numpy().any()
-    assert "1 run has not ended and is left out." in found.notes
+    assert "1 run that did not end yet left out." in found.notes
 
 
 def test_what_counts_as_equal_follows_the_unit():
@@ -184,6 +212,13 @@ def test_a_search_alone_is_a_table_with_a_note():
         (results().assign(dataset=["a", "b"] * 3), "The runs are on 2 datasets: a, b; choose one"),
         (results().drop(columns="model"), "no column 'model'"),
         (pandas.concat([results(), results()]), "vit ran twice with sgd and seed 1"),
+        (results(model=["vit", None] * 3), "Row 2 of the results names no model"),
+        (results(model="a\x1b[2J"), "The results: the name of the model is not printable"),
+        (results(status="blue"), "Row 1 of the results: there is no status 'blue'"),
+        (results(test_accuracy=71.5),
+         r"Row 1 of the results \(vit with sgd\) has the test_accuracy 71\.5; results hold "
+         r"fractions between 0 and 1\. Divide percentages"),
+        (results(validation_accuracy=np.inf), "has the validation_accuracy inf; results hold"),
         (results().assign(test_accuracy=None, validation_accuracy=None, status="crashed"),
          "No run has a test accuracy: 4 runs"),
     ],
