@@ -12,6 +12,7 @@ import pandas
 from bocb_jax.coupling import figures
 from bocb_jax.coupling.columns import NUMBERS, Runs
 from bocb_jax.coupling.metrics import Metric
+from bocb_jax.coupling.reading import shown
 from bocb_jax.errors import UserError
 
 RUN_COLUMNS = (
@@ -52,7 +53,7 @@ def checked_runs(found: Runs, metric: Metric, notes: list[str]) -> tuple[pandas.
     for role, figure in read.items():
         _check_finite(found, frame, role, figure, metric)
     percent = _in_percent(found, frame, metric, score.percent, notes)
-    frame["run"] = [_name(cell) for cell in found.cells["run"]] if "run" in found.cells else ""
+    frame["run"] = [name_of(cell) for cell in found.cells["run"]] if "run" in found.cells else ""
     frame["seed"] = _seeds(found, frame, notes)
     for name in RUN_COLUMNS:
         if name not in frame:
@@ -71,18 +72,13 @@ def _figures(found: Runs, role: str, decimal: str, unit: str = "") -> figures.Fi
     if wrong is not None:
         name = role.replace("_", " ")
         raise UserError(
-            f"{_place(found, wrong)}: the {name} '{_short(cells[wrong])}' is not a number."
+            f"{_place(found, wrong)}: the {name} '{shown(cells[wrong])}' is not a number."
         )
     return read
 
 
 def _place(found: Runs, run: int) -> str:
     return found.place(run).capitalize()
-
-
-def _short(cell: Any) -> str:
-    text = str(cell)
-    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _named(found: Runs) -> Runs:
@@ -95,7 +91,7 @@ def _named(found: Runs) -> Runs:
     for role in ("backbone", "optimizer"):
         cells = pandas.Series(found.cells[role], dtype=object)
         codes, distinct = pandas.factorize(cells, use_na_sentinel=True)
-        texts = [_name(cell) for cell in distinct]
+        texts = [name_of(cell) for cell in distinct]
         for code, text in enumerate(texts):
             check_name(text, role, functools.partial(_first, found, codes == code))
         names[role] = np.array([*texts, ""], object)[codes]
@@ -129,8 +125,9 @@ def check_name(text: str, role: str, place: str | Callable[[], str]) -> None:
         )
 
 
-def _name(cell: Any) -> str:
-    if _is_blank(cell):
+def name_of(cell: Any) -> str:
+    """Return a name as text, "" for none: "nan" is a name that pandas wrote for none."""
+    if _is_blank(cell) or str(cell).strip().lower() in ("nan", "none", "null", "<na>", "n/a"):
         return ""
     if isinstance(cell, float) and cell.is_integer():
         return str(int(cell))
@@ -153,7 +150,7 @@ def _statuses(found: Runs, score: figures.Figures, metric: Metric, notes: list[s
             status = figures.status_of(word)
             if status is None:
                 raise UserError(
-                    f"{_place(found, rows[0])}: there is no status '{_short(word)}'. There are: "
+                    f"{_place(found, rows[0])}: there is no status '{shown(word)}'. There are: "
                     "finished, diverged, out_of_memory, crashed, timed_out, not_reached."
                 )
             if status == "":
@@ -177,7 +174,7 @@ def _statuses(found: Runs, score: figures.Figures, metric: Metric, notes: list[s
 
 
 def _spelled(cell: Any) -> str:
-    return "" if _is_blank(cell) else _short(str(cell).strip())
+    return "" if _is_blank(cell) else shown(str(cell).strip())
 
 
 def _check_finite(
@@ -256,8 +253,8 @@ def _seeds(found: Runs, frame: pandas.DataFrame, notes: list[str]) -> list[Any]:
         row = frame.iloc[second]
         raise UserError(
             f"'{found.raw.name}', {found.place(second)} repeats {found.place(first)}: backbone "
-            f"{row['backbone']}, optimizer {row['optimizer']}, seed {texts[second]}; keep one of "
-            "them."
+            f"{row['backbone']}, optimizer {row['optimizer']}, seed {shown(texts[second])}; keep "
+            "one of them."
         )
     counts = groups.groupby(groups).cumcount()
     return [f"row {n}" if text == "" else text for text, n in zip(texts, counts, strict=True)]

@@ -272,7 +272,7 @@ def _melted(raw: RawTable, headers: dict[str, str]) -> Runs:
     whole = np.empty((len(keys), len(columns)), object)
     for i, header in enumerate(columns):
         whole[:, i] = raw.columns[header]
-    at = np.repeat(rows, len(columns))
+    at = np.repeat(np.array(rows, int), len(columns))
     cells = {
         rows_are: _cells(keys)[at],
         across: np.tile(_cells(columns), len(rows)),

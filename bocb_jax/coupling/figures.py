@@ -121,8 +121,8 @@ def decimal_of(columns: Iterable[Sequence[Any] | np.ndarray], name: str, *, belo
     if below < 1000 or not all(_GROUPED[","].search(text) for text in commas):
         return ","
     raise UserError(
-        f"'{name}': '{commas[0]}' may be a decimal number or have a separator of thousands; write "
-        "decimal points, and no separators of thousands."
+        f"'{name}': {commas[0][:40]!a} may be a decimal number or have a separator of thousands; "
+        "write decimal points, and no separators of thousands."
     )
 
 

@@ -14,10 +14,17 @@ import numpy as np
 import pandas
 
 from bocb_jax.coupling import reading
-from bocb_jax.coupling.checked_runs import checked_runs, plural, rounded, settings_of
+from bocb_jax.coupling.checked_runs import (
+    check_name,
+    checked_runs,
+    name_of,
+    plural,
+    rounded,
+    settings_of,
+)
 from bocb_jax.coupling.columns import BY_NAME, Columns, Runs, runs_of
 from bocb_jax.coupling.metrics import Metric, metric_of
-from bocb_jax.coupling.reading import RawTable
+from bocb_jax.coupling.reading import RawTable, shown
 from bocb_jax.coupling.scale import AS_MEASURED, Scale
 from bocb_jax.coupling.score_table import ScoreTable
 from bocb_jax.errors import UserError
@@ -86,7 +93,10 @@ def _table(
             f"The chance level is {chance:g}; an accuracy is between 0 and 100 percent."
         )
     found = runs_of(raw, metric, columns)
-    notes = [f"Left out: {', '.join(map(repr, found.left_out))}."] if found.left_out else []
+    notes: list[str] = []
+    if found.left_out:
+        listed = ", ".join(f"'{shown(name)}'" for name in found.left_out)
+        notes.append(f"Left out: {listed}.")
     found, dataset = _of_one_dataset(found, dataset)
     metric = _named_by_column(metric, found)
     runs, percent = checked_runs(found, metric, notes)
@@ -121,15 +131,17 @@ def _of_one_dataset(found: Runs, dataset: str | None) -> tuple[Runs, str | None]
     cells = found.cells.get("dataset")
     if cells is None:
         return found, dataset
-    texts = np.array(["" if cell is None else str(cell).strip() for cell in cells], object)
+    texts = np.array([name_of(cell) for cell in cells], object)
     names = [name for name in dict.fromkeys(texts) if name]
+    for name in names:
+        check_name(name, "data set", f"'{found.raw.name}'")
+    listed = ", ".join(names[:20])
     if dataset is None and len(names) > 1:
         raise UserError(
-            f"The runs are on {len(names)} datasets: {', '.join(names[:20])}; choose one with "
-            "--dataset."
+            f"The runs are on {len(names)} datasets: {listed}; choose one with --dataset."
         )
     if dataset is not None and dataset not in names:
-        raise UserError(f"No run is on '{dataset}'. There are: {', '.join(names[:20])}.")
+        raise UserError(f"No run is on '{dataset}'. There are: {listed}.")
     if dataset is None:
         return found, names[0] if names else None
     return found.take(texts == dataset), dataset

@@ -104,11 +104,20 @@ def _decoded(content: bytes, path: str | Path) -> str:
         raise UserError(f"'{path}' is not text in UTF-8; save it as CSV in UTF-8.") from None
 
 
+def shown(cell: Any, most: int = 60) -> str:
+    """Return a cell for a message: in one line, nothing that acts on a terminal, not long."""
+    text = str(cell)
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def _check_header(header: list[str], name: str) -> None:
     seen: set[str] = set()
     for column in header:
+        if not column.isprintable():
+            raise UserError(f"'{name}' has a column named '{shown(column)}', which is no text.")
         if column in seen:
-            raise UserError(f"'{name}' has two columns named '{column}'.")
+            raise UserError(f"'{name}' has two columns named '{shown(column)}'.")
         seen.add(column)
 
 
@@ -199,6 +208,7 @@ def _of_json(text: str, name: str) -> RawTable:
         raise UserError(f"'{name}' holds no score: its list of records is empty.")
     records = [_flat(record) for record in content]
     header = list(dict.fromkeys(itertools.chain.from_iterable(records)))
+    _check_header(header, name)
     _check_size(len(records), len(header), name)
     columns = {key: [record.get(key) for record in records] for key in header}
     return RawTable(name, columns, list(range(1, len(records) + 1)), "record")
