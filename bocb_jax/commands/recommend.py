@@ -45,7 +45,7 @@ def _parser() -> Parser:
     parser.add_argument("--model", metavar="NAME", help="the backbone")
     parser.add_argument(
         "--runs", type=value_of(FilePath), metavar="DIR",
-        help="your own runs: a folder, its results.parquet, or a CSV of scores; a path or a URL",
+        help="your own runs: a folder, its results.parquet, or a table of scores; a path or a URL",
     )  # fmt: skip
     parser.add_argument("--dataset", help="which one, where the runs are on several")
     parser.add_argument(
@@ -81,14 +81,14 @@ def _tables(options: argparse.Namespace) -> "Iterator[tuple[str, ScoreTable]]":
     """Yield the tables to answer from, each with its title."""
     from bocb_jax import results
     from bocb_jax.coupling.recommend import at_budget, stand_in
-    from bocb_jax.coupling.scores import from_csv, from_published, from_results
+    from bocb_jax.coupling.scores import from_file, from_published, from_results
 
     if options.runs is not None:
-        if options.runs.is_dir() or options.runs.suffix == ".parquet":
+        if options.runs.is_dir() or results.is_results(options.runs):
             own = from_results(results.load(options.runs), dataset=options.dataset)
         else:
             results.check_file(options.runs)
-            own = from_csv(options.runs)
+            own = from_file(options.runs, dataset=options.dataset)
         if options.tuning_budget is not None:
             own = at_budget(own, options.tuning_budget)
         yield f"Your own runs ({own.source})", own
