@@ -87,7 +87,7 @@ def optimizers() -> tuple[str, ...]:
 
     SGD and AdamW are what most users start from, one of either camp.
     """
-    from bocb_jax.coupling.choice import costs_of
+    from bocb_jax.coupling.costs import costs_of
     from bocb_jax.coupling.features import features_of
     from bocb_jax.coupling.portfolio import portfolio
     from bocb_jax.coupling.scores import from_published
@@ -162,15 +162,15 @@ def decided(workdir: Path, options: argparse.Namespace) -> bool:
         from bocb_jax.coupling.paired import compare_paired, judge_paired
 
         found = judge_paired(table, options.opt, compare_paired(table, options.opt))
-        open_ones = found[found["verdict"] == "undecided"]
-        return bool(open_ones["seeds"].isna().all())
+        needed = found.loc[found["verdict"] == "undecided", "seeds"]
+        return not (needed <= options.seeds).any()
     from bocb_jax.coupling.best import compare_with_best
     from bocb_jax.coupling.choice import freedom
     from bocb_jax.coupling.noise import estimate_noise
 
     noise = estimate_noise(table)
     row = freedom(table, compare_with_best(table, noise), noise).loc[options.model]
-    return row["word"] != "undecided" or not row["seeds"] > 0
+    return row["word"] != "undecided" or not row["seeds"] <= options.seeds
 
 
 def _table(workdir: Path, options: argparse.Namespace) -> "ScoreTable":
@@ -180,7 +180,7 @@ def _table(workdir: Path, options: argparse.Namespace) -> "ScoreTable":
       UserError: there are too few to compare.
     """
     from bocb_jax import results
-    from bocb_jax.coupling.choice import diverged
+    from bocb_jax.coupling.costs import diverged
     from bocb_jax.coupling.scores import from_results
 
     table = from_results(results.load(workdir))

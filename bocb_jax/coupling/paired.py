@@ -6,7 +6,7 @@ import numpy as np
 import pandas
 
 from bocb_jax.coupling.best import dunnett_quantile
-from bocb_jax.coupling.choice import diverged
+from bocb_jax.coupling.costs import diverged
 from bocb_jax.coupling.noise import fit_prior
 from bocb_jax.coupling.score_table import ScoreTable
 
@@ -46,6 +46,64 @@ def compare_paired(table: ScoreTable, name: str, *, confidence: float = 0.95) ->
             rows.append((backbone, other, mean, mean - half, mean + half, n))
     columns = ["backbone", "optimizer", "difference", "low", "high", "n"]
     return pandas.DataFrame(rows, columns=columns)
+
+
+def compare_overall(table: ScoreTable, name: str, *, confidence: float = 0.95) -> pandas.DataFrame:
+    """Compare an optimizer with all others over the backbones of a table together, seed by seed.
+
+    The intervals are those of the noise between seeds: they hold for these backbones, not for
+    others.
+
+    Args:
+      table: the scores.
+      name: the optimizer.
+      confidence: of all intervals together.
+
+    Returns:
+      Index optimizer: difference (mean over backbones, positive where `name` is better), low, high
+      (NaN where there are too few seeds), verdict ("ahead", "behind", "equal": shown to be at most
+      `table.equal` apart, or "undecided"), n (backbones that both have).
+    """
+    blocks = {b: _blocks(table, b) for b in table.backbones}
+    noise = _block_noise(blocks, table.noise)
+    others = [other for other in table.optimizers if other != name]
+    rows = {}
+    for other in others:
+        means, variances, degrees = [], [], []
+        for backbone, scores in blocks.items():
+            if name not in scores.index or other not in scores.index:
+                continue
+            values = (scores.loc[name] - scores.loc[other]).dropna()
+            if len(values):
+                means.append(float(values.mean()))
+                variances.append(2 * noise[backbone][0] ** 2 / len(values))
+                degrees.append(noise[backbone][1])
+        if not means:
+            continue
+        error = np.sqrt(np.sum(variances)) / len(means)
+        df = min(degrees)  # moderated: all of them rest on much the same runs
+        half = np.nan
+        if np.isfinite(error):
+            half = dunnett_quantile((1 + confidence) / 2, len(others), df, 0.5) * error
+        mean = float(np.mean(means))
+        low, high = mean - half, mean + half
+        rows[other] = {
+            "difference": mean,
+            "low": low,
+            "high": high,
+            "verdict": _overall_verdict(low, high, table.equal),
+            "n": len(means),
+        }
+    columns = ["difference", "low", "high", "verdict", "n"]
+    return pandas.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis(
+        "optimizer"
+    )
+
+
+def _overall_verdict(low: float, high: float, equal: float) -> str:
+    if -equal - 1e-9 <= low and high <= equal + 1e-9:
+        return "equal"
+    return "ahead" if low > 0 else "behind" if high < 0 else "undecided"
 
 
 def judge_paired(table: ScoreTable, name: str, compared: pandas.DataFrame) -> pandas.DataFrame:

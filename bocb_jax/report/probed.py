@@ -4,8 +4,8 @@ import math
 
 import pandas
 
-from bocb_jax.coupling.choice import costs_of
-from bocb_jax.coupling.paired import compare_paired, judge_paired
+from bocb_jax.coupling.costs import costs_of, diverged
+from bocb_jax.coupling.paired import compare_overall, compare_paired, judge_paired
 from bocb_jax.coupling.placement import place
 from bocb_jax.coupling.portfolio import portfolio
 from bocb_jax.coupling.result import Analysis
@@ -14,6 +14,7 @@ from bocb_jax.report import summary
 from bocb_jax.report.style import label
 from bocb_jax.report.wording import (
     counted,
+    equal_distance,
     gap,
     is_known,
     labels,
@@ -73,6 +74,7 @@ def optimizer_lines(analysis: Analysis, opt: str) -> list[str]:
             lines.append(f"- {_verdict(table, str(backbone), row)}")
     return [
         *lines,
+        *_overall(table, opt),
         *_general(analysis, opt),
         *_edges(analysis, opt),
         *(f"- {line}" for line in summary.warnings(analysis)),
@@ -93,6 +95,32 @@ def _verdict(table: ScoreTable, backbone: str, row: pandas.Series) -> str:
         ends = [row["low"], row["high"]] if where == "ahead of" else [-row["high"], -row["low"]]
         text += f" ({' to '.join(number(table, end) for end in ends)})"
     return text + (_seeds(row["seeds"]) if verdict == "undecided" else ".")
+
+
+def _overall(table: ScoreTable, opt: str) -> list[str]:
+    """Say how an optimizer compares with each of the others over all backbones together.
+
+    Nothing where it diverged on one of them: means over the rest would flatter it.
+    """
+    if opt in table.optimizers and diverged(table).loc[opt].any():
+        return []
+    words = {
+        "equal": f"equal (within {equal_distance(table)})", "ahead": "ahead", "behind": "behind",
+        "undecided": "undecided",
+    }  # fmt: skip
+    parts = [
+        f"{label(other)}: {words[row['verdict']]}, {number(table, row['difference'])}"
+        + (
+            f" ({number(table, row['low'])} to {number(table, row['high'])})"
+            if is_known(row["low"])
+            else ""
+        )
+        for other, row in compare_overall(table, opt).iterrows()
+    ]
+    if not parts:
+        return []
+    together = "; ".join(parts)
+    return [f"Over these backbones together, {label(opt)} minus each of the others: {together}."]
 
 
 def _seeds(needed: float) -> str:

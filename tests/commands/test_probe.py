@@ -109,6 +109,17 @@ def test_what_it_says_of_an_optimizer(tmp_path, capsys):
         probe.report(path, options_of("--opt", "your:opt"))
 
 
+def test_an_optimizer_under_another_name_is_equal_over_all_backbones(tmp_path, capsys):
+    frame = synthetic_runs.results(probe.BACKBONES, probe.optimizers(), rates=3, seeds=3)
+    twin = frame[frame["optimizer"] == "adamw"].assign(optimizer="my:opt")
+    path = tmp_path / "results.parquet"
+    pandas.concat([frame, twin], ignore_index=True).to_parquet(path)
+    probe.report(path, options_of("--opt", "my:opt"))
+    out = capsys.readouterr().out
+    assert "together, my:opt minus each of the others: " in out
+    assert "adamw: equal (within 1 point), 0.00 (" in out
+
+
 def test_more_seeds_are_asked_for_while_they_would_decide(tmp_path):
     names = ["my:opt", *probe.optimizers()]
     path = saved(tmp_path, probe.BACKBONES, names, rates=3, seeds=3)
@@ -118,7 +129,8 @@ def test_more_seeds_are_asked_for_while_they_would_decide(tmp_path):
     noise = np.random.default_rng(0).normal(0, 0.004, final.sum())
     frame.loc[final, "test_accuracy"] = frame.loc[final, "test_accuracy"].to_numpy(float) + noise
     frame.to_parquet(path)
-    assert not probe.decided(path, options_of("--model", "my_net"))
+    assert not probe.decided(path, options_of("--model", "my_net", "--seeds", "30"))
+    assert probe.decided(path, options_of("--model", "my_net", "--seeds", "2"))
 
 
 def test_starts_no_jax():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers.score_tables import table_of
 
-from bocb_jax.coupling.paired import compare_paired, judge_paired
+from bocb_jax.coupling.paired import compare_overall, compare_paired, judge_paired
 
 
 def drawn(rng, means, seeds, sigma=0.3, block=2.0):
@@ -66,3 +66,26 @@ def test_without_seeds_nothing_is_shown():
     found = compare_paired(table, "o0")
     assert found["low"].isna().all()
     assert set(judge_paired(table, "o0", found)["verdict"]) == {"undecided"}
+
+
+def test_over_all_backbones_the_same_optimizer_twice_is_equal():
+    rng = np.random.default_rng(5)
+    means = 80 + 3 * rng.standard_normal((4, 5))
+    means[1] = means[0]
+    means[2] = means[0] - 2
+    found = compare_overall(drawn(rng, means, 3), "o0")
+    assert found.at["o1", "verdict"] == "equal"
+    assert found.at["o2", "verdict"] == "ahead"
+    assert found.at["o2", "difference"] == pytest.approx(2, abs=0.5)
+    assert (found["n"] == 5).all()
+
+
+def test_overall_intervals_hold_together_as_often_as_they_say():
+    rng = np.random.default_rng(6)
+    held = []
+    for _ in range(300):
+        means = 80 + rng.standard_normal((4, 4))
+        found = compare_overall(drawn(rng, means, 3), "o0")
+        true = means[0].mean() - means[1:].mean(axis=1)
+        held.append(bool(((found["low"] <= true) & (true <= found["high"])).all()))
+    assert np.mean(held) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / len(held))
