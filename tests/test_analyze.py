@@ -52,7 +52,8 @@ def test_parquet_with_curves_and_csv(tmp_path, capsys):
     out = tmp_path / "report"
     code, text, _ = run(capsys, tmp_path / "runs" / "results.parquet", "--output", out)
     assert code == 0
-    assert "3 backbones x 3 optimizers, 9 of 9 cells filled" in text
+    assert "Read: 27 runs of a sweep" in text
+    assert "9 of 9 cells have a score" in (out / "report.md").read_text()
     assert (out / "pictures" / "training_curves.svg").exists()
     csv = tmp_path / "scores.csv"
     csv.write_text("optimizer,a,b\nsgd,70.0,60.0\nadamw,69.5,66.0\nlamb,70.5,65.0\n")

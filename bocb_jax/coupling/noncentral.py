@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import optimize, special, stats
 
+_LARGEST_F = 1e10  # above it the noise is that of rounding
 # Above this noncentrality Sankaran's approximation is accurate to 1e-6 and much faster.
 _LARGE = 1e4
 _NODES = 64  # of the average over the unknown variance
@@ -21,8 +22,10 @@ def f_interval(
     """Return an interval for the noncentrality of an F, by inverting it (Steiger 2004).
 
     Exact for normal noise of equal variance. Divided by the number of runs, a bound is the ratio of
-    the effect's mean square over cells to the noise variance.
+    the effect's mean square over cells to the noise variance. NaN where F is too large for one.
     """
+    if f > _LARGEST_F:
+        return np.nan, np.nan
 
     def excess(noncentrality: float, probability: float) -> float:
         return stats.ncf.cdf(f, numerator, denominator, noncentrality) - probability

@@ -39,6 +39,8 @@ def portfolio(
         exhaustive = math.comb(len(costs), k) <= _MOST_COMBINATIONS
         chosen = _best_set(values, k)
         remaining = _remaining(values, chosen)
+        if np.isnan(remaining).all():
+            continue
         left = np.full(len(kept), np.nan)
         others = np.unique(groups)
         sets = math.comb(len(costs), k) if exhaustive else len(costs) * k

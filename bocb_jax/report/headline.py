@@ -4,6 +4,7 @@ Nothing is said that its interval does not carry. Where the noise between seeds 
 sentence says so; it comes first unless what the figures show is plain.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import pandas
@@ -20,6 +21,7 @@ _MOST_NAMES = 9  # of backbones in a sentence
 _MOST_USED = 3
 _MOST_AVOIDED = 2
 _HIGH = 97.0  # percent; above it a point is a large part of the errors
+_NOT_SHOWN = "No coupling is shown"
 _WORDS = {
     "free": "at least two thirds of the optimizers are shown to be within {} of the best",
     "bound": "at least two thirds of the optimizers are shown to be more than {} behind the best",
@@ -57,7 +59,12 @@ def headline(analysis: Analysis) -> list[str]:
         else:
             words, shown = [], [*words, *shown]
     noise = _noise(analysis)
-    found = [*shown, *words, noise] if plain else [noise, *shown, *words]
+    if not plain:
+        found = [noise, *shown, *words]
+    elif noise.startswith(_NOT_SHOWN):
+        found = [noise, *words, *shown]
+    else:
+        found = [*shown, *words, noise]
     return [text for text in (*found, _coarse(analysis)) if text]
 
 
@@ -171,51 +178,71 @@ def _crossings(analysis: Analysis, names: Sequence[str]) -> tuple[list[str], boo
     if everywhere.any():
         return [f"{label(everywhere.idxmax())} is best on {_names(names)}."], False
     known = advice.noise_is_known(analysis)
-    found = [_crossing(analysis, name, names, known) for name in names]
-    crossings = sorted((pair for pair in found if pair is not None), key=lambda pair: -pair[0])
+    found: dict[tuple[str, str], list[_Crossing]] = {}
+    for name in names:
+        crossing = _crossing(analysis, name, names, known)
+        if crossing is not None:
+            found.setdefault((crossing.optimizer, crossing.bad), []).append(crossing)
+    crossings = sorted(found.values(), key=lambda same: -same[0].behind_bad)
     if not crossings:
         how = "is shown to be" if known else "is"
         lead = wording.listed(dict.fromkeys(wording.labels(best.values())), last="or")
         return [
-            f"None of the best, {lead}, {how} more than {wording.equal_distance(table)} behind on "
-            "another backbone."
+            f"No optimizer that is best somewhere ({lead}) {how} more than "
+            f"{wording.equal_distance(table)} behind on another backbone."
         ], known
-    plain = known or crossings[0][0] > advice.far(table) + 1e-9
+    plain = known or crossings[0][0].behind_bad > advice.far(table) + 1e-9
     start = "" if plain else "In these figures, "
-    return [f"{start}{text}." for _, text in crossings], plain
+    return [f"{start}{_crossing_sentence(table, same)}." for same in crossings], plain
 
 
-def _crossing(
-    analysis: Analysis, good: str, names: Sequence[str], known: bool
-) -> tuple[float, str] | None:
+@dataclasses.dataclass(frozen=True)
+class _Crossing:
+    """An optimizer that is good on one backbone and behind on another."""
+
+    optimizer: str
+    good: str
+    behind_good: float
+    bad: str
+    behind_bad: float
+    fails: bool  # on `bad`
+
+
+def _crossing(analysis: Analysis, good: str, names: Sequence[str], known: bool) -> _Crossing | None:
     """Return the optimizer among the good ones of a backbone that is furthest behind elsewhere."""
     table, regret = analysis.table, analysis.regret[list(names)]
     costs, failed = costs_of(table)[list(names)], diverged(table)
     cells = analysis.best.set_index(["backbone", "optimizer"])
-    worst: tuple[float, str] | None = None
+    worst: _Crossing | None = None
     for optimizer, behind in regret[good].dropna().sort_values(kind="stable").items():
         if behind > 2 * table.equal + 1e-9:
             break
-        here = f"{label(optimizer)} is "
-        here += (
-            f"best on {label(good)}"
-            if is_nothing(table, behind)
-            else f"{with_unit(table, behind)} behind on {label(good)}"
-        )
         for bad in names:
-            cost = costs.at[optimizer, bad]
-            if bad == good or not is_known(cost) or (worst is not None and cost <= worst[0]):
+            cost, fails = costs.at[optimizer, bad], bool(failed.at[optimizer, bad])
+            if bad == good or not is_known(cost) or (worst and cost <= worst.behind_bad):
                 continue
-            if failed.at[optimizer, bad]:
-                worst = cost, f"{here}, and no run finishes on {label(bad)}"
-            elif cost > 2 * table.equal + behind and (
-                not known or cells.at[(bad, optimizer), "verdict"] == "beyond"
+            is_far = cost > behind + max(table.equal, behind) + 1e-9
+            if fails or (
+                is_far and (not known or cells.at[(bad, optimizer), "verdict"] == "beyond")
             ):
-                there = (
-                    gap(table, cost) if not is_nothing(table, behind) else with_unit(table, cost)
-                )
-                worst = cost, f"{here} and {there} behind on {label(bad)}"
+                worst = _Crossing(str(optimizer), good, float(behind), bad, float(cost), fails)
     return worst
+
+
+def _crossing_sentence(table: ScoreTable, same: Sequence[_Crossing]) -> str:
+    """Return one sentence on one optimizer and the backbone on which it is behind."""
+    first = same[0]
+    best = [one.good for one in same if is_nothing(table, one.behind_good)]
+    parts = [f"best on {_names(best)}"] if best else []
+    for one in same:
+        if one.good not in best:
+            unit = gap if parts else with_unit
+            parts.append(f"{unit(table, one.behind_good)} behind on {label(one.good)}")
+    text = f"{label(first.optimizer)} is {listed(parts)}"
+    if first.fails:
+        return f"{text}, and no run of it finishes on {label(first.bad)}"
+    unit = with_unit if best and len(parts) == 1 else gap
+    return f"{text}, and {unit(table, first.behind_bad)} behind on {label(first.bad)}"
 
 
 # -- what to use and to avoid ----------------------------------------------------------------------
@@ -383,7 +410,7 @@ def _noise(analysis: Analysis) -> str:
             f"({wording.p_value(p_value)})."
         )
     return (
-        "No coupling is shown: that optimizers compare differently on different backbones may be "
+        f"{_NOT_SHOWN}: that optimizers compare differently on different backbones may be "
         f"noise ({wording.p_value(p_value)})."
     )
 

@@ -4,9 +4,8 @@ Sentences say what goes with what in this table, and never why: comparing differ
 no cause.
 """
 
-from bocb_jax.coupling.decomposition import Decomposition
 from bocb_jax.coupling.result import Analysis
-from bocb_jax.report import advice
+from bocb_jax.report import advice, wording
 from bocb_jax.report.headline import headline
 from bocb_jax.report.style import label
 from bocb_jax.report.wording import (
@@ -20,10 +19,12 @@ from bocb_jax.report.wording import (
     with_unit,
 )
 
+_TERMS = ("backbone", "optimizer", "interaction")
+
 
 def verdict(analysis: Analysis) -> list[str]:
     """Return what the whole table shows in a few sentences, the most important first."""
-    return [*headline(analysis), _data(analysis)]
+    return headline(analysis)
 
 
 def warnings(analysis: Analysis) -> list[str]:
@@ -68,46 +69,32 @@ def statistics(analysis: Analysis) -> list[str]:
 
 
 def _shares(analysis: Analysis) -> str:
-    fits = [analysis.decomposition, analysis.decomposition_without_failures]
-    texts: list[str] = []
-    for fit in fits:
-        if fit is None or not fit.terms["share"].notna().all() or (texts and not fit.dropped):
-            continue
-        shares = {name: f"{100 * share:.0f} %" for name, share in fit.terms["share"].items()}
-        three = f"{shares['backbone']}, {shares['optimizer']} and {shares['interaction']}"
-        if texts:
-            names = listed([label(name) for name in fit.dropped], 5)
-            texts.append(f"Without {names}, which are far behind somewhere, {three}.")
-        else:
-            texts.append(
-                f"Of the variance between {fit.cells} cells, backbone, optimizer and their pairing "
-                f"(the coupling) have {three}{_share_interval(fit)}."
-            )
-    return " ".join(texts)
-
-
-def _share_interval(fit: Decomposition) -> str:
-    low, high = (fit.terms.at["interaction", f"share_{end}"] for end in ("low", "high"))
-    if not (is_known(low) and is_known(high)):
+    frame = analysis.shares
+    frame = frame[frame[list(_TERMS)].notna().all(axis=1)]
+    texts = []
+    for (_, cells), rows in frame.groupby(["failing", "cells"], sort=False):
+        dropped = rows["dropped"].iloc[0]
+        parts = [
+            f"{wording.listed(f'{100 * row[term]:.0f} %' for term in _TERMS)} in {row['scale']}"
+            for _, row in rows.iterrows()
+        ]
+        start = f"Without {listed(wording.labels(dropped), 5)}" if dropped else "With all"
+        texts.append(f"{start} ({cells} cells): {listed(parts)}")
+    if not texts:
         return ""
-    return f" (the pairing {100 * low:.0f} to {100 * high:.0f} %)"
+    return (
+        "Shares of backbone, optimizer and their pairing (the coupling) in the variance between "
+        f"cells. {'. '.join(texts)}."
+    )
 
 
 def _interaction(analysis: Analysis) -> str:
-    fit = analysis.decomposition
-    if fit is None or fit.permutation_p is None:
+    test = analysis.interaction
+    if test is None:
         return ""
-    noise = ""
-    if is_known(fit.noise_std):
-        noise = f", against a noise of {with_unit(analysis.table, fit.noise_std, fine=True)}"
-    outcome = "is more than noise"
-    if fit.permutation_p >= 1 - analysis.confidence:
-        outcome = "may be noise"
-    off = with_unit(analysis.table, fit.interaction_std, fine=True)
     return (
-        f"The coupling {outcome}: a typical cell is {off} off what backbone and optimizer alone "
-        f"would give{noise} ({p_value(fit.permutation_p)}, {fit.permutations} permutations, "
-        f"{fit.replicated_cells} of {counted(fit.cells, 'cell')} with two runs or more)."
+        f"Interaction of backbone and optimizer: {p_value(test.p_value)} over "
+        f"{counted(test.cells, 'cell')}. {sentence(test.description)}"
     )
 
 
@@ -166,20 +153,20 @@ def _ranks(analysis: Analysis) -> str:
     return text + "."
 
 
-def _data(analysis: Analysis) -> str:
+def data(analysis: Analysis) -> str:
+    """Return what the table holds: how its source was understood, and how many cells are known."""
     table = analysis.table
     counts = table.counts()
     filled = int((counts > 0).to_numpy().sum())
     text = table.described or (
-        f"{counted(len(table.runs), 'value')} of {table.score} from {table.source}"
+        f"{counted(len(table.runs), 'value')} of {table.score} from {table.source}: "
+        f"{counted(len(table.backbones), 'backbone')} x "
+        f"{counted(len(table.optimizers), 'optimizer')}"
     )
-    text += (
-        f": {counted(len(table.backbones), 'backbone')} x "
-        f"{counted(len(table.optimizers), 'optimizer')}, {filled} of {counts.size} cells filled"
-    )
+    text += f"; {filled} of {counts.size} cells have a score"
     single = int((counts == 1).to_numpy().sum())
     if single:
-        text += ", each with one value" if single == filled else f", {single} with one value"
+        text += ", each of one run" if single == filled else f", {single} of one run"
     if table.trials is not None:
         text += f"; {len(table.trials)} trials of learning rate and weight decay"
     return text + "."

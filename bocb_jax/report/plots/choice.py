@@ -34,9 +34,9 @@ def draw_freedom(
     distances = curves.index.to_numpy(float)
     start = max(table.equal / 4, distances[distances > 0].min(initial=np.inf) / 2)
     start = start if np.isfinite(start) and start > 0 else 1.0
-    end = max(distances.max(initial=0.0), 2 * start, 2 * table.equal)
+    end = 1.1 * max(distances.max(initial=0.0), 2 * start, 2 * table.equal)
     with house_style():
-        picture = figure(4.6 * columns + 0.6, 0.5 + 2.6 * rows)
+        picture = figure(9.4 if columns == 2 else 7, (0.5 + 2.6 * rows) if columns == 2 else 3.4)
         grid = picture.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for axes in grid.ravel()[len(panels) :]:
             axes.set_axis_off()

@@ -65,7 +65,7 @@ def build_document(
     ]
     return Document(
         title="Backbone-optimizer coupling",
-        source=f"{table.source}; score: {table.score}, in {table.unit}",
+        source=f"{table.source}; score: {table.score}, in {table.unit}. {summary.data(analysis)}",
         verdict=tuple(summary.verdict(analysis)),
         tiles=tiles.build(analysis),
         warnings=tuple(summary.warnings(analysis)),

@@ -14,6 +14,6 @@ def build(analysis: Analysis) -> Section:
         ("detail", "judged by", "text"),
     )
     caption = "Li et al., 2024, arXiv 2410.06373."
-    frame = getattr(analysis, "claims", None)
+    frame = analysis.claims
     table = table_from(frame, "The paper's claims in this table", columns, caption, stacked=True)
     return Section("claims", "The paper's claims", (table,))

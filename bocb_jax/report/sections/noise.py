@@ -1,5 +1,7 @@
 """How noisy the runs are, and which of them finish."""
 
+import numpy as np
+
 from bocb_jax.coupling.result import Analysis
 from bocb_jax.report import wording
 from bocb_jax.report.document import Section, Table, table_from
@@ -25,6 +27,8 @@ def _noise(analysis: Analysis) -> Table:
         "(Smyth 2004)."
     )
     frame = analysis.noise[analysis.noise["sd"].notna()]
+    # Infinitely many degrees of freedom (a noise that is given) are an empty cell.
+    frame = frame.replace({"df": {np.inf: np.nan}})
     return table_from(frame, "Noise between seeds", columns, caption, index="backbone", folded=True)
 
 
