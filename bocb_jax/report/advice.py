@@ -177,7 +177,7 @@ def backbone_rows(analysis: Analysis) -> list[dict[str, Any]]:
             "median": stakes["median"],
             "largest": stakes["largest"],
             "worst": stakes["worst"],
-            "n": free["n"],
+            "n": int(free["n"]) if is_known(free["n"]) else 0,
         }
         if name in analysis.price.index:
             keys = ("general", "price", "price_low", "price_high")

@@ -13,9 +13,10 @@ from bocb_jax.coupling.result import Analysis
 from bocb_jax.errors import UserError
 from bocb_jax.patterns.cells import WeightPatterns
 from bocb_jax.report import html, markdown, plots, style
+from bocb_jax.report.advice import advise, backbone_rows
 from bocb_jax.report.document import Document
 from bocb_jax.report.heat_map_data import build_heat_map
-from bocb_jax.report.more_runs import Sweep
+from bocb_jax.report.more_runs import Sweep, more_runs
 from bocb_jax.report.sections import build_document
 from bocb_jax.storage.files import read_json, write_atomically, write_json
 
@@ -97,7 +98,7 @@ def write(
     try:
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
         # report.json comes first: with it, an interrupted report can be written again.
-        write_json(folder / "report.json", _record(analysis, document, files, patterns))
+        write_json(folder / "report.json", _record(analysis, document, files, patterns, sweep))
         drawn = {}
         for name in track(list(drawers)):
             picture = drawers[name]()
@@ -127,14 +128,19 @@ def _record(
     document: Document,
     files: tuple[str, ...],
     patterns: WeightPatterns | None,
+    sweep: Sweep | None,
 ) -> dict[str, Any]:
-    """Return the content of report.json."""
+    """Return the content of report.json; docs/guides/analyze.md describes its keys."""
+    rows = backbone_rows(analysis)
+    said = {name: advise(analysis, name).sentence for name in analysis.table.backbones}
     advice = (recommend.recommend(analysis.table, name) for name in analysis.table.backbones)
     return {
         "made_by": MADE_BY,
         "title": document.title,
         "source": document.source,
         "verdict": list(document.verdict),
+        "backbones": [{"sentence": said[row["backbone"]], **row} for row in rows],
+        "more_runs": [dataclasses.asdict(wanted) for wanted in more_runs(analysis, sweep)],
         "warnings": list(document.warnings),
         "recommendations": [dataclasses.asdict(found) for found in advice if found is not None],
         "files": list(files),

@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from bocb_jax.coupling.scores import from_published, from_results
 from bocb_jax.errors import UserError
 from bocb_jax.report import plots, summary, write
 
+ROOT = Path(__file__).parents[2]
 EVIL = '<img src=x onerror="document.title=`hacked`">'
 BACKBONES = ["resnet_mini", "vit_mini", "swin_mini", EVIL]
 OPTIMIZERS = ["sgd", "adamw", "lamb", "</script><script>alert(1)</script>"]
@@ -89,6 +91,12 @@ def test_json_and_page_hold_the_same(made):
     analysis, _, found = made
     record = json.loads(read(made, "report.json"))
     assert record["verdict"] == summary.verdict(analysis)
+    assert [row["backbone"] for row in record["backbones"]] == analysis.table.backbones
+    assert {"sentence", "use", "avoid", "freedom", "word", "median", "largest"} <= set(
+        record["backbones"][0]
+    )
+    guide = (ROOT / "docs/guides/analyze.md").read_text("utf-8")
+    assert not [key for key in record if f"`{key}`" not in guide]
     assert set(analysis.warnings) <= set(record["warnings"])
     data = embedded(read(made, "index.html"))
     scores = analysis.table.matrix()
