@@ -74,6 +74,11 @@ def _points(frame: pandas.DataFrame) -> _Points:
     return list(zip(frame.index, frame.iloc[:, :2].to_numpy(float).tolist(), strict=True))
 
 
+def _from_far(points: _Points) -> _Points:
+    """Return points from the furthest out to the nearest: the former need their names most."""
+    return sorted(points, key=lambda point: -float(np.hypot(*point[1])))
+
+
 def _category(key: str | None) -> str:
     return key if key in CATEGORIES else ""
 
@@ -91,12 +96,12 @@ def _panel(
     axes.axhline(0, color=FAINT, lw=0.6)
     axes.axvline(0, color=FAINT, lw=0.6)
     placed: list[tuple[float, float, float]] = []
-    for name, (x, y) in markers:
+    for name, (x, y) in _from_far(markers):
         colour, marker, _ = CATEGORIES[keys[name]]
         axes.plot(x, y, marker, color=colour, ms=6, mec=FAINT, mew=0.4, clip_on=True)
         if name in named and max(abs(x), abs(y)) <= reach:
             _write(axes, placed, x, y, label(name, 14), reach, fontweight="bold")
-    for name, (x, y) in tips:
+    for name, (x, y) in _from_far(tips):
         axes.plot([0, x], [0, y], color=FAINT, lw=0.8)
         if name in named and max(abs(x), abs(y)) <= reach:
             _write(axes, placed, x, y, texts[name], reach, style="italic")
@@ -114,7 +119,7 @@ def _write(
     reach: float,
     **look: Any,
 ) -> None:
-    """Write a name beside its point, in the first place that overlaps no earlier name.
+    """Write a name beside its point, in the first place that overlaps no earlier name, if any.
 
     Args:
       axes: of the panel.
@@ -144,7 +149,10 @@ def _write(
         a, b = middle(place)
         return all(abs(a - c) > half_width + other or abs(b - d) > height for c, d, other in placed)
 
-    dx, dy, align = place = next(filter(is_free, places), places[0])
+    place = next(filter(is_free, places), None)
+    if place is None:
+        return
+    dx, dy, align = place
     placed.append((*middle(place), half_width))
     arrow = {"arrowstyle": "-", "color": FAINT, "lw": 0.4} if abs(dx) > 9 else None
     axes.annotate(

@@ -12,7 +12,7 @@ def build(analysis: Analysis, drawn: Collection[str]) -> Section:
     """Return the section on the structure of the coupling."""
     text = (
         "Backbones as lines from the origin, optimizers as markers; a backbone gains with the "
-        "optimizers in its direction."
+        "optimizers in its direction. Names that would cover others are left out."
     )
     picture = Picture("biplot", "Biplot of the coupling", text)
     blocks: list[Block] = [*only_drawn(drawn, picture)]
