@@ -145,7 +145,7 @@ def shares(table: ScoreTable, failing: tuple[str, ...]) -> pandas.DataFrame:
       out, a tuple). Empty for fewer than two optimizers or two backbones.
     """
     rows = []
-    scales = [table, table.log_odds()] if table.score == "test accuracy" else [table]
+    scales = [table, table.log_odds()] if table.is_accuracy else [table]
     for scaled in scales:
         for out in (False, True) if failing else (False,):
             dropped = failing if out else ()

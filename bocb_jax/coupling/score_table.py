@@ -88,6 +88,11 @@ class ScoreTable:
         return self.equal, 2 * self.equal
 
     @property
+    def is_accuracy(self) -> bool:
+        """Whether scores are accuracies in percent, on whatever split."""
+        return self.unit == "points"
+
+    @property
     def one_seed(self) -> bool:
         """Whether no cell has two scores, so that noise cannot be told from coupling."""
         return int(self.counts().to_numpy().max(initial=0)) < 2
@@ -145,7 +150,7 @@ class ScoreTable:
         Raises:
           UserError: the scores are not accuracies.
         """
-        if self.score != "test accuracy":
+        if not self.is_accuracy:
             raise UserError(
                 f"Log-odds need accuracies in percent, and this is a table of {self.score}."
             )

@@ -418,7 +418,7 @@ def _noise(analysis: Analysis) -> str:
 def is_coarse(table: ScoreTable) -> bool:
     """Return whether points are too coarse: most of the best accuracies are near 100 percent."""
     best = table.matrix().max().dropna()
-    return table.score == "test accuracy" and table.unit == "points" and (best > _HIGH).mean() > 0.5
+    return table.is_accuracy and (best > _HIGH).mean() > 0.5
 
 
 def _coarse(analysis: Analysis) -> str:

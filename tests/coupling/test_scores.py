@@ -137,6 +137,16 @@ def test_results_of_a_sweep():
     assert odds.matrix().loc["sgd", "vit"] == pytest.approx(0)
 
 
+@pytest.mark.parametrize("name", ["cifar100", "imagenet"])
+def test_published_accuracies_in_log_odds(name):
+    found = scores.from_published(name, scale=scores.Scale(log_odds=True, noise=0.01, equal=0.1))
+    assert (found.unit, found.noise, found.equal) == ("log-odds", 0.01, 0.1)
+    share = scores.from_published(name).matrix() / 100
+    np.testing.assert_allclose(found.matrix(), np.log(share / (1 - share)))
+    with pytest.raises(UserError, match=r"Log-odds need accuracies .* a table of box AP"):
+        scores.from_published("coco_box", scale=scores.Scale(log_odds=True))
+
+
 def test_blank_rows_and_empty_statuses_of_results():
     frame = results().astype(object)
     frame.loc[len(frame)] = None
