@@ -27,7 +27,7 @@ def checked_runs(found: Runs, metric: Metric, notes: list[str]) -> tuple[pandas.
     rows = len(found.rows)
     found = _named(found)
     roles = [role for role in ("score", *NUMBERS) if role in found.cells]
-    below = 100.0 if metric.is_accuracy else math.inf
+    below = 100.0 if metric.in_percent else math.inf
     columns = [found.cells[role] for role in roles]
     decimal = figures.decimal_of(columns, found.raw.name, below=below)
     score = _figures(found, "score", decimal, metric.unit)
@@ -203,28 +203,29 @@ def _in_percent(
     Raises:
       UserError: an accuracy is out of range.
     """
-    if not metric.is_accuracy:
+    for name in ("validation_score", "train_accuracy"):
+        if name in frame and (metric.in_percent or name == "train_accuracy"):
+            frame[name] = frame[name] * (1 if frame[name].max() > 1 else 100)
+    if not metric.in_percent:
         return False
-    finished = frame["status"] == "finished"
-    columns = [name for name in ("score", "validation_score") if name in frame]
-    scores = frame[columns].where(finished)
-    fractions = not signed and not scores.max().max() > 1
+    scores = frame["score"].where(frame["status"] == "finished")
+    fractions = not signed and not scores.max() > 1
     if fractions:
-        changed = [name for name in (*columns, "spread") if name in frame]
-        frame[changed] *= 100
+        frame[["score", "spread"]] *= 100
+        scores = 100 * scores
         notes.append(
             "No score exceeds 1, so they were taken for fractions and are shown in percent."
         )
-        scores = frame[columns].where(finished)
     # 100.0000001 comes of sums in float32.
-    wrong = ((scores < 0) | (scores > 100 + 1e-4)).any(axis=1).to_numpy()
+    wrong = ((scores < 0) | (scores > 100 + 1e-4)).to_numpy()
     if wrong.any():
+        what = "an accuracy" if metric.is_accuracy else metric.name
         raise UserError(
-            f"'{found.raw.name}', {found.place(int(wrong.argmax()))}: an accuracy is between 0 and "
+            f"'{found.raw.name}', {found.place(int(wrong.argmax()))}: {what} is between 0 and "
             "100 percent. For losses, give --score loss (score='train loss'); for anything else, "
             "--metric NAME."
         )
-    frame[columns] = frame[columns].clip(upper=100)
+    frame["score"] = frame["score"].clip(upper=100)
     return not fractions
 
 

@@ -49,8 +49,13 @@ class Metric:
 
     @property
     def is_accuracy(self) -> bool:
-        """Whether figures are percentages, or fractions to be shown as such."""
+        """Whether figures are accuracies."""
         return self.unit == "points"
+
+    @property
+    def in_percent(self) -> bool:
+        """Whether figures lie between 0 and 100, or are fractions to be shown so."""
+        return self.unit in ("points", "AP")
 
     @property
     def direction(self) -> str:

@@ -207,7 +207,7 @@ def describe(
     """Return in a line how a table was understood."""
     raw, headers = found.raw, found.headers
     kind = {"line": "row", "record": "record", "row": "row"}[raw.where]
-    unit = "percent" if percent else "fractions" if metric.is_accuracy else metric.unit
+    unit = "percent" if percent else "fractions" if metric.in_percent else metric.unit
     about = [unit] if unit != metric.name else []
     if not metric.is_accuracy:
         about.append(metric.direction)

@@ -172,6 +172,16 @@ def test_a_table_with_other_names_says_what_it_took_for_what(read):
     assert validated.score == "validation accuracy"
 
 
+def test_each_column_is_in_percent_or_in_fractions(read):
+    found = read("model,opt,acc,val_acc,train_acc\na,sgd,71,0.7,1\na,lion,72,0.71,0.9\n")
+    assert found.runs["score"].tolist() == [71, 72]
+    assert found.runs["validation_score"].tolist() == [70, 71]
+    assert found.runs["train_accuracy"].tolist() == [100, 90]
+    average = read("model,opt,AP\na,sgd,0.38\na,lion,0.4\n", metric=metric_of(name="AP"))
+    assert average.runs["score"].tolist() == [38, 40]
+    assert (average.unit, average.equal) == ("AP", 1)
+
+
 def test_words_in_place_of_scores_and_statuses(read):
     found = read(
         "model,optimizer,seed,acc,state\na,sgd,0,70,ok\na,sgd,1,,failed\na,adamw,0,OOM,\n"
