@@ -87,7 +87,17 @@ def test_bocb_is_installed():
     assert BOCB.exists()
 
 
-@pytest.mark.parametrize("page", PAGES_WITH_CODE, ids=name_of)
+# Its code installs the project anew.
+SLOW = {"CONTRIBUTING.md"}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=name_of(page), marks=[pytest.mark.slow] * (name_of(page) in SLOW))
+        for page in PAGES_WITH_CODE
+    ],
+)
 def test_code_of(page, tmp_path, swept, environment):
     folder = shutil.copytree(swept, tmp_path / "reader")
     for block in blocks(page):

@@ -4,4 +4,4 @@ from drills import kill_run
 
 
 def test_kills_change_no_bit():
-    kill_run.main(["--kills", "2"])  # 20 of them: python tests/drills/kill_run.py
+    kill_run.main(["--kills", "1"])  # 20 of them: python tests/drills/kill_run.py

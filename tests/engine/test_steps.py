@@ -71,7 +71,9 @@ def run(program, steps, lr=0.01, wd=1e-4, seed=0):
     return state, [float(row["loss"]) for row in jax.device_get(rows)]
 
 
-@pytest.mark.parametrize(("model", "opt"), [("resnet_mini", "sgd"), ("vit_mini", "adamw")])
+@pytest.mark.parametrize(("model", "opt"), [
+    pytest.param("resnet_mini", "sgd", marks=pytest.mark.slow), ("vit_mini", "adamw"),
+])  # fmt: skip
 def test_one_device_and_eight_give_the_same_losses(model, opt, monkeypatch):
     # Small arrays are split too, so that the minis are really sharded.
     monkeypatch.setattr(sharding.state_sharding, "__defaults__", (1,))
