@@ -53,7 +53,8 @@ def wilson(
     z = stats.norm.ppf((1 + confidence) / 2)
     center = (successes + z**2 / 2) / (trials + z**2)
     half = z / (trials + z**2) * np.sqrt(successes * (1 - successes / trials) + z**2 / 4)
-    return (center - half).clip(0), (center + half).clip(max=1)
+    share = successes / trials  # no end may cross it by rounding
+    return (center - half).clip(0, share), (center + half).clip(share, 1)
 
 
 # -- freedom ---------------------------------------------------------------------------------------
