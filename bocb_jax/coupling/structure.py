@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pandas
 from scipy.cluster import hierarchy
+from scipy.spatial import distance
 
 from bocb_jax.coupling.cells import MOST_CELLS, Cells, resampled_means
 
@@ -139,7 +140,7 @@ def cluster(goodness: pandas.DataFrame, *, resamples: int, seed: int) -> Cluster
     if backbones < 4 or optimizers < 3:
         return None
     rng = np.random.default_rng(seed)
-    linkage = hierarchy.linkage(ranks, "ward")
+    linkage = _ward(ranks)
     gap = _gap(ranks, linkage, rng)
     number = _chosen(gap)
     labels = _renumbered(hierarchy.fcluster(linkage, number, "maxclust"))
@@ -152,9 +153,7 @@ def cluster(goodness: pandas.DataFrame, *, resamples: int, seed: int) -> Cluster
         gap=gap,
         linkage=linkage,
         order=tuple(names[hierarchy.leaves_list(linkage)]),
-        optimizer_order=tuple(
-            goodness.index[hierarchy.leaves_list(hierarchy.linkage(columns, "ward"))]
-        ),
+        optimizer_order=tuple(goodness.index[hierarchy.leaves_list(_ward(columns))]),
         stability=(
             None if together is None else pandas.DataFrame(together, index=names, columns=names)
         ),
@@ -167,10 +166,18 @@ def _together(ranks: np.ndarray, number: int, draws: int, rng: np.random.Generat
     together = np.zeros((backbones, backbones))
     for _ in range(draws):
         columns = rng.integers(optimizers, size=optimizers)
-        copy = hierarchy.linkage(ranks[:, columns], "ward")
+        copy = _ward(ranks[:, columns])
         drawn = hierarchy.fcluster(copy, number, "maxclust")
         together += drawn[:, None] == drawn
     return together / draws
+
+
+def _ward(points: np.ndarray) -> np.ndarray:
+    """Return Ward's linkage of (n, k) points.
+
+    SciPy gets their distances, since it takes some square tables of points for distances.
+    """
+    return hierarchy.linkage(distance.pdist(points), "ward")
 
 
 def _dispersions(linkage: np.ndarray, most: int) -> np.ndarray:
@@ -193,7 +200,7 @@ def _gap(points: np.ndarray, linkage: np.ndarray, rng: np.random.Generator) -> p
     for i in range(_REFERENCES):
         # Rotating the box back would change no distance.
         reference = rng.uniform(low, high, size=along.shape)
-        drawn[i] = _dispersions(hierarchy.linkage(reference, "ward"), most)
+        drawn[i] = _dispersions(_ward(reference), most)
     drawn = np.log(np.maximum(drawn, floor))
     return pandas.DataFrame(
         {

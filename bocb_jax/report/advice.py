@@ -106,6 +106,8 @@ def _price(analysis: Analysis, backbone: str) -> str:
     name = label(row["general"])
     if row["fails"]:
         return f"{name}, the best elsewhere, does not finish here"
+    if not is_known(row["price"]):
+        return f"{name}, the best elsewhere, has no score here"
     if is_nothing(table, row["price"]):
         return f"{name} is the best elsewhere too{between(table, row, 'costs here')}"
     return f"{name}, the best elsewhere, costs {gap(table, row['price'])} here{between(table, row)}"

@@ -65,7 +65,9 @@ def headline(analysis: Analysis) -> list[str]:
         found = [noise, *words, *shown]
     else:
         found = [*shown, *words, noise]
-    return [text for text in (*found, _coarse(analysis)) if text]
+    found = [text for text in found if text]
+    coarse = _coarse(analysis)
+    return [*found[:1], coarse, *found[1:]] if coarse else found
 
 
 # -- camps -----------------------------------------------------------------------------------------
@@ -122,7 +124,7 @@ def _names(names: Sequence[str]) -> str:
 
 def _prices(analysis: Analysis) -> str:
     """Return where general advice costs most."""
-    table, price = analysis.table, analysis.price
+    table, price = analysis.table, analysis.price.dropna(subset="price")
     if price.empty:
         return ""
     known = bool(price["price_high"].notna().all())

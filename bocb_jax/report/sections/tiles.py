@@ -22,7 +22,7 @@ def _camps(analysis: Analysis) -> list[tuple[str, str]]:
 
 
 def _price(analysis: Analysis) -> list[tuple[str, str]]:
-    price, table = analysis.price, analysis.table
+    price, table = analysis.price.dropna(subset="price"), analysis.table
     if price.empty or price["fails"].any():
         return []
     name = price["price"].idxmax()
