@@ -87,8 +87,8 @@ def test_bocb_is_installed():
     assert BOCB.exists()
 
 
-# Its code installs the project anew.
-SLOW = {"CONTRIBUTING.md"}
+# Pages whose code installs the project anew, or trains for a minute.
+SLOW = {"CONTRIBUTING.md", "docs/guides/own.md", "docs/guides/train.md"}
 
 
 @pytest.mark.parametrize(

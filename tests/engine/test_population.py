@@ -195,6 +195,7 @@ def test_a_run_cannot_train_together_with_itself(configs):
         train_together([configs("runs")[0]] * 2)
 
 
+@pytest.mark.slow
 def test_the_vit_with_sgd_has_the_bits_of_the_runs_alone(configs):
     # Measured, not owed: XLA happens to add up its stacks as it does their parts, on CPUs.
     members = 2

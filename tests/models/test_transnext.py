@@ -106,6 +106,7 @@ def test_image_sizes():
     assert feature_shapes(32)[-1] == (2, 1, 1, 576)
 
 
+@pytest.mark.slow
 def test_pretrain_size_keeps_the_positions_of_the_training_size():
     small, large, stretched = (
         filled.build("transnext_mini", image_size=size, pretrain_size=pretrain, drop_path=0.0)

@@ -25,6 +25,7 @@ def test_parameter_counts_equal_the_references():
     assert filled.counts("unireplknet_t", deploy=True) == (30_461_080, 31_037_980)
 
 
+@pytest.mark.slow
 def test_equals_the_reference_with_small_layer_scales():
     # With the other golden's weights the third stage reaches 1e7 in evaluation, and the reference
     # differs from itself by 2e-3 between one and two threads. Here the layer scales are a tenth.
@@ -62,6 +63,7 @@ def test_the_merged_kernel_equals_all_branches(kernel_size):
     np.testing.assert_allclose(merged, block(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_fused_model_gives_the_same_logits():
     model, x = filled.build("unireplknet_mini"), images()
     model.eval()
