@@ -18,6 +18,7 @@ from bocb_jax import paper
 from bocb_jax.coupling.camps import classic_of
 from bocb_jax.coupling.costs import costs_of
 from bocb_jax.coupling.result import Analysis
+from bocb_jax.paper import taxonomy
 from bocb_jax.paper.categories import to_opt
 from bocb_jax.paper.taxonomy import find, to_model
 
@@ -257,8 +258,8 @@ def _by_model(costs: pandas.DataFrame) -> pandas.DataFrame:
     """Return the same with this project's names, where the paper adds recipe and epochs to some."""
 
     def model(name: str) -> str:
-        found = to_model(name)
-        return found if find(found) else to_model(name.partition("_")[0])
+        first = to_model(name.partition("_")[0])
+        return first if first in taxonomy.backbones() else to_model(name)
 
     named = costs.rename(index=to_opt, columns=model)
     return named.loc[~named.index.duplicated(), ~named.columns.duplicated()]

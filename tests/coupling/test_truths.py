@@ -125,7 +125,7 @@ def test_the_interval_of_the_price_covers_it(planted):
 @pytest.mark.parametrize("share", [0.1, 0.4])
 def test_seeds_that_diverge_at_random_leave_no_gaps_in_what_is_said(share):
     rng = np.random.default_rng(11)
-    for _ in range(20):
+    for _ in range(8):
         table = drawn(rng, additive(rng), 3)
         lost = rng.random(len(table.runs)) < share
         runs = table.runs.assign(status=np.where(lost, "diverged", "finished"))

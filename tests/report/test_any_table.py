@@ -95,7 +95,7 @@ def check(table):
     assert dataclasses.is_dataclass(analysis)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(table=tables())
 def test_nothing_unknown_is_printed(table):
     check(table)
