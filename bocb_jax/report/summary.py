@@ -10,13 +10,11 @@ from bocb_jax.report.headline import headline
 from bocb_jax.report.style import label
 from bocb_jax.report.wording import (
     counted,
-    equal_distance,
     is_known,
     listed,
     p_value,
     plural,
     sentence,
-    with_unit,
 )
 
 _TERMS = ("backbone", "optimizer", "interaction")
@@ -35,24 +33,6 @@ def warnings(analysis: Analysis) -> list[str]:
 def backbone_sentence(analysis: Analysis, name: str) -> str:
     """Return what to use on a backbone, what that is worth, and what to avoid."""
     return advice.advise(analysis, name).sentence
-
-
-def optimizer_sentence(analysis: Analysis, name: str) -> str:
-    """Return what one optimizer costs over the backbones."""
-    table, row = analysis.table, analysis.optimizers.loc[name]
-    worst = analysis.regret.loc[name].dropna()
-    if worst.empty:
-        return f"{label(name)} has no score."
-    close = int((worst <= table.equal + 1e-9).sum())
-    text = (
-        f"{label(name)} is on average {with_unit(table, row['mean_regret'], fine=True)} behind the "
-        f"best of a backbone, at worst {with_unit(table, worst.max(), fine=True)} "
-        f"({label(worst.idxmax())})"
-    )
-    return (
-        f"{text}; within {equal_distance(table)} of the best on {close} of "
-        f"{counted(len(worst), 'backbone')}."
-    )
 
 
 def statistics(analysis: Analysis) -> list[str]:

@@ -77,7 +77,6 @@ def said(analysis):
         *summary.warnings(analysis),
     ]
     found += [summary.backbone_sentence(analysis, name) for name in analysis.table.backbones]
-    found += [summary.optimizer_sentence(analysis, name) for name in analysis.table.optimizers]
     for wanted in more_runs(analysis, Sweep("study.toml", "runs")):
         found += [wanted.sentence, wanted.command]
     page = markdown.render(build_document(analysis), build_heat_map(analysis))
