@@ -6,11 +6,13 @@ how much an optimizer is behind at least, by the studentized range (Hsu 1996, un
 """
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import pandas
 from scipy import optimize, special, stats
 
+from bocb_jax.coupling.noise import noise_of
 from bocb_jax.coupling.score_table import ScoreTable
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(64)
@@ -39,9 +41,8 @@ def compare_with_best(
         if scores.empty:
             continue
         n = counts.loc[scores.index, backbone].to_numpy(float)
-        low, high = regret_intervals(
-            scores.to_numpy(), n, noise.at[backbone, "sd"], noise.at[backbone, "df"], confidence
-        )
+        sd, df = noise_of(noise, backbone, scores.index)
+        low, high = regret_intervals(scores.to_numpy(), n, sd, df, confidence)
         parts.append(
             pandas.DataFrame(
                 {
@@ -65,44 +66,82 @@ def judge(low: np.ndarray, high: np.ndarray, equal: float) -> np.ndarray:
 
 
 def regret_intervals(
-    means: np.ndarray, n: np.ndarray, sd: float, df: float, confidence: float
+    means: np.ndarray,
+    n: np.ndarray,
+    sd: np.ndarray | float,
+    df: np.ndarray | float,
+    confidence: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return intervals of max(mu) - mu that hold together.
 
     Args:
       means: (k,) of the scores, larger is better.
       n: (k,) runs behind each.
-      sd: standard deviation of one run.
-      df: degrees of freedom of `sd`.
+      sd: standard deviation of one run, for all or (k,) for each; equal ones are one estimate.
+      df: degrees of freedom of `sd`, likewise.
       confidence: of all intervals together.
 
     Returns:
       low, high: (k,) each, not below 0; NaN where `sd` is.
     """
     k = len(means)
-    if not sd >= 0:
+    sd, df = np.broadcast_to(sd, k), np.broadcast_to(df, k)
+    if not (sd >= 0).all():
         return np.full(k, np.nan), np.full(k, np.nan)
     if k == 1:
         return np.zeros(1), np.zeros(1)
     # Half of the error that is allowed goes to each side.
     confidence = (1 + confidence) / 2
-    error = sd * np.sqrt(1 / n[:, None] + 1 / n[None, :])
+    parts = sd**2 / n
+    error = np.sqrt(parts[:, None] + parts[None, :])
+    pairs = degrees_of_pairs(parts, sd, df)
     behind = means[None, :] - means[:, None]  # [i, j]: how far i is behind j
     np.fill_diagonal(behind, -np.inf)
-    low = (behind - range_quantile(confidence, k, df) / np.sqrt(2) * error).max(axis=1)
-    dunnett = _dunnett_quantiles(n, df, confidence)
-    may_be_best = (behind - dunnett[:, None] * error).max(axis=1) < 0
-    upper = np.where(may_be_best[None, :], behind + dunnett[None, :] * error, -np.inf)
+    ranges = _looked_up(functools.partial(range_quantile, confidence, k), pairs) / np.sqrt(2)
+    low = (behind - ranges * error).max(axis=1)
+    dunnett = np.stack(
+        [
+            _looked_up(functools.partial(dunnett_quantile, confidence, k - 1, correlation=rho), row)
+            for rho, row in zip(_correlations(n), pairs, strict=True)
+        ]
+    )
+    may_be_best = (behind - dunnett * error).max(axis=1) < 0
+    upper = np.where(may_be_best[None, :], behind + dunnett.T * error, -np.inf)
     return low.clip(0), upper.max(axis=1).clip(0)
 
 
-def _dunnett_quantiles(n: np.ndarray, df: float, confidence: float) -> np.ndarray:
-    """Return Dunnett's quantile with each of k optimizers in turn as the control."""
+def degrees_of_pairs(parts: np.ndarray, sd: np.ndarray, df: np.ndarray) -> np.ndarray:
+    """Return the degrees of freedom of every difference, by Welch where two estimates meet.
+
+    Whole ones, rounded down, so that quantiles are computed once for many backbones.
+
+    Args:
+      parts: (k,) variances of the means.
+      sd, df: (k,) of the runs.
+    """
+    squares = np.where(np.isinf(df), 0, parts**2 / df)
+    total = (parts[:, None] + parts[None, :]) ** 2
+    below = squares[:, None] + squares[None, :]
+    welch = np.where(below > 0, total / np.where(below > 0, below, 1), np.inf)
+    shared = (sd[:, None] == sd[None, :]) & (df[:, None] == df[None, :])
+    pairs = np.where(shared, np.broadcast_to(df, welch.shape), welch)
+    return np.where(pairs > 1, np.floor(pairs), pairs)
+
+
+def _looked_up(quantile: Callable[[float], float], degrees: np.ndarray) -> np.ndarray:
+    """Return a quantile for each of an array of degrees of freedom."""
+    distinct, where = np.unique(degrees, return_inverse=True)
+    return np.array([quantile(float(d)) for d in distinct])[where].reshape(degrees.shape)
+
+
+def _correlations(n: np.ndarray) -> list[float]:
+    """Return the mean correlation of the differences from each of k optimizers as the control.
+
+    Rounded down, so that few quantiles are computed; less correlation gives a larger one.
+    """
     shares = n[:, None] / (n[:, None] + n[None, :])  # squares of Dunnett's lambda
     correlation = (shares.sum(axis=0) - 0.5) / (len(n) - 1)
-    # Rounded down, so that few are computed; less correlation gives a larger quantile.
-    steps = np.floor(correlation * 20 + 1e-9) / 20
-    return np.array([dunnett_quantile(confidence, len(n) - 1, df, float(rho)) for rho in steps])
+    return [float(rho) for rho in np.floor(correlation * 20 + 1e-9) / 20]
 
 
 @functools.lru_cache(maxsize=4096)

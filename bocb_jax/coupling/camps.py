@@ -7,6 +7,7 @@ import pandas
 from scipy import stats
 
 from bocb_jax.coupling.costs import diverged
+from bocb_jax.coupling.noise import noise_of
 from bocb_jax.coupling.score_table import ScoreTable
 from bocb_jax.paper import taxonomy
 from bocb_jax.paper.categories import is_sgd_like, to_opt
@@ -50,11 +51,7 @@ def preference(
             "n_sgd": len(left),
             "n_adaptive": len(right),
         }
-        error = _error_of_medians(
-            noise.at[backbone, "sd"], counts.loc[left.index, backbone],
-            counts.loc[right.index, backbone],
-        )  # fmt: skip
-        half = stats.t.ppf(0.975, noise.at[backbone, "df"]) * error if error >= 0 else np.nan
+        half = _half_width(noise, backbone, counts, left.index, right.index)
         row |= {"points_low": row["points"] - half, "points_high": row["points"] + half}
         rows[backbone] = row | {"camp": _camp(row)}
     columns = [
@@ -65,17 +62,26 @@ def preference(
     return frame.rename_axis("backbone")
 
 
-def _error_of_medians(sd: float, left: pandas.Series, right: pandas.Series) -> float:
-    """Return the standard error of the difference of two medians of means, at most."""
-    if not len(left) or not len(right):
+def _half_width(
+    noise: pandas.DataFrame,
+    backbone: str,
+    counts: pandas.DataFrame,
+    *sides: pandas.Index,
+) -> float:
+    """Return half the 95 percent interval of the difference of two medians of means, at most.
+
+    A median of k means is at most as noisy as the noisiest of them, and for k > 2 about
+    sqrt(pi / 2) times as noisy as their mean.
+    """
+    if not all(len(side) for side in sides):
         return np.nan
-    # A median of k means is at most as noisy as the noisiest of them, and for k > 2 about
-    # sqrt(pi / 2) times as noisy as their mean.
-    parts = [
-        min(float((1 / n).max()), np.pi / 2 * float((1 / n).sum()) / len(n) ** 2)
-        for n in (left, right)
-    ]
-    return sd * float(np.sqrt(sum(parts)))
+    total, least = 0.0, np.inf
+    for side in sides:
+        sd, df = noise_of(noise, backbone, side)
+        parts = sd**2 / counts.loc[side, backbone].to_numpy(float)
+        total += min(parts.max(), np.pi / 2 * parts.sum() / len(parts) ** 2)
+        least = min(least, df.min())
+    return float(stats.t.ppf(0.975, least) * np.sqrt(total))
 
 
 def _camp(row: dict[str, float]) -> str | None:

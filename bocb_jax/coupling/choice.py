@@ -8,7 +8,7 @@ import numpy as np
 import pandas
 from scipy import stats
 
-from bocb_jax.coupling.best import dunnett_quantile, judge, regret_intervals
+from bocb_jax.coupling.best import degrees_of_pairs, dunnett_quantile, judge, regret_intervals
 from bocb_jax.coupling.costs import (
     FAR,
     LEAST_BACKBONES,
@@ -16,6 +16,7 @@ from bocb_jax.coupling.costs import (
     diverged,
     general_advice,
 )
+from bocb_jax.coupling.noise import noise_of
 from bocb_jax.coupling.score_table import ScoreTable, regret_of
 
 SHOWN = 2 / 3  # share of the optimizers that "free" and "bound" must be shown for
@@ -146,13 +147,12 @@ def _deciding_seeds(
     """Return the least number of runs per cell that would give a backbone a word."""
     scores = table.goodness()[backbone].dropna()
     counts = table.counts().loc[scores.index, backbone].to_numpy(float)
-    sd = noise.at[backbone, "sd"]
-    low, high = 1, MOST_SEEDS
-    start = int(counts.min())
+    sd, degrees = noise_of(noise, backbone, scores.index)
 
     def decided(seeds: int) -> bool:
         n = np.maximum(counts, seeds)
-        df = noise.at[backbone, "df"] + float((n - counts).sum())
+        more = n - counts  # runs of each cell; those of cells with the same noise are pooled
+        df = degrees + np.where(sd == noise.at[backbone, "sd"], more.sum(), more)
         ends = regret_intervals(scores.to_numpy(), n, sd, df, confidence)
         verdicts = judge(*ends, equal)
         within = (verdicts == "within").sum() / number
@@ -161,7 +161,7 @@ def _deciding_seeds(
 
     if not decided(MOST_SEEDS):
         return np.nan
-    low, high = start, MOST_SEEDS  # undecided, decided
+    low, high = int(counts.min()), MOST_SEEDS  # undecided, decided
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if decided(middle) else (middle, high)
@@ -274,7 +274,7 @@ def _drawn_costs(
 ) -> np.ndarray | None:
     """Return (draws, optimizers, backbones) costs of means with other noise; None if not known."""
     goodness, counts = table.goodness().to_numpy(), table.counts().to_numpy()
-    sd = noise["sd"].reindex(table.backbones).to_numpy(float)
+    sd = np.stack([noise_of(noise, b, table.optimizers)[0] for b in table.backbones], axis=1)
     if np.isnan(sd).any():
         return None
     draws = max(1, min(resamples, _MOST_NUMBERS // goodness.size))
@@ -296,7 +296,9 @@ def _price_interval(
     """
     scores = table.goodness()[backbone].dropna()
     n = table.counts().loc[scores.index, backbone].to_numpy(float)
-    sd, df = noise.at[backbone, "sd"], noise.at[backbone, "df"]
+    sd, df = noise_of(noise, backbone, scores.index)
+    parts, level = sd**2 / n, (1 + _PRICE_CONFIDENCE) / 2
+    pairs = degrees_of_pairs(parts, sd, df)
     names, shares = np.unique(chosen[chosen >= 0], return_counts=True)
     order = np.argsort(-shares)
     most = np.searchsorted(np.cumsum(shares[order]), _PRICE_CONFIDENCE * len(chosen)) + 1
@@ -307,10 +309,10 @@ def _price_interval(
             continue
         at = scores.index.get_loc(name)
         behind = np.delete(scores.to_numpy() - scores[name], at)
-        error = sd * np.sqrt(1 / n[at] + 1 / np.delete(n, at))
-        level = (1 + _PRICE_CONFIDENCE) / 2
-        below = dunnett_quantile(level, len(behind), df, 0.5)
-        above = stats.t.ppf(level, df)
+        error = np.sqrt(parts[at] + np.delete(parts, at))
+        degrees = np.delete(pairs[at], at)
+        below = np.array([dunnett_quantile(level, len(behind), float(d), 0.5) for d in degrees])
+        above = stats.t.ppf(level, degrees)
         ends.append(((behind - below * error).max(), (behind + above * error).max()))
     if not ends:
         return np.nan, np.nan

@@ -7,7 +7,7 @@ import pytest
 from helpers.score_tables import one_seed_table, random_scores, table_of
 from scipy import special
 
-from bocb_jax.coupling.noise import estimate_noise, fit_prior
+from bocb_jax.coupling.noise import estimate_noise, fit_prior, noise_of
 
 ERROR = 1 / np.sqrt(2 * 16)  # relative, of a standard deviation with 16 degrees of freedom
 
@@ -73,3 +73,24 @@ def test_constant_scores_do_not_divide_by_zero():
     some = np.full((3, 4, 3), 70.0)
     some[:, 0] += np.random.default_rng(3).standard_normal((3, 3))
     assert (estimate_noise(table_of(some))["sd"] > 0).all()
+
+
+def test_a_cell_that_is_noisier_than_its_backbone_keeps_its_own_noise():
+    rng = np.random.default_rng(4)
+    scores = random_scores(rng, (8, 5, 4), noise=0.3)
+    scores[2, 1] = 80 + 3 * np.array([-1.0, 0.2, 1.1, -0.4])
+    found = estimate_noise(table_of(scores))
+    assert list(found.at["b1", "noisy"]) == ["o2"]
+    assert found.at["b1", "own_df"] == 7 * 3
+    assert found.at["b1", "sd"] == pytest.approx(0.3, rel=3 / np.sqrt(2 * 7 * 3))
+    sd, df = noise_of(found, "b1", ["o1", "o2"])
+    assert sd[1] == pytest.approx(scores[2, 1].std(ddof=1))
+    assert df.tolist() == [found.at["b1", "df"], 3]
+
+
+def test_equal_cells_are_rarely_called_noisy():
+    rng = np.random.default_rng(5)
+    tables = [estimate_noise(table_of(rng.standard_normal((8, 4, 3)))) for _ in range(100)]
+    flagged = sum(bool(noisy) for found in tables for noisy in found["noisy"])
+    # 1 percent of 400 backbones: 4, with a standard deviation of 2.
+    assert flagged <= 4 + 3 * 2
