@@ -367,7 +367,7 @@ def planned(name, tmp_path):
 
 
 def test_the_studies_that_are_shipped_can_be_planned_without_their_data(tmp_path):
-    assert planned("quickstart", tmp_path) == (25, 100)
+    assert planned("quickstart", tmp_path) == (25, 150)
     assert planned("augmentation", tmp_path) == (48, 288)
     assert planned("imagenet", tmp_path) == (40, 40)
 
