@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pandas
+from scipy.optimize import brentq
 
 from bocb_jax.coupling.best import dunnett_quantile
 from bocb_jax.coupling.costs import diverged
@@ -51,8 +52,10 @@ def compare_paired(table: ScoreTable, name: str, *, confidence: float = 0.95) ->
 def compare_overall(table: ScoreTable, name: str, *, confidence: float = 0.95) -> pandas.DataFrame:
     """Compare an optimizer with all others over the backbones of a table together, seed by seed.
 
-    The intervals are those of the noise between seeds: they hold for these backbones, not for
-    others.
+    Backbones are weighted as in a random-effects meta-analysis (Paule and Mandel 1982): by
+    precision where they agree, so that one of noisy seeds does not hide what the others show, and
+    nearly equally where they do not. The intervals are those of the noise between seeds: they hold
+    for these backbones, not for others.
 
     Args:
       table: the scores.
@@ -60,7 +63,7 @@ def compare_overall(table: ScoreTable, name: str, *, confidence: float = 0.95) -
       confidence: of all intervals together.
 
     Returns:
-      Index optimizer: difference (mean over backbones, positive where `name` is better), low, high
+      Index optimizer: difference (weighted mean, positive where `name` is better), low, high
       (NaN where there are too few seeds), verdict ("ahead", "behind", "equal": shown to be at most
       `table.equal` apart, or "undecided"), n (backbones that both have).
     """
@@ -80,12 +83,13 @@ def compare_overall(table: ScoreTable, name: str, *, confidence: float = 0.95) -
                 degrees.append(noise[backbone][1])
         if not means:
             continue
-        error = np.sqrt(np.sum(variances)) / len(means)
+        weights = _meta_weights(np.array(means), np.array(variances))
+        error = float(np.sqrt((weights**2 * variances).sum()))
         df = min(degrees)  # moderated: all of them rest on much the same runs
         half = np.nan
         if np.isfinite(error):
             half = dunnett_quantile((1 + confidence) / 2, len(others), df, 0.5) * error
-        mean = float(np.mean(means))
+        mean = float(weights @ np.array(means))
         low, high = mean - half, mean + half
         rows[other] = {
             "difference": mean,
@@ -98,6 +102,25 @@ def compare_overall(table: ScoreTable, name: str, *, confidence: float = 0.95) -
     return pandas.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis(
         "optimizer"
     )
+
+
+def _meta_weights(means: np.ndarray, variances: np.ndarray) -> np.ndarray:
+    """Return the weights of a random-effects meta-analysis, tau^2 by Paule and Mandel (1982)."""
+    count = len(means)
+    if not (variances > 0).all():
+        return np.full(count, 1 / count)
+
+    def weights(tau_squared: float) -> np.ndarray:
+        precision = 1 / (variances + tau_squared)
+        return precision / precision.sum()
+
+    def excess(tau_squared: float) -> float:  # Cochran's Q less its expectation; decreasing
+        squares = (means - weights(tau_squared) @ means) ** 2
+        return float((squares / (variances + tau_squared)).sum()) - (count - 1)
+
+    if count < 2 or excess(0.0) <= 0:
+        return weights(0.0)
+    return weights(float(brentq(excess, 0.0, float(count * np.ptp(means) ** 2))))
 
 
 def _overall_verdict(low: float, high: float, equal: float) -> str:

@@ -120,7 +120,8 @@ def _overall(table: ScoreTable, opt: str) -> list[str]:
     if not parts:
         return []
     together = "; ".join(parts)
-    return [f"Over these backbones together, {label(opt)} minus each of the others: {together}."]
+    whole = "Over these backbones, weighted by how sure each is"
+    return [f"{whole}, {label(opt)} minus each of the others: {together}."]
 
 
 def _seeds(needed: float) -> str:

@@ -116,7 +116,7 @@ def test_an_optimizer_under_another_name_is_equal_over_all_backbones(tmp_path, c
     pandas.concat([frame, twin], ignore_index=True).to_parquet(path)
     probe.report(path, options_of("--opt", "my:opt"))
     out = capsys.readouterr().out
-    assert "together, my:opt minus each of the others: " in out
+    assert "weighted by how sure each is, my:opt minus each of the others: " in out
     assert "adamw: equal (within 1 point), 0.00 (" in out
 
 

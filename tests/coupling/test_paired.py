@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers.score_tables import table_of
 
+from bocb_jax.coupling import paired
 from bocb_jax.coupling.paired import compare_overall, compare_paired, judge_paired
 
 
@@ -84,8 +85,37 @@ def test_overall_intervals_hold_together_as_often_as_they_say():
     rng = np.random.default_rng(6)
     held = []
     for _ in range(300):
-        means = 80 + rng.standard_normal((4, 4))
+        # The same difference on every backbone, so that it is the mean by any weights.
+        means = 80 + rng.standard_normal(4) + rng.standard_normal((4, 1))
         found = compare_overall(drawn(rng, means, 3), "o0")
-        true = means[0].mean() - means[1:].mean(axis=1)
+        true = means[0, 0] - means[1:, 0]
         held.append(bool(((found["low"] <= true) & (true <= found["high"])).all()))
     assert np.mean(held) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / len(held))
+
+
+def test_a_backbone_of_noisy_seeds_does_not_hide_what_the_others_show():
+    rng = np.random.default_rng(7)
+    table = drawn(rng, np.full((4, 5), 80.0), 4, block=0)
+    noisy = table.runs["backbone"] == "b4"
+    table.runs.loc[noisy, "score"] += 8 * rng.standard_normal(noisy.sum())
+    assert (compare_overall(table, "o0")["verdict"] == "equal").all()
+
+
+def test_backbones_that_differ_count_nearly_alike():
+    rng = np.random.default_rng(8)
+    means = np.full((4, 5), 80.0)
+    means[0, 4] = 110  # o0 is 30 points ahead on b4 alone, whose seeds are noisier
+    table = drawn(rng, means, 4, block=0)
+    noisy = table.runs["backbone"] == "b4"
+    table.runs.loc[noisy, "score"] += 4 * rng.standard_normal(noisy.sum())
+    assert (compare_overall(table, "o0")["difference"] > 4).all()  # 6 in truth
+
+
+def test_weights_are_those_of_a_published_meta_analysis():
+    # The six trials of Borenstein et al. 2009, chapter 14, weights by statsmodels 0.14's
+    # combine_effects(method_re="iterated", atol=1e-12).
+    effects = np.array([0.0945, 0.2774, 0.3665, 0.6644, 0.4618, 0.1852])
+    variances = np.array([0.0329, 0.0307, 0.0499, 0.0105, 0.0426, 0.0234])
+    weights = paired._meta_weights(effects, variances)
+    expected = [0.15293888, 0.15923557, 0.11714412, 0.25601714, 0.13023280, 0.18443149]
+    np.testing.assert_allclose(weights, expected, atol=1e-7)
