@@ -3,8 +3,8 @@
 Attributes of a backbone mirror its reference: the path of a parameter, joined by dots, is the
 PyTorch name once `kernel` and `scale` read `weight`, and `mean` and `var` read `running_mean` and
 `running_var`. Where a family differs, its class holds `torch_names`, pairs of a regular expression
-and a replacement. Only kernels change their layout: (height, width, in, out) becomes
-(out, in, height, width), and (in, out) becomes (out, in).
+and a replacement; as a part of another net it keeps them. Only kernels change their layout:
+(height, width, in, out) becomes (out, in, height, width), and (in, out) becomes (out, in).
 """
 
 import itertools
@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from bocb_jax.errors import UserError
+from bocb_jax.models.maps import Frozen
 from bocb_jax.weight_files.read import Say, warn
 
 NamePath = tuple[Any, ...]  # of a variable in a model, such as ("layer1", 0, "conv1", "kernel")
@@ -41,6 +42,9 @@ def torch_name(model: nnx.Module, path: NamePath, variable: nnx.Variable) -> str
       path: of the variable in the model, such as ("layer1", 0, "conv1", "kernel").
       variable: the variable itself.
     """
+    part = getattr(model, str(path[0]), None)
+    if isinstance(part, nnx.Module) and hasattr(type(part), "torch_names"):
+        return f"{path[0]}.{torch_name(part, path[1:], variable)}"
     *owners, leaf = map(str, path)
     if leaf in ("kernel", "scale"):
         leaf = "weight"
@@ -201,7 +205,8 @@ def _resized(
     model: nnx.Module, name: str, given: np.ndarray, shape: tuple[int, ...]
 ) -> np.ndarray | None:
     """Return a position table resized to a shape; None if it cannot be, or is no such table."""
-    tables = getattr(type(model), "position_tables", {})
+    owner = getattr(model, name.partition(".")[0], None)
+    tables = getattr(type(model), "position_tables", getattr(type(owner), "position_tables", {}))
     resize = tables.get(name.rpartition(".")[2])
     return resize and resize(np.asarray(given, np.float32), shape)
 
@@ -221,7 +226,7 @@ def to_torch_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
 def variables(model: nnx.Module) -> Iterator[tuple[NamePath, nnx.Variable]]:
     """Yield (path, variable) of all parameters and running statistics; variables are not copied."""
     for path, node in nnx.iter_graph(model):
-        if isinstance(node, (nnx.Param, nnx.BatchStat)):
+        if isinstance(node, (nnx.Param, nnx.BatchStat, Frozen)):
             yield path, node
 
 

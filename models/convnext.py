@@ -234,6 +234,7 @@ register_family(
         ),
         "convnext_mini": Variant({"depths": (1, 1, 3, 1), "widths": (16, 32, 64, 128)}),
     },
+    pyramid_input="norm",
 )
 
 _V2 = {"layer_scale": None, "response_norm": True}
@@ -273,4 +274,5 @@ register_family(
         "convnextv2_h": _size_v2("convnextv2_huge", 660_289_640, 86.3, **_DEEP, **_HUGE, **_V2),
         "convnextv2_mini": Variant({"depths": (1, 1, 3, 1), "widths": (16, 32, 64, 128), **_V2}),
     },
+    pyramid_input="norm",
 )

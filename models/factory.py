@@ -140,6 +140,7 @@ def register_family(
     torch_names: Sequence[tuple[str, str]] = (),
     torch_sources: Sequence[str] = ("timm",),
     position_tables: Mapping[str, Resize] | None = None,
+    pyramid_input: str = "map",
 ) -> None:
     """Register all published variants of a family.
 
@@ -155,8 +156,12 @@ def register_family(
         own repository.
       position_tables: parameters whose shape depends on the image size: last part of the name ->
         how a table for another size is resized.
+      pyramid_input: what a feature pyramid takes of a map of `features`: "map", as it is; "norm",
+        after a LayerNorm of its own, where a stage ends with a sum of branches that nothing has
+        normalized; "pool", after the 2x2 max-pool that ends the stage.
     """
-    module.torch_names = tuple(torch_names)  # type: ignore[attr-defined]  # class attributes of ours
+    module.pyramid_input = pyramid_input  # type: ignore[attr-defined]  # class attributes of ours
+    module.torch_names = tuple(torch_names)  # type: ignore[attr-defined]
     module.torch_sources = tuple(torch_sources)  # type: ignore[attr-defined]
     module.position_tables = dict(position_tables or {})  # type: ignore[attr-defined]
     for name, variant in variants.items():

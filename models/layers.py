@@ -25,6 +25,7 @@ from bocb_jax.models.resampling import global_average_pool as global_average_poo
 from bocb_jax.models.resampling import max_pool as max_pool
 from bocb_jax.models.resampling import pair
 from bocb_jax.models.resampling import resize_bicubic as resize_bicubic
+from bocb_jax.models.resampling import resize_nearest as resize_nearest
 from bocb_jax.models.resampling import resize_position_embedding as resize_position_embedding
 
 Dtype = Any
@@ -264,6 +265,8 @@ class BatchNorm(nnx.Module):
       groups: number of equal consecutive parts of the batch with separate statistics; the running
         statistics average over the parts. One part per device is unsynchronized BatchNorm, more
         are ghost BatchNorm (Hoffer et al., 2017, arXiv:1705.08741).
+      fixed_statistics: whether training, too, normalizes by the running statistics and leaves them
+        as they are, the rule of detectors that start from trained weights.
 
     Args:
       num_features: channels, the last axis.
@@ -288,6 +291,7 @@ class BatchNorm(nnx.Module):
         self.epsilon = epsilon
         self.dtype = dtype
         self.groups = 1
+        self.fixed_statistics = False
         self.use_running_average = False
         self.scale = nnx.Param(scale_init(rngs.params(), (num_features,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((num_features,), jnp.float32))
@@ -302,7 +306,7 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = self.dtype or x.dtype
         x32 = x.astype(jnp.float32)
-        if self.use_running_average:
+        if self.use_running_average or self.fixed_statistics:
             mean, var = self.mean[...], self.var[...]
         elif self.groups == 1:
             mean, var = self._moments(x32)

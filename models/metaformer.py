@@ -366,4 +366,5 @@ register_family(
     },
     torch_names=[(r"\b(act1?)\.weight$", r"\1.scale"), (r"\b(res_scale[12])\.gamma$", r"\1.scale")],
     torch_sources=["official"],
+    pyramid_input="norm",
 )

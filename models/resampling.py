@@ -194,6 +194,26 @@ def resize_position_embedding(
     return jnp.concatenate([prefix, grid], axis=1)
 
 
+def resize_nearest(x: jax.Array, size: int | Sequence[int]) -> jax.Array:
+    """Return maps (B, H, W, C) at another size, as `interpolate(mode="nearest")` of PyTorch.
+
+    Cell i of the result is cell floor(i * old / new) of x. No gather: its gradient would add up in
+    an order of its own on some devices.
+    """
+    size = pair(size)
+    for axis, new in enumerate(size, start=1):
+        old = x.shape[axis]
+        if new in (old, 2 * old, 2 * old - 1):
+            x = jnp.repeat(x, -(-new // old), axis)
+            x = jax.lax.slice_in_dim(x, 0, new, axis=axis)
+    return _resample(x, size, _nearest_weights)
+
+
+def _nearest_weights(old: int, new: int) -> np.ndarray:
+    """Return the weights (new, old) of nearest interpolation: a single one in each row."""
+    return np.eye(old)[np.arange(new) * old // new]
+
+
 def _resample(x: jax.Array, size: Pair, weights: Callable[[int, int], np.ndarray]) -> jax.Array:
     """Apply one weight matrix (new, old) along the rows and one along the columns."""
     for axis, equation in ((1, "oh,bhwc->bowc"), (2, "ow,bhwc->bhoc")):

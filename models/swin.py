@@ -317,4 +317,5 @@ register_family(
         ),
     },
     position_tables={"relative_position_bias_table": position_tables.resize_relative},
+    pyramid_input="norm",
 )  # fmt: skip

@@ -373,4 +373,5 @@ register_family(
         (r"\.pwconv2_bn\.", ".pwconv2.2."),
     ],
     torch_sources=["official"],
+    pyramid_input="norm",
 )

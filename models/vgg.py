@@ -182,4 +182,5 @@ register_family(
         )
     },
     torch_names=[(r"^stack\.", "features.")],
+    pyramid_input="pool",
 )

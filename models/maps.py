@@ -1,0 +1,149 @@
+"""The maps of a backbone's `features`: strides, channels, and the variables behind each.
+
+Detectors and pose nets are built on maps. They leave out what `features` does not use, such as the
+classifier, and may freeze the first stages. Both are read from the traced program, so that they
+hold for every backbone, also for a user's own.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.extend import core
+
+from bocb_jax.errors import UserError
+from bocb_jax.models import layers
+
+Path = tuple[Any, ...]  # of a variable in a model, such as ("layer1", 0, "conv1", "kernel")
+
+
+@dataclasses.dataclass(frozen=True)
+class Maps:
+    """What `features` returns for square images, the finest map first.
+
+    Attributes:
+      strides: pixels per cell.
+      channels: last axis.
+      used: of each map, the paths of the variables that it depends on.
+    """
+
+    strides: tuple[int, ...]
+    channels: tuple[int, ...]
+    used: tuple[frozenset[Path], ...]
+
+
+class Frozen(nnx.Variable):
+    """A parameter that is not trained: no gradient, no weight decay, no optimizer state."""
+
+
+def inspect_maps(model: nnx.Module, image_size: int) -> Maps:
+    """Trace `features` in evaluation mode and return what its maps are.
+
+    Args:
+      model: backbone; one of shapes only, from `nnx.eval_shape`, will do.
+      image_size: side in pixels.
+
+    Raises:
+      UserError: the model has no `features`, or it returns something else than maps.
+    """
+    name = type(model).__name__
+    if not callable(getattr(model, "features", None)):
+        raise UserError(
+            f"{name} has no method features(x), on which detectors and pose nets are built: add "
+            "one that returns a list of maps (batch, height, width, channels), the finest first."
+        )
+    view = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
+    graph, state = nnx.split(view)
+    leaves, structure = jax.tree.flatten(nnx.to_pure_dict(state))
+    paths = [tuple(k.key for k in path) for path, _ in _with_paths(nnx.to_pure_dict(state))]
+    shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+
+    def features(leaves: list[jax.Array], image: jax.Array) -> Any:
+        merged: Any = nnx.merge(graph, jax.tree.unflatten(structure, leaves))
+        return list(merged.features(image))
+
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    traced, found = jax.make_jaxpr(features, return_shape=True)(shapes, image)
+    if not found or any(len(getattr(m, "shape", ())) != 4 for m in found):
+        raise UserError(
+            f"features(x) of {name} must return a list of maps (batch, height, width, channels), "
+            f"not {[getattr(m, 'shape', m) for m in found]}."
+        )
+    jaxpr = traced.jaxpr
+    used = []
+    for out in jaxpr.outvars:
+        needed = _inputs_of(jaxpr, out)
+        used.append(frozenset(p for p, v in zip(paths, jaxpr.invars, strict=False) if v in needed))
+    strides = tuple(_stride(image_size, m.shape[1]) for m in found)
+    return Maps(strides, tuple(m.shape[3] for m in found), tuple(used))
+
+
+def _with_paths(tree: Any) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def _inputs_of(jaxpr: core.Jaxpr, out: Any) -> set[Any]:
+    """Return the variables of a jaxpr that one of its outputs is computed from."""
+    needed = {out}
+    for equation in reversed(jaxpr.eqns):
+        if any(v in needed for v in equation.outvars):
+            needed.update(v for v in equation.invars if not isinstance(v, core.Literal))
+    return needed
+
+
+def _stride(image: int, cells: int) -> int:
+    """Return the stride of a map; maps without padding, as AlexNet's, are a little smaller."""
+    if image % cells == 0:
+        return image // cells
+    return 2 ** round(math.log2(image / cells))
+
+
+def keep_only(model: nnx.Module, kept: Iterable[Path]) -> None:
+    """Delete, in place, every part of a model that holds none of the variables `kept`.
+
+    Afterwards the model has `features` and no classifier; calling it fails.
+    """
+    kept = set(kept)
+    parents = {path[:end] for path in kept for end in range(len(path) + 1)}
+    nodes: dict[Path, Any] = dict(nnx.iter_graph(model))
+    for path, node in nodes.items():
+        if path in parents or path[:-1] not in parents or not _holds_variables(node):
+            continue
+        owner, name = nodes[path[:-1]], path[-1]
+        if isinstance(name, int):
+            owner[name] = jax.nn.identity
+        else:
+            delattr(owner, name)
+
+
+def _holds_variables(node: Any) -> bool:
+    return any(isinstance(part, nnx.Variable) for _, part in nnx.iter_graph(node))
+
+
+def freeze(model: nnx.Module, paths: Iterable[Path]) -> None:
+    """Make the parameters at these paths `Frozen`, in place, and fix their BatchNorm's statistics.
+
+    A frozen parameter belongs to the state that is not learned.
+    """
+    wanted = set(paths)
+    nodes: dict[Path, Any] = dict(nnx.iter_graph(model))
+    for path, node in nodes.items():
+        if path not in wanted or not isinstance(node, nnx.Param):
+            continue
+        owner = nodes[path[:-1]]
+        setattr(owner, path[-1], Frozen(node.get_value(), **_own_metadata(node)))
+        if isinstance(owner, layers.BatchNorm):
+            owner.fixed_statistics = True
+
+
+def _own_metadata(variable: nnx.Variable) -> dict[str, Any]:
+    return {k: v for k, v in variable.get_metadata().items() if k == "kind"}
+
+
+def batch_norms(model: nnx.Module) -> list[tuple[Path, layers.BatchNorm]]:
+    """Return every BatchNorm of a model with its path."""
+    return [(p, node) for p, node in nnx.iter_graph(model) if isinstance(node, layers.BatchNorm)]
