@@ -61,11 +61,11 @@ def detect(
         ]
         boxes, scores, labels = (jnp.concatenate(parts) for parts in zip(*found, strict=True))
         boxes = boxes / jnp.tile(factor[::-1], 2)[None]
-        index, real = suppress(boxes, scores, labels, threshold=rules.nms_iou, kept=rules.kept)
+        number, real = suppress(boxes, scores, labels, threshold=rules.nms_iou, kept=rules.kept)
         return Detections(
-            jnp.where(real[:, None], boxes[index], 0.0),
-            jnp.where(real, scores[index], 0.0),
-            jnp.where(real, labels[index], -1).astype(jnp.int32),
+            jnp.where(real[:, None], boxes[number], 0.0),
+            jnp.where(real, scores[number], 0.0),
+            jnp.where(real, labels[number], -1).astype(jnp.int32),
         )
 
     maps = [(logits, deltas) for logits, deltas, _ in levels]

@@ -11,7 +11,7 @@ from bocb_jax.detection.boxes import iou
 class Kept(NamedTuple):
     """The boxes that remain, the best first."""
 
-    index: jax.Array  # (kept,) int32: which candidate; 0 behind the last one
+    candidate: jax.Array  # (kept,) int32: its number; 0 behind the last one
     real: jax.Array  # (kept,) bool: False behind the last one
 
 
