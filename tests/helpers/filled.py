@@ -26,7 +26,12 @@ def abstract(name, num_classes, image_size, **overrides):
 
 def build(name, *, num_classes=10, image_size=32, seed=0, **overrides):
     """Return a model with all values drawn by NumPy, at the scale of a trained model's."""
-    graph, state = nnx.split(abstract(name, num_classes, image_size, **overrides))
+    return with_values(abstract(name, num_classes, image_size, **overrides), seed)
+
+
+def with_values(model, seed=0):
+    """Return a model of shapes with all values drawn by NumPy, as `build` draws them."""
+    graph, state = nnx.split(model)
     random = np.random.default_rng(seed)
 
     def fill(path, variable):
