@@ -48,7 +48,7 @@ class FileRecords:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
-        return _read_file(self.path(index)), self.labels[index]
+        return read_file(self.path(index)), self.labels[index]
 
     def name(self, index: int) -> str:
         return shown(self.path(index))
@@ -62,7 +62,7 @@ class FileRecords:
         return FileRecords(self.root, self.names[chosen], self.labels[chosen])
 
 
-def _read_file(path: str) -> bytes:
+def read_file(path: str) -> bytes:
     """Read a regular file; whatever took its place since it was listed is not waited for."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     with open(descriptor, "rb") as file:

@@ -231,7 +231,7 @@ def test_a_file_that_may_not_be_read_is_named(folder, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(listing, "_read_file", refuse)
+    monkeypatch.setattr(listing, "read_file", refuse)
     with pytest.raises(UserError, match=r"000\.png cannot be read .*Permission denied"):
         open_folder(folder).splits["train"][0]
 

@@ -1,0 +1,150 @@
+"""Top-down pose estimation with heat maps: any backbone with a few transposed convolutions.
+
+SimpleBaseline (Xiao, Wu and Wei, ECCV 2018, arXiv 1804.06208), with the names of MMPose.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bocb_jax.errors import UserError
+from bocb_jax.models import headless, layers
+from bocb_jax.models.transposed import ConvTranspose
+
+HEATMAP_STRIDE = 4  # pixels of the input for one of the heat maps
+_init = nnx.initializers.normal(0.001)
+
+
+class HeatmapHead(nnx.Module):
+    """Transposed convolutions, each of which doubles the map, and one map for each joint.
+
+    Args:
+      in_features: channels of the backbone's last map.
+      num_joints: number of maps.
+      doublings: number of transposed convolutions of 4x4 pixels.
+      width: their channels.
+      dtype: type of the computation.
+      rngs: random streams; `params` draws the initial weights.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_joints: int,
+        *,
+        doublings: int = 3,
+        width: int = 256,
+        dtype: layers.Dtype = None,
+        rngs: nnx.Rngs,
+    ):
+        # Activations are entries too: the names of PyTorch's weights count them.
+        stack: list[layers.Layer] = []
+        for _ in range(doublings):
+            stack += [
+                ConvTranspose(
+                    in_features,
+                    width,
+                    4,
+                    strides=2,
+                    use_bias=False,
+                    kernel_init=_init,
+                    dtype=dtype,
+                    rngs=rngs,
+                ),
+                layers.BatchNorm(width, dtype=dtype, rngs=rngs),
+                jax.nn.relu,
+            ]
+            in_features = width
+        self.deconv_layers = nnx.List(stack)
+        self.final_layer = layers.Conv(
+            in_features,
+            num_joints,
+            1,
+            kernel_init=_init,
+            kernel_metadata={"kind": "head"},
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for layer in self.deconv_layers:
+            x = layer(x)
+        return self.final_layer(x)
+
+
+class PoseNet(nnx.Module):
+    """A backbone's last map, enlarged to a quarter of the input's size, as heat maps of joints.
+
+    Args:
+      backbone: model with a method `features`; its classifier is deleted.
+      num_joints: number of heat maps.
+      input_size: (width, height) of the images in pixels.
+      pooled: halve the last map first. VGG's and AlexNet's `features` end before their last pool,
+        which MMPose counts as a part of the backbone.
+      normalized: put a LayerNorm on the last map first, as MMPose does for Swin and ConvNeXt, the
+        residual branches of which add up without one.
+      width: channels of the transposed convolutions.
+      dtype: type of the computation.
+      rngs: random streams; `params` draws the initial weights.
+
+    Attributes:
+      heatmap_size: (width, height) of the heat maps: a quarter of the input where the last map
+        divides it, else as near as doubling gets (for AlexNet 40x56 of 192x256, as in MMPose).
+
+    Raises:
+      UserError: the backbone has no `features`, or its last map is larger than the heat maps.
+    """
+
+    def __init__(
+        self,
+        backbone: nnx.Module,
+        *,
+        num_joints: int = 17,
+        input_size: tuple[int, int] = (192, 256),
+        pooled: bool = False,
+        normalized: bool = False,
+        width: int = 256,
+        dtype: layers.Dtype = None,
+        rngs: nnx.Rngs,
+    ):
+        columns, rows = input_size
+        *_, (_, *size, features) = headless.remove_head(backbone, rows, columns)
+        height, breadth = (side // 2 for side in size) if pooled else size
+        doublings = _doublings(rows, height)
+        self.heatmap_size = breadth * 2**doublings, height * 2**doublings
+        self.backbone = backbone
+        self.reduce: Callable[[jax.Array], jax.Array] = (
+            functools.partial(layers.max_pool, window=2) if pooled else jax.nn.identity
+        )
+        norm = nnx.LayerNorm(features, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.norm = norm if normalized else None
+        self.head = HeatmapHead(
+            features,
+            num_joints,
+            doublings=doublings,
+            width=width,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """Return heat maps (B, H / 4, W / 4, K) float32 of images (B, H, W, 3)."""
+        x = self.reduce(self.backbone.features(x, rngs=rngs)[-1])
+        if self.norm is not None:
+            x = self.norm(x)
+        return self.head(x).astype(jnp.float32)
+
+
+def _doublings(rows: int, height: int) -> int:
+    """Return how often a map of this height is doubled to about a quarter of an image's rows."""
+    doublings = round(math.log2(rows / HEATMAP_STRIDE / height))
+    if doublings < 0:
+        raise UserError(
+            f"The last map of the backbone has {height} rows for an image of {rows}, more than the "
+            f"{rows // HEATMAP_STRIDE} of the heat maps; take a backbone of stride 4 or more."
+        )
+    return doublings
