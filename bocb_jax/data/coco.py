@@ -140,14 +140,15 @@ class Annotations:
         chosen = np.concatenate([*runs, np.zeros(0, np.int64)]).astype(np.int64)
         counts = [len(run) for run in runs]
         fields = ("ids", "labels", "boxes", "areas", "crowd", "joints", "visible")
-        given = {name: getattr(self, name) for name in fields}
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in fields}
+        arrays = {name: None if x is None else x[chosen] for name, x in arrays.items()}
         return dataclasses.replace(
             self,
             image_ids=self.image_ids[images],
             file_names=tuple(self.file_names[i] for i in images),
             sizes=self.sizes[images],
             image=np.repeat(np.arange(len(images), dtype=np.int32), counts),
-            **{name: None if x is None else x[chosen] for name, x in given.items()},
+            **arrays,
         )
 
     def as_json(self) -> dict[str, Any]:

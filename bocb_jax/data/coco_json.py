@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -136,8 +137,7 @@ def _ids(entries: Sequence[Entry], what: str, source: str) -> list[int]:
     """Return the ids of entries, which must be different whole numbers."""
     ids = [_whole(entry, "id", f"{what} {n} (from 0)", source) for n, entry in enumerate(entries)]
     if len(set(ids)) < len(ids):
-        seen: set[int] = set()
-        twice = next(number for number in ids if number in seen or seen.add(number))
+        twice = next(number for number, times in Counter(ids).items() if times > 1)
         raise UserError(
             f"The {what} id {twice} is there twice in '{source}'; give each {what} an id of its "
             "own."
