@@ -7,7 +7,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -182,3 +182,13 @@ class Annotations:
             )
         ]
         return {"images": images, "annotations": annotations, "categories": categories}
+
+
+class AnnotatedImages(Protocol):
+    """Images with annotations; what detection and pose estimation read. Must be picklable."""
+
+    @property
+    def annotations(self) -> Annotations: ...
+
+    def read(self, index: int) -> np.ndarray:
+        """Return an image, (H, W, 3) uint8."""

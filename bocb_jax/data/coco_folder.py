@@ -80,7 +80,7 @@ class CocoSplit:
         return pixels
 
 
-def open_coco(path: str, task: str) -> dict[str, CocoSplit]:
+def open_coco(path: str | os.PathLike[str], task: str) -> dict[str, CocoSplit]:
     """Open a folder in COCO's format.
 
     The annotations of "train", "val" (or "valid") and "test" are looked for in
@@ -100,7 +100,7 @@ def open_coco(path: str, task: str) -> dict[str, CocoSplit]:
     """
     if task not in TASKS:
         raise UserError(f"The task is 'detection' or 'pose', not '{task}'.")
-    path = os.path.abspath(os.path.expanduser(path))
+    path = os.path.abspath(os.path.expanduser(os.fspath(path)))
     if not os.path.isdir(path):
         what = "is a file; unpack it" if os.path.exists(path) else "is not there"
         raise UserError(f"The folder '{shown(path)}' {what}; give the folder of the data set.")

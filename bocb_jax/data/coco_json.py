@@ -27,7 +27,7 @@ _PERSON_SHARE = 0.53
 _MAX_SIDE = 2**16  # pixels; also keeps sizes in int32
 
 
-def read_coco(path: str, *, joints: bool = False) -> Annotations:
+def read_coco(path: str | os.PathLike[str], *, joints: bool = False) -> Annotations:
     """Read a file in COCO's format.
 
     Args:
@@ -37,7 +37,8 @@ def read_coco(path: str, *, joints: bool = False) -> Annotations:
     Raises:
       UserError: the file cannot be read, or an entry cannot be right; the message says which.
     """
-    return annotations_from_json(_load(path), shown(path), joints=joints)
+    path = os.fspath(path)
+    return annotations_from_json(load_json(path), shown(path), joints=joints)
 
 
 def annotations_from_json(data: object, source: str, *, joints: bool = False) -> Annotations:
@@ -97,22 +98,25 @@ def annotations_from_json(data: object, source: str, *, joints: bool = False) ->
     return _with_notes(found, len(annotations) - measured)
 
 
-def _load(path: str) -> object:
+def load_json(path: str) -> object:
+    """Return what a JSON file holds.
+
+    Raises:
+      UserError: it cannot be read, or is no JSON.
+    """
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
     except OSError as error:
-        raise UserError(
-            f"The annotations '{shown(path)}' cannot be read: {error.strerror}."
-        ) from error
+        raise UserError(f"The file '{shown(path)}' cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise UserError(
-            f"The annotations '{shown(path)}' are not UTF-8; save the JSON file as UTF-8."
+            f"The file '{shown(path)}' is not UTF-8; save the JSON as UTF-8."
         ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"The annotations '{shown(path)}' are no JSON ({str(error)[:200]}); the file may be "
-            "cut off. Fetch it again."
+            f"The file '{shown(path)}' is no JSON ({str(error)[:200]}); it may be cut off. "
+            "Fetch it again."
         ) from error
 
 
@@ -128,14 +132,14 @@ def _entries(data: object, key: str, source: str) -> list[Entry]:
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
             raise UserError(
-                f"Entry {number} of '{key}' in '{source}' is {_short(entry)}; it must be an object."
+                f"Entry {number} of '{key}' in '{source}' is {short(entry)}; it must be an object."
             )
     return entries
 
 
 def _ids(entries: Sequence[Entry], what: str, source: str) -> list[int]:
     """Return the ids of entries, which must be different whole numbers."""
-    ids = [_whole(entry, "id", f"{what} {n} (from 0)", source) for n, entry in enumerate(entries)]
+    ids = [whole(entry, "id", f"{what} {n} (from 0)", source) for n, entry in enumerate(entries)]
     if len(set(ids)) < len(ids):
         twice = next(number for number, times in Counter(ids).items() if times > 1)
         raise UserError(
@@ -145,7 +149,18 @@ def _ids(entries: Sequence[Entry], what: str, source: str) -> list[int]:
     return ids
 
 
-def _whole(entry: Entry, key: str, what: str, source: str) -> int:
+def whole(entry: Entry, key: str, what: str, source: str) -> int:
+    """Return a whole number of an entry.
+
+    Args:
+      entry: of a list of the file.
+      key: of the number.
+      what: what messages call the entry.
+      source: what they call the file.
+
+    Raises:
+      UserError: it is missing or something else.
+    """
     value = entry.get(key)
     if type(value) is int and abs(value) < 2**63:
         return value
@@ -155,7 +170,7 @@ def _whole(entry: Entry, key: str, what: str, source: str) -> int:
     if isinstance(value, str):
         hint = "; it is text: write numbers without quotation marks, here and wherever it is named"
     raise UserError(
-        f"The '{key}' of the {what} in '{source}' is {_short(value)}, not a whole number{hint}."
+        f"The '{key}' of the {what} in '{source}' is {short(value)}, not a whole number{hint}."
     )
 
 
@@ -163,7 +178,7 @@ def _name(category: Entry, source: str) -> str:
     name = category.get("name")
     if not isinstance(name, str) or not name:
         raise UserError(
-            f"The category {category['id']} in '{source}' has the name {_short(name)}; it must be "
+            f"The category {category['id']} in '{source}' has the name {short(name)}; it must be "
             "text."
         )
     return name
@@ -173,13 +188,13 @@ def _file_name(image: Entry, source: str) -> str:
     name = image.get("file_name")
     if not isinstance(name, str) or not name or "\0" in name:
         raise UserError(
-            f"The image {image['id']} in '{source}' has the file_name {_short(name)}; it must be "
+            f"The image {image['id']} in '{source}' has the file_name {short(name)}; it must be "
             "the name of its file."
         )
     normal = os.path.normpath(name)
     if os.path.isabs(normal) or normal.split(os.sep)[0] == os.pardir:
         raise UserError(
-            f"The image {image['id']} in '{source}' has the file_name {_short(name)}, which leads "
+            f"The image {image['id']} in '{source}' has the file_name {short(name)}, which leads "
             "out of the folder of images; give names relative to it."
         )
     return name
@@ -187,7 +202,7 @@ def _file_name(image: Entry, source: str) -> str:
 
 def _size(image: Entry, source: str) -> tuple[int, int]:
     what = f"image {image['id']}"
-    width, height = (_whole(image, key, what, source) for key in ("width", "height"))
+    width, height = (whole(image, key, what, source) for key in ("width", "height"))
     if not (0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE):
         raise UserError(
             f"The {what} in '{source}' has {width} x {height} pixels; give the size of its file."
@@ -200,12 +215,12 @@ def _check_annotation(
 ) -> None:
     """Check that an annotation belongs to an image and a category, and has a box."""
     what = f"annotation {annotation['id']}"
-    if _whole(annotation, "image_id", what, source) not in images:
+    if whole(annotation, "image_id", what, source) not in images:
         raise UserError(
             f"The {what} in '{source}' belongs to image {annotation['image_id']}, which is not in "
             "its list of images."
         )
-    if _whole(annotation, "category_id", what, source) not in categories:
+    if whole(annotation, "category_id", what, source) not in categories:
         raise UserError(
             f"The {what} in '{source}' is of category {annotation['category_id']}, which is not in "
             f"its list of categories ({_some(sorted(categories))})."
@@ -220,10 +235,10 @@ def _check_annotation(
 
 def _box(annotation: Entry, source: str) -> list[float]:
     box = annotation["bbox"]
-    if isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box)):
+    if isinstance(box, list) and len(box) == 4 and all(map(is_finite, box)):
         return box
     raise UserError(
-        f"The bbox of annotation {annotation['id']} in '{source}' is {_short(box)}; it must be "
+        f"The bbox of annotation {annotation['id']} in '{source}' is {short(box)}; it must be "
         "four numbers, [left, top, width, height] in pixels."
     )
 
@@ -239,9 +254,9 @@ def _areas(
         area = annotation.get("area")
         if area is None:
             continue
-        if not _is_finite(area):
+        if not is_finite(area):
             raise UserError(
-                f"The area of annotation {annotation['id']} in '{source}' is {_short(area)}; it "
+                f"The area of annotation {annotation['id']} in '{source}' is {short(area)}; it "
                 "must be a number of pixels, or be left out."
             )
         areas[index] = area
@@ -263,7 +278,7 @@ def _skeleton(categories: Sequence[Entry], source: str) -> tuple[Skeleton, int]:
     names = category["keypoints"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(
-            f"The keypoints of category {category['id']} in '{source}' are {_short(names)}; they "
+            f"The keypoints of category {category['id']} in '{source}' are {short(names)}; they "
             "must be a list of names."
         )
     limbs = category.get("skeleton") or []
@@ -273,7 +288,7 @@ def _skeleton(categories: Sequence[Entry], source: str) -> tuple[Skeleton, int]:
     )
     if not good or not all(1 <= end <= len(names) for limb in limbs for end in limb):
         raise UserError(
-            f"The skeleton of category {category['id']} in '{source}' is {_short(limbs)}; it must "
+            f"The skeleton of category {category['id']} in '{source}' is {short(limbs)}; it must "
             f"be pairs of joints, counted from 1 to {len(names)}."
         )
     return skeleton_of(names, [(first - 1, second - 1) for first, second in limbs]), having[0]
@@ -285,15 +300,15 @@ def _triples(annotations: Sequence[Entry], count: int, source: str) -> np.ndarra
     rows = []
     for annotation in annotations:
         row = annotation.get("keypoints", nothing)
-        if not isinstance(row, list) or len(row) != 3 * count or not all(map(_is_finite, row)):
+        if not isinstance(row, list) or len(row) != 3 * count or not all(map(is_finite, row)):
             raise UserError(
-                f"The keypoints of annotation {annotation['id']} in '{source}' are {_short(row)}; "
+                f"The keypoints of annotation {annotation['id']} in '{source}' are {short(row)}; "
                 f"they must be {3 * count} numbers: x, y and visibility of each of {count} joints."
             )
         if not set(row[2::3]) <= {0, 1, 2}:
             raise UserError(
                 f"A joint of annotation {annotation['id']} in '{source}' has a visibility beside "
-                f"0 (not labelled), 1 (hidden) and 2 (visible): {_short(row[2::3])}."
+                f"0 (not labelled), 1 (hidden) and 2 (visible): {short(row[2::3])}."
             )
         rows.append(row)
     triples = np.array(rows, np.float64).reshape(-1, count, 3)
@@ -338,7 +353,8 @@ def _with_notes(found: Annotations, unmeasured: int) -> Annotations:
     return dataclasses.replace(found, notes=tuple(notes))
 
 
-def _is_finite(value: object) -> bool:
+def is_finite(value: object) -> bool:
+    """Return whether a value is a number, and neither infinite nor NaN."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -351,6 +367,7 @@ def _some(items: Sequence[object], most: int = 5) -> str:
     return ", ".join(shown(str(item)) for item in items[:most]) + more
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """Return a value as JSON for messages, at most 80 characters."""
     text = json.dumps(value, default=str)
     return shown(text if len(text) <= 80 else text[:77] + "...")

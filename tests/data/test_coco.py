@@ -173,9 +173,9 @@ def test_finds_other_layouts(layout, tmp_path):
 
 
 FOLDERS = {
-    "no-json": ({"train": "{"}, r"instances_train.json' are no JSON \(.*may be cut off"),
-    "no-utf-8": ({"train": '{"é": 1}'.encode("latin-1")}, "are not UTF-8"),
-    "deep": ({"train": "[" * 100_000}, "are no JSON"),
+    "no-json": ({"train": "{"}, r"instances_train.json' is no JSON \(.*may be cut off"),
+    "no-utf-8": ({"train": '{"é": 1}'.encode("latin-1")}, "is not UTF-8"),
+    "deep": ({"train": "[" * 100_000}, "is no JSON"),
     "no-image": ({"images": ()}, "None of the 2 images of .* is there; the first, '1.png'"),
     "missing-image": (
         {"images": ("2.png",)},
