@@ -12,7 +12,7 @@ Path = tuple[Any, ...]  # of a variable, such as ("layer1", 0, "conv1", "kernel"
 Shapes = list[tuple[int, ...]]
 
 
-def remove_head(backbone: nnx.Module, height: int, width: int) -> Shapes:
+def remove_head(backbone: Any, height: int, width: int) -> Shapes:
     """Delete the layers whose weights `features` does not read, in place.
 
     They are found by tracing `features`, so that a family need not name them: a classifier, its
@@ -61,7 +61,7 @@ def remove_head(backbone: nnx.Module, height: int, width: int) -> Shapes:
     return [tuple(variable.aval.shape) for variable in traced.outvars]
 
 
-def _prune(module: nnx.Module, prefix: Path, paths: set[Path], used: set[Path]) -> None:
+def _prune(module: Any, prefix: Path, paths: set[Path], used: set[Path]) -> None:
     """Delete attributes below which there are variables, and none that is used."""
     below = {path[: len(prefix) + 1] for path in paths if path[: len(prefix)] == prefix}
     for path in sorted(below, key=str):

@@ -3,9 +3,8 @@
 SimpleBaseline (Xiao, Wu and Wei, ECCV 2018, arXiv 1804.06208), with the names of MMPose.
 """
 
-import functools
 import math
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from bocb_jax.errors import UserError
 from bocb_jax.models import headless, layers
 from bocb_jax.models.transposed import ConvTranspose
 
+LAST_MAPS = ("map", "norm", "pool")
 HEATMAP_STRIDE = 4  # pixels of the input for one of the heat maps
 _init = nnx.initializers.normal(0.001)
 
@@ -83,10 +83,10 @@ class PoseNet(nnx.Module):
       backbone: model with a method `features`; its classifier is deleted.
       num_joints: number of heat maps.
       input_size: (width, height) of the images in pixels.
-      pooled: halve the last map first. VGG's and AlexNet's `features` end before their last pool,
-        which MMPose counts as a part of the backbone.
-      normalized: put a LayerNorm on the last map first, as MMPose does for Swin and ConvNeXt, the
-        residual branches of which add up without one.
+      last_map: what is taken of the backbone's last map: "map", as it is; "norm", after a LayerNorm
+        of its own, as MMPose does for Swin and ConvNeXt, which end with a sum of branches that
+        nothing has normalized; "pool", after a 2x2 max-pool, as for VGG and AlexNet, whose
+        `features` end before the pool that MMPose counts as a part of them.
       width: channels of the transposed convolutions.
       dtype: type of the computation.
       rngs: random streams; `params` draws the initial weights.
@@ -96,7 +96,8 @@ class PoseNet(nnx.Module):
         divides it, else as near as doubling gets (for AlexNet 40x56 of 192x256, as in MMPose).
 
     Raises:
-      UserError: the backbone has no `features`, or its last map is larger than the heat maps.
+      UserError: the backbone has no `features`, its last map is larger than the heat maps, or
+        there is no such `last_map`.
     """
 
     def __init__(
@@ -105,23 +106,25 @@ class PoseNet(nnx.Module):
         *,
         num_joints: int = 17,
         input_size: tuple[int, int] = (192, 256),
-        pooled: bool = False,
-        normalized: bool = False,
+        last_map: str = "map",
         width: int = 256,
         dtype: layers.Dtype = None,
         rngs: nnx.Rngs,
     ):
+        if last_map not in LAST_MAPS:
+            raise UserError(f"last_map is {', '.join(map(repr, LAST_MAPS))}, not {last_map!r}.")
         columns, rows = input_size
         *_, (_, *size, features) = headless.remove_head(backbone, rows, columns)
-        height, breadth = (side // 2 for side in size) if pooled else size
+        height, breadth = (side // 2 for side in size) if last_map == "pool" else size
         doublings = _doublings(rows, height)
         self.heatmap_size = breadth * 2**doublings, height * 2**doublings
-        self.backbone = backbone
-        self.reduce: Callable[[jax.Array], jax.Array] = (
-            functools.partial(layers.max_pool, window=2) if pooled else jax.nn.identity
+        self.backbone: Any = backbone  # not every module has `features`
+        self.last_map = last_map
+        self.norm = (
+            nnx.LayerNorm(features, epsilon=1e-6, dtype=dtype, rngs=rngs)
+            if last_map == "norm"
+            else None
         )
-        norm = nnx.LayerNorm(features, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.norm = norm if normalized else None
         self.head = HeatmapHead(
             features,
             num_joints,
@@ -133,7 +136,9 @@ class PoseNet(nnx.Module):
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Return heat maps (B, H / 4, W / 4, K) float32 of images (B, H, W, 3)."""
-        x = self.reduce(self.backbone.features(x, rngs=rngs)[-1])
+        x = self.backbone.features(x, rngs=rngs)[-1]
+        if self.last_map == "pool":
+            x = layers.max_pool(x, 2)
         if self.norm is not None:
             x = self.norm(x)
         return self.head(x).astype(jnp.float32)

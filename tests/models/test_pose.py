@@ -135,6 +135,31 @@ class Unstrided(nnx.Module):
         return [x]
 
 
+# MMPose's heat maps for an input of 192x256.
+LAST_MAPS = {"vgg16_bn": ("pool", (48, 64)), "alexnet": ("pool", (40, 56)),
+             "swin_t": ("norm", (48, 64))}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAST_MAPS)
+def test_heat_maps_are_as_large_as_the_references(name):
+    last_map, expected = LAST_MAPS[name]
+    model = nnx.eval_shape(
+        lambda: PoseNet(
+            bocb_jax.create_model(name, rngs=nnx.Rngs(0)), last_map=last_map, rngs=nnx.Rngs(1)
+        )
+    )
+    assert model.heatmap_size == expected
+    assert (model.norm is None) == (last_map != "norm")
+    images = jax.ShapeDtypeStruct((1, 256, 192, 3), jnp.float32)
+    maps = nnx.eval_shape(lambda model, x: model(x, rngs=nnx.Rngs(dropout=0)), model, images)
+    assert maps.shape == (1, *expected[::-1], 17)
+
+
+def test_refuses_another_last_map():
+    with pytest.raises(UserError, match="last_map is 'map', 'norm', 'pool', not 'mean'"):
+        PoseNet(Unstrided(), last_map="mean", rngs=nnx.Rngs(1))
+
+
 def test_maps_must_not_be_too_large():
     with pytest.raises(UserError, match="has 32 rows for an image of 32, more than the 8"):
         PoseNet(Unstrided(), input_size=(24, 32), rngs=nnx.Rngs(1))
