@@ -34,6 +34,8 @@ class Annotations:
       boxes: (M, 4) float64 as in the file: left, top, width, height in pixels.
       areas: (M,) float64, of the object in pixels squared.
       crowd: (M,) booleans: regions of many objects, in which a detection counts neither way.
+      ignored: (M,) booleans: marked "ignore" in the file, which training heeds and COCO's scores do
+        not.
       joints: (M, K, 2) float64, x and y in pixels; None if the data have no joints.
       visible: (M, K) int8: 0 not labelled, 1 hidden, 2 visible; None likewise.
       skeleton: the joints; None likewise.
@@ -52,6 +54,7 @@ class Annotations:
     boxes: np.ndarray
     areas: np.ndarray
     crowd: np.ndarray
+    ignored: np.ndarray
     joints: np.ndarray | None = None
     visible: np.ndarray | None = None
     skeleton: Skeleton | None = None
@@ -74,11 +77,12 @@ class Annotations:
     def usable(self) -> np.ndarray:
         """Which boxes train a detector, (M,) booleans.
 
-        As in MMDetection: no crowds, at least one pixel wide and high, of positive area, and at
-        least partly in the image.
+        As in MMDetection: neither crowds nor ignored, at least one pixel wide and high, of positive
+        area, and at least partly in the image.
         """
         inside = (self.clipped[:, 2:] > self.clipped[:, :2]).all(1)
-        return ~self.crowd & inside & (self.areas > 0) & (self.boxes[:, 2:] >= 1).all(1)
+        large = (self.areas > 0) & (self.boxes[:, 2:] >= 1).all(1)
+        return ~self.crowd & ~self.ignored & inside & large
 
     @functools.cached_property
     def persons(self) -> np.ndarray:
@@ -139,7 +143,7 @@ class Annotations:
         runs = [np.arange(self.starts[i], self.starts[i + 1]) for i in images]
         chosen = np.concatenate([*runs, np.zeros(0, np.int64)]).astype(np.int64)
         counts = [len(run) for run in runs]
-        fields = ("ids", "labels", "boxes", "areas", "crowd", "joints", "visible")
+        fields = ("ids", "labels", "boxes", "areas", "crowd", "ignored", "joints", "visible")
         arrays: dict[str, Any] = {name: getattr(self, name) for name in fields}
         arrays = {name: None if x is None else x[chosen] for name, x in arrays.items()}
         return dataclasses.replace(

@@ -90,7 +90,8 @@ def annotations_from_json(data: object, source: str, *, joints: bool = False) ->
         labels=np.array([label[a["category_id"]] for a in annotations], np.int32),
         boxes=boxes,
         areas=areas,
-        crowd=np.array([bool(a.get("iscrowd") or a.get("ignore")) for a in annotations], bool),
+        crowd=np.array([_flag(a, "iscrowd", source) for a in annotations], bool),
+        ignored=np.array([_flag(a, "ignore", source) for a in annotations], bool),
         joints=None if triples is None else triples[..., :2],
         visible=None if triples is None else triples[..., 2].astype(np.int8),
         skeleton=skeleton,
@@ -243,6 +244,16 @@ def _box(annotation: Entry, source: str) -> list[float]:
     )
 
 
+def _flag(annotation: Entry, key: str, source: str) -> bool:
+    value = annotation.get(key, 0)
+    if isinstance(value, (int, float)) and value in (0, 1):  # true and false as well
+        return bool(value)
+    raise UserError(
+        f"The '{key}' of annotation {annotation['id']} in '{source}' is {short(value)}; it must be "
+        "0 or 1, or be left out."
+    )
+
+
 def _areas(
     annotations: Sequence[Entry], boxes: np.ndarray, persons: bool, source: str
 ) -> tuple[np.ndarray, int]:
@@ -324,10 +335,12 @@ def _with_notes(found: Annotations, unmeasured: int) -> Annotations:
     """Return annotations with sentences on what training leaves out or changes."""
     notes = []
     if crowds := int(found.crowd.sum()):
-        notes.append(f"{_count(crowds, 'crowd region')} serve the evaluation alone.")
+        notes.append(f"{_count(crowds, 'crowd region')}: for the evaluation alone.")
+    if ignored := int(found.ignored.sum()):
+        notes.append(f"{_count(ignored, 'annotation')} marked 'ignore': left out of training.")
     inside = (found.clipped[:, 2:] > found.clipped[:, :2]).all(1)
-    empty = ~found.crowd & ~found.usable & inside
-    outside = ~found.crowd & ~inside
+    single = ~found.crowd & ~found.ignored
+    empty, outside = single & ~found.usable & inside, single & ~inside
     cut = found.usable & (found.clipped != found.corners).any(1)
     for chosen, says in (
         (empty, "less than a pixel wide or high, or of no area: left out of training"),

@@ -81,7 +81,8 @@ def test_takes_some_images():
 # What is kept for the evaluation and left out of training: the annotation, the note, and whether
 # its person has a crop nevertheless.
 ODD = {
-    "crowd": ({"iscrowd": 1}, "1 crowd region serve the evaluation alone", False),
+    "crowd": ({"iscrowd": 1}, "1 crowd region: for the evaluation alone", False),
+    "ignored": ({"ignore": 1}, "1 annotation marked 'ignore': left out of training", True),
     "no-width": (
         {"bbox": [4, 6, 0, 10]},
         r"1 box of no pixel in the image: left out of training \(first: annotation 9, 1.png\)",
