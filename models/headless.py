@@ -39,14 +39,15 @@ def remove_head(backbone: Any, height: int, width: int) -> Shapes:
         backbone, deterministic=True, use_running_average=True, raise_if_not_found=False
     )
     graph, state = nnx.split(view)
-    paths, values = zip(*nnx.to_flat_state(state), strict=True)
+    flat = list(nnx.to_flat_state(state))
+    paths, values = [path for path, _ in flat], [value for _, value in flat]
     image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
 
     def features(values: list[nnx.Variable], image: jax.Array) -> list[jax.Array]:
         named = list(zip(paths, values, strict=True))
         return nnx.merge(graph, nnx.from_flat_state(named)).features(image)
 
-    traced = jax.make_jaxpr(features)(list(values), image).jaxpr
+    traced = jax.make_jaxpr(features)(values, image).jaxpr
     needed = {id(variable) for variable in traced.outvars}
     for equation in reversed(traced.eqns):
         if any(id(variable) in needed for variable in equation.outvars):

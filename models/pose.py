@@ -85,15 +85,15 @@ class PoseNet(nnx.Module):
       input_size: (width, height) of the images in pixels.
       last_map: what is taken of the backbone's last map: "map", as it is; "norm", after a LayerNorm
         of its own, as MMPose does for Swin and ConvNeXt, which end with a sum of branches that
-        nothing has normalized; "pool", after a 2x2 max-pool, as for VGG and AlexNet, whose
-        `features` end before the pool that MMPose counts as a part of them.
+        nothing has normalized; "pool", after a 2x2 max-pool, as for VGG, whose `features` end
+        before the last pool that MMPose counts as a part of it.
       width: channels of the transposed convolutions.
       dtype: type of the computation.
       rngs: random streams; `params` draws the initial weights.
 
     Attributes:
       heatmap_size: (width, height) of the heat maps: a quarter of the input where the last map
-        divides it, else as near as doubling gets (for AlexNet 40x56 of 192x256, as in MMPose).
+        divides it, else as near as doubling gets, as for AlexNet.
 
     Raises:
       UserError: the backbone has no `features`, its last map is larger than the heat maps, or

@@ -136,8 +136,7 @@ class Unstrided(nnx.Module):
 
 
 # MMPose's heat maps for an input of 192x256.
-LAST_MAPS = {"vgg16_bn": ("pool", (48, 64)), "alexnet": ("pool", (40, 56)),
-             "swin_t": ("norm", (48, 64))}  # fmt: skip
+LAST_MAPS = {"vgg16_bn": ("pool", (48, 64)), "swin_t": ("norm", (48, 64))}
 
 
 @pytest.mark.parametrize("name", LAST_MAPS)
