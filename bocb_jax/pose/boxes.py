@@ -2,9 +2,10 @@
 
 A crop is described by its center (x, y), its size (width, height) before it is resized to the
 network's input, and its rotation. All functions take arrays of NumPy, as on the host, or of JAX,
-as inside jit, with any leading axes, and return the same kind. As in MMPose's pipeline without
-UDP, x = 0 is the center of the first pixel where joints are concerned, and the edge of a crop is
-mapped to the edge of the input as if it were so there too.
+as inside jit, with any leading axes, and return the same kind.
+
+As in MMPose without UDP, 0 is the center of the first pixel for joints, while the left edge of a
+crop is mapped to 0 of the input and its width to the input's: half a pixel is neglected.
 """
 
 from typing import Any
@@ -67,16 +68,6 @@ def crop_matrix(center: Array, size: Array, rotation: Array, input_size: tuple[i
         [cos, sin, input_size[0] / 2 - cos * x - sin * y],
         [-sin, cos, input_size[1] / 2 + sin * x - cos * y],
     ]
-    return xp.stack([xp.stack(row, axis=-1) for row in rows], axis=-2)
-
-
-def inverse(matrix: Array) -> Array:
-    """Return the matrices (..., 2, 3) that undo others: from the input to the image."""
-    xp = _namespace(matrix)
-    a, b, c, d = (matrix[..., i, j] for i in (0, 1) for j in (0, 1))
-    x, y = matrix[..., 0, 2], matrix[..., 1, 2]
-    det = a * d - b * c
-    rows = [[d / det, -b / det, (b * y - d * x) / det], [-c / det, a / det, (c * x - a * y) / det]]
     return xp.stack([xp.stack(row, axis=-1) for row in rows], axis=-2)
 
 

@@ -77,11 +77,6 @@ def test_crops(xp):
     matrix = boxes.crop_matrix(center, size, rotation, SIZE)
     # OpenCV solves for the matrix from three points in float32 of up to 350 pixels.
     np.testing.assert_allclose(matrix, GOLDEN["warp"], rtol=1e-6, atol=1e-4)
-    points = xp.asarray(GOLDEN["kp"])
-    there = boxes.transform(points, matrix)
-    np.testing.assert_allclose(
-        boxes.transform(there, boxes.inverse(matrix)), points, rtol=0, atol=1e-2
-    )
 
 
 def test_crops_in_float64():
@@ -103,10 +98,9 @@ def test_returns_to_the_image():
     center, size = GOLDEN["centers"][0], GOLDEN["scales"][0]
     back = boxes.to_image(GOLDEN["back_in"].astype(float), center, size, SIZE)
     np.testing.assert_allclose(back, GOLDEN["back_out"], rtol=1e-6)
-    matrix = boxes.inverse(boxes.crop_matrix(center, size, np.float32(0), SIZE))
-    np.testing.assert_allclose(
-        boxes.transform(GOLDEN["back_in"], matrix), GOLDEN["back_out"], rtol=1e-5, atol=1e-4
-    )
+    matrix = boxes.crop_matrix(center, size, np.float32(0), SIZE)
+    there = boxes.transform(GOLDEN["back_out"], matrix)
+    np.testing.assert_allclose(there, GOLDEN["back_in"], rtol=1e-5, atol=1e-4)
 
 
 def persons(extra=0):
