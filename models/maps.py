@@ -23,15 +23,17 @@ Path = tuple[Any, ...]  # of a variable in a model, such as ("layer1", 0, "conv1
 
 @dataclasses.dataclass(frozen=True)
 class Maps:
-    """What `features` returns for square images, the finest map first.
+    """What `features` returns for images of one size, the finest map first.
 
     Attributes:
       strides: pixels per cell.
+      sizes: (height, width) in cells.
       channels: last axis.
       used: of each map, the paths of the variables that it depends on.
     """
 
     strides: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
     channels: tuple[int, ...]
     used: tuple[frozenset[Path], ...]
 
@@ -40,12 +42,13 @@ class Frozen(nnx.Variable):
     """A parameter that is not trained: no gradient, no weight decay, no optimizer state."""
 
 
-def inspect_maps(model: nnx.Module, image_size: int) -> Maps:
+def inspect_maps(model: nnx.Module, height: int, width: int) -> Maps:
     """Trace `features` in evaluation mode and return what its maps are.
 
     Args:
       model: backbone; one of shapes only, from `nnx.eval_shape`, will do.
-      image_size: side in pixels.
+      height: of the images, in pixels.
+      width: likewise.
 
     Raises:
       UserError: the model has no `features`, or it returns something else than maps.
@@ -66,7 +69,7 @@ def inspect_maps(model: nnx.Module, image_size: int) -> Maps:
         merged: Any = nnx.merge(graph, jax.tree.unflatten(structure, leaves))
         return list(merged.features(image))
 
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
     traced, found = jax.make_jaxpr(features, return_shape=True)(shapes, image)
     if not found or any(len(getattr(m, "shape", ())) != 4 for m in found):
         raise UserError(
@@ -78,8 +81,9 @@ def inspect_maps(model: nnx.Module, image_size: int) -> Maps:
     for out in jaxpr.outvars:
         needed = _inputs_of(jaxpr, out)
         used.append(frozenset(p for p, v in zip(paths, jaxpr.invars, strict=False) if v in needed))
-    strides = tuple(_stride(image_size, m.shape[1]) for m in found)
-    return Maps(strides, tuple(m.shape[3] for m in found), tuple(used))
+    strides = tuple(_stride(height, m.shape[1]) for m in found)
+    sizes = tuple((m.shape[1], m.shape[2]) for m in found)
+    return Maps(strides, sizes, tuple(m.shape[3] for m in found), tuple(used))
 
 
 def _with_paths(tree: Any) -> list[tuple[Any, Any]]:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bocb_jax.errors import UserError
-from bocb_jax.models import headless, layers
+from bocb_jax.models import layers
+from bocb_jax.models.maps import inspect_maps, keep_only
 from bocb_jax.models.transposed import ConvTranspose
 
 LAST_MAPS = ("map", "norm", "pool")
@@ -86,7 +87,8 @@ class PoseNet(nnx.Module):
       last_map: what is taken of the backbone's last map: "map", as it is; "norm", after a LayerNorm
         of its own, as MMPose does for Swin and ConvNeXt, which end with a sum of branches that
         nothing has normalized; "pool", after a 2x2 max-pool, as for VGG, whose `features` end
-        before the last pool that MMPose counts as a part of it.
+        before the last pool that MMPose counts as a part of it. None: what its family's pyramids
+        take.
       width: channels of the transposed convolutions.
       dtype: type of the computation.
       rngs: random streams; `params` draws the initial weights.
@@ -106,16 +108,20 @@ class PoseNet(nnx.Module):
         *,
         num_joints: int = 17,
         input_size: tuple[int, int] = (192, 256),
-        last_map: str = "map",
+        last_map: str | None = None,
         width: int = 256,
         dtype: layers.Dtype = None,
         rngs: nnx.Rngs,
     ):
+        last_map = last_map or getattr(type(backbone), "pyramid_input", "map")
         if last_map not in LAST_MAPS:
             raise UserError(f"last_map is {', '.join(map(repr, LAST_MAPS))}, not {last_map!r}.")
         columns, rows = input_size
-        *_, (_, *size, features) = headless.remove_head(backbone, rows, columns)
-        height, breadth = (side // 2 for side in size) if last_map == "pool" else size
+        maps = inspect_maps(backbone, rows, columns)
+        keep_only(backbone, frozenset().union(*maps.used))
+        features, (height, breadth) = maps.channels[-1], maps.sizes[-1]
+        if last_map == "pool":
+            height, breadth = height // 2, breadth // 2
         doublings = _doublings(rows, height)
         self.heatmap_size = breadth * 2**doublings, height * 2**doublings
         self.backbone: Any = backbone  # not every module has `features`

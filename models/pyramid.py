@@ -231,7 +231,11 @@ def _resizing(
     """Return the layers that resize a map by `scale`, and the channels of their output."""
     if scale == 4:
         half, quarter = features // 2, features // 4
-        up = [Upsample(features, half, **kwargs), _layer_norm(half, **kwargs), layers.gelu]
+        up: list[layers.Layer] = [
+            Upsample(features, half, **kwargs),
+            _layer_norm(half, **kwargs),
+            layers.gelu,
+        ]
         return [*up, Upsample(half, quarter, **kwargs)], quarter
     if scale == 2:
         return [Upsample(features, features // 2, **kwargs)], features // 2

@@ -173,7 +173,7 @@ class RetinaNet(nnx.Module):
         dtype: layers.Dtype = None,
         rngs: nnx.Rngs,
     ):
-        maps = inspect_maps(backbone, image_size)
+        maps = inspect_maps(backbone, image_size, image_size)
         kind = getattr(type(backbone), "pyramid_input", "map")
         fit = plan(maps, config.pyramid, kind)
         self.plan = fit

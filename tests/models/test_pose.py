@@ -12,7 +12,7 @@ from helpers.golden_weights import fill, normal
 import bocb_jax
 from bocb_jax import torch_weights
 from bocb_jax.errors import UserError
-from bocb_jax.models.headless import remove_head
+from bocb_jax.models.maps import inspect_maps, keep_only
 from bocb_jax.models.parameters import count_params, parameter_kinds
 from bocb_jax.models.pose import PoseNet
 from bocb_jax.pose.codec import mirror_back
@@ -118,16 +118,15 @@ def test_deletes_what_features_do_not_read():
     images = jnp.asarray(np.random.default_rng(0).random((1, 32, 32, 3)), jnp.float32)
     features = nnx.jit(lambda model, images: model.features(images))
     before = features(model, images)
-    assert remove_head(model, 32, 32) == [each.shape for each in before]
+    maps = inspect_maps(model, 32, 32)
+    assert [(1, *size, c) for size, c in zip(maps.sizes, maps.channels, strict=True)] == [
+        each.shape for each in before
+    ]
+    keep_only(model, frozenset().union(*maps.used))
     assert not hasattr(model, "head")
     assert not hasattr(model, "pre_logits")
     for ours, theirs in zip(features(model, images), before, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-
-
-def test_a_backbone_needs_features():
-    with pytest.raises(UserError, match="Linear has no method `features`"):
-        remove_head(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), 32, 32)
 
 
 class Unstrided(nnx.Module):
@@ -143,10 +142,9 @@ LAST_MAPS = {"vgg16_bn": ("pool", (48, 64)), "swin_t": ("norm", (48, 64))}
 def test_heat_maps_are_as_large_as_the_references(name):
     last_map, expected = LAST_MAPS[name]
     model = nnx.eval_shape(
-        lambda: PoseNet(
-            bocb_jax.create_model(name, rngs=nnx.Rngs(0)), last_map=last_map, rngs=nnx.Rngs(1)
-        )
+        lambda: PoseNet(bocb_jax.create_model(name, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1))
     )
+    assert model.last_map == last_map
     assert model.heatmap_size == expected
     assert (model.norm is None) == (last_map != "norm")
     images = jax.ShapeDtypeStruct((1, 256, 192, 3), jnp.float32)

@@ -347,7 +347,9 @@ def test_every_small_backbone_learns(name):
     ],
 )
 def test_plans(strides, kind, finest, taken, first, pooled):
-    maps = Maps(strides, (8,) * len(strides), (frozenset(),) * len(strides))
+    maps = Maps(
+        strides, ((1, 1),) * len(strides), (8,) * len(strides), (frozenset(),) * len(strides)
+    )
     found = pyramid.plan(maps, pyramid.PyramidConfig(finest_stride=finest), kind)
     assert found.taken == taken
     assert found.strides == tuple(first * 2**i for i in range(5))
@@ -356,7 +358,7 @@ def test_plans(strides, kind, finest, taken, first, pooled):
 
 
 def test_strides_that_do_not_double_are_refused():
-    maps = Maps((4, 8, 32), (8, 8, 8), (frozenset(),) * 3)
+    maps = Maps((4, 8, 32), ((1, 1),) * 3, (8, 8, 8), (frozenset(),) * 3)
     with pytest.raises(UserError, match="strides 4, 8, 32; a pyramid from stride 4 on needs"):
         pyramid.plan(maps, pyramid.PyramidConfig())
 
@@ -364,14 +366,14 @@ def test_strides_that_do_not_double_are_refused():
 def test_a_model_without_features_is_refused():
     model = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match=r"Linear has no method features\(x\)"):
-        maps.inspect_maps(model, 32)
+        maps.inspect_maps(model, 32, 32)
 
 
 def test_stages_are_frozen_by_what_their_maps_depend_on():
     model = nnx.eval_shape(
         lambda: bocb_jax.create_model("resnet_mini", image_size=64, rngs=nnx.Rngs(0))
     )
-    found = maps.inspect_maps(model, 64)
+    found = maps.inspect_maps(model, 64, 64)
     assert found.strides == (4, 8, 16, 32)
     first = {str(path[0]) for path in found.used[0]}
     assert first == {"conv1", "bn1", "layer1"}
