@@ -17,7 +17,11 @@ from bocb_jax.coupling.score_table import ScoreTable
 
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(64)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
-_LEVELS = 256  # quantiles of the noise that stand for its distribution
+# Normal deviates whose quantiles of the noise stand for its distribution: the tails decide where
+# degrees of freedom are few.
+_DEVIATES = np.linspace(-8, 8, 257)
+_SHARES = stats.norm.pdf(_DEVIATES) / stats.norm.pdf(_DEVIATES).sum()
+_LARGEST = 1000.0  # of quantiles; a larger one tells nothing, and counts as infinite
 
 
 def compare_with_best(
@@ -96,17 +100,18 @@ def regret_intervals(
     error = np.sqrt(parts[:, None] + parts[None, :])
     pairs = degrees_of_pairs(parts, sd, df)
     behind = means[None, :] - means[:, None]  # [i, j]: how far i is behind j
-    np.fill_diagonal(behind, -np.inf)
+    others = ~np.eye(k, dtype=bool)
     ranges = _looked_up(functools.partial(range_quantile, confidence, k), pairs) / np.sqrt(2)
-    low = (behind - ranges * error).max(axis=1)
+    low = np.where(others, behind - ranges * error, -np.inf).max(axis=1)
     dunnett = np.stack(
         [
             _looked_up(functools.partial(dunnett_quantile, confidence, k - 1, correlation=rho), row)
             for rho, row in zip(_correlations(n), pairs, strict=True)
         ]
     )
-    may_be_best = (behind - dunnett * error).max(axis=1) < 0
-    upper = np.where(may_be_best[None, :], behind + dunnett.T * error, -np.inf)
+    least = np.where(others, behind - dunnett * error, -np.inf).max(axis=1)
+    may_be_best = others & (least <= 0)
+    upper = np.where(may_be_best, behind + dunnett.T * error, -np.inf)
     return low.clip(0), upper.max(axis=1).clip(0)
 
 
@@ -153,16 +158,19 @@ def dunnett_quantile(confidence: float, comparisons: int, df: float, correlation
       comparisons: number of statistics.
       df: degrees of freedom of the noise; may be infinite.
       correlation: between any two statistics; 0.5 where all means have as many runs.
+
+    Returns:
+      The quantile; infinite above 1000.
     """
-    scales = _scales(df)
+    scales, shares = _scales(df)
     shared = np.sqrt(correlation) * _NODES
     own = np.sqrt(1 - correlation)
 
     def excess(quantile: float) -> float:
         inside = special.ndtr((quantile * scales[:, None] + shared) / own) ** comparisons
-        return float((inside @ _WEIGHTS).mean()) - confidence
+        return float(shares @ inside @ _WEIGHTS) - confidence
 
-    return float(optimize.brentq(excess, 0, 1000, xtol=1e-6))
+    return _root(excess)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -173,8 +181,11 @@ def range_quantile(confidence: float, means: int, df: float) -> float:
       confidence: probability that the range does not exceed the quantile.
       means: their number.
       df: degrees of freedom of the noise; may be infinite.
+
+    Returns:
+      The quantile; infinite above 1000.
     """
-    scales = _scales(df)
+    scales, shares = _scales(df)
     # Over the largest of the means: all others lie within the range below it.
     largest = np.linspace(-8, 8, 321)
     density = means * stats.norm.pdf(largest) * (largest[1] - largest[0])
@@ -182,14 +193,20 @@ def range_quantile(confidence: float, means: int, df: float) -> float:
     def excess(quantile: float) -> float:
         below = special.ndtr(largest - quantile * scales[:, None])
         inside = (special.ndtr(largest) - below) ** (means - 1)
-        return float((inside @ density).mean()) - confidence
+        return float(shares @ inside @ density) - confidence
 
-    return float(optimize.brentq(excess, 0, 1000, xtol=1e-6))
+    return _root(excess)
 
 
-def _scales(df: float) -> np.ndarray:
-    """Return quantiles of the estimated over the true standard deviation."""
+def _root(excess: Callable[[float], float]) -> float:
+    """Return where an increasing function is 0; infinity where that is above `_LARGEST`."""
+    if excess(_LARGEST) < 0:
+        return np.inf
+    return float(optimize.brentq(excess, 0, _LARGEST, xtol=1e-6))
+
+
+def _scales(df: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return quantiles of the estimated over the true standard deviation, and their shares."""
     if not np.isfinite(df):
-        return np.ones(1)
-    levels = (np.arange(_LEVELS) + 0.5) / _LEVELS
-    return np.sqrt(stats.chi2.ppf(levels, df) / df)
+        return np.ones(1), np.ones(1)
+    return np.sqrt(stats.chi2.ppf(special.ndtr(_DEVIATES), df) / df), _SHARES

@@ -1,5 +1,6 @@
 """Noise between the seeds of each backbone, moderated over backbones."""
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,25 +31,19 @@ def estimate_noise(table: ScoreTable) -> pandas.DataFrame:
     """
     frame = _own_noise(table)
     known = frame.index[frame["own_df"] > 0]
-    alike = known[~_outlying(frame.loc[known, "own_sd"] ** 2, frame.loc[known, "own_df"])]
-    if len(alike) >= 3:
-        squares, degrees = frame.loc[alike, "own_sd"] ** 2, frame.loc[alike, "own_df"]
-        variance, prior = fit_prior(squares.to_numpy(), degrees.to_numpy())
-        moderated: pandas.Series | float = variance
-        if np.isfinite(prior):
-            moderated = (prior * variance + degrees * squares) / (prior + degrees)
-        frame.loc[alike, "sd"] = np.sqrt(moderated)
-        # All backbones together have no more to tell than their own degrees of freedom.
-        frame.loc[alike, "df"] = np.minimum(prior + degrees, degrees.sum())
-        rest = frame.index.difference(known)
-        if table.noise is None and prior > 0 and len(rest):
-            frame.loc[rest, ["sd", "df"]] = np.sqrt(variance), min(prior, degrees.sum())
-            frame.loc[rest, "source"] = "other backbones"
+    found = moderate(frame.loc[known, "squares"], frame.loc[known, "own_df"])
+    frame.loc[known, "own_sd"] = np.sqrt(found.own)
+    frame.loc[known, ["sd", "df"]] = np.stack([np.sqrt(found.variances), found.degrees], axis=1)
+    rest = frame.index.difference(known)
+    # Fewer degrees of freedom than one give intervals without end.
+    if table.noise is None and found.weight >= 1 and len(rest):
+        frame.loc[rest, ["sd", "df"]] = np.sqrt(found.common), found.weight
+        frame.loc[rest, "source"] = "other backbones"
     if table.noise is not None:
         rest = frame.index[frame["source"] == "unknown"]
         frame.loc[rest, ["sd", "df"]] = table.noise, np.inf
         frame.loc[rest, "source"] = "given"
-    return frame
+    return frame[["sd", "df", "own_sd", "own_df", "source", "noisy"]]
 
 
 def noise_of(
@@ -68,7 +63,10 @@ def noise_of(
 
 
 def _own_noise(table: ScoreTable) -> pandas.DataFrame:
-    """Return every backbone's row of `estimate_noise` from its own figures alone."""
+    """Return squares (sum), own_df, source and noisy of every backbone from its own figures alone.
+
+    The other columns of `estimate_noise` are there, and unknown.
+    """
     runs = table.runs[table.runs["score"].notna()]
     cells = runs.groupby(["backbone", "optimizer"], sort=False)["score"].agg(["var", "size"])
     cells["df"] = cells["size"] - 1.0
@@ -93,14 +91,9 @@ def _own_noise(table: ScoreTable) -> pandas.DataFrame:
     frame = pandas.DataFrame.from_dict(rows, orient="index")
     frame["source"] = np.where(frame["own_df"] > 0, "seeds", "unknown")
     _take_spreads(frame, runs)
-    variance = frame["squares"] / frame["own_df"].where(frame["own_df"] > 0)
-    positive = variance[variance > 0]
-    if len(positive):
-        variance = variance.clip(lower=_LEAST_SHARE * positive.median())
-    frame["own_sd"] = np.sqrt(variance)
-    frame["sd"], frame["df"] = frame["own_sd"], frame["own_df"]
-    columns = ["sd", "df", "own_sd", "own_df", "source", "noisy"]
-    return frame[columns].rename_axis("backbone")
+    if not (frame["squares"] > 0).any():  # seeds that agree exactly everywhere tell nothing
+        frame[["own_df", "source"]] = 0.0, "unknown"
+    return frame.assign(sd=np.nan, df=0.0, own_sd=np.nan).rename_axis("backbone")
 
 
 def _take_spreads(frame: pandas.DataFrame, runs: pandas.DataFrame) -> None:
@@ -136,6 +129,48 @@ def _outlying(variances: pandas.Series, degrees: pandas.Series) -> np.ndarray:
     return apart
 
 
+@dataclasses.dataclass(frozen=True)
+class Moderated:
+    """Variances of several backbones, drawn towards a common one."""
+
+    own: np.ndarray  # (n,) before that; none is 0
+    variances: np.ndarray  # (n,)
+    degrees: np.ndarray  # (n,) of freedom of `variances`; may be infinite
+    common: float  # what they are drawn to; NaN where there are too few alike
+    weight: float  # of it in degrees of freedom, at most those of all together
+
+
+def moderate(squares: pandas.Series, degrees: pandas.Series) -> Moderated:
+    """Draw the variances of backbones towards a common one (Smyth 2004).
+
+    Those shown to be larger than the others keep their own. A variance of about zero comes of
+    figures with few digits, and has no part in the common one.
+
+    Args:
+      squares: (n,) sums of squares of each backbone, some of them positive.
+      degrees: (n,) their degrees of freedom, at least 1.
+    """
+    df = degrees.to_numpy(float)
+    own = squares.to_numpy(float) / df
+    floor = _LEAST_SHARE * np.median(own[own > 0]) if (own > 0).any() else 0.0
+    saturated, own = own < floor, np.maximum(own, floor)
+    alike = ~_outlying(pandas.Series(own), degrees)
+    fitted = alike & ~saturated
+    if fitted.sum() < 3:
+        return Moderated(own, own, df, np.nan, 0.0)
+    common, weight = fit_prior(own[fitted], df[fitted])
+    drawn = (weight * common + df * own) / (weight + df) if np.isfinite(weight) else common
+    # All backbones together have no more to tell than their own degrees of freedom.
+    most = df[fitted].sum()
+    return Moderated(
+        own=own,
+        variances=np.where(alike, drawn, own),
+        degrees=np.where(alike, np.minimum(weight + df, most), df),
+        common=common,
+        weight=min(weight, most),
+    )
+
+
 def fit_prior(variances: np.ndarray, degrees: np.ndarray) -> tuple[float, float]:
     """Return the common variance s0^2 and its weight d0 in degrees of freedom (Smyth 2004).
 
@@ -143,15 +178,12 @@ def fit_prior(variances: np.ndarray, degrees: np.ndarray) -> tuple[float, float]
     moments.
 
     Args:
-      variances: (n,) of each backbone, positive unless all are zero.
+      variances: (n,) of each backbone, positive.
       degrees: (n,) their degrees of freedom, at least 1.
 
     Returns:
-      Variance and weight; infinite where the variances differ no more than chance, and 0 where
-      all of them are zero.
+      Variance and weight, which is infinite where the variances differ no more than chance.
     """
-    if not (variances > 0).all():
-        return 0.0, 0.0
     half = degrees / 2
     logs = np.log(variances) - special.digamma(half) + np.log(half)
     spread = logs.var(ddof=1) - special.polygamma(1, half).mean()

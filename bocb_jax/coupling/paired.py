@@ -8,7 +8,7 @@ from scipy.optimize import brentq
 
 from bocb_jax.coupling.best import dunnett_quantile
 from bocb_jax.coupling.costs import diverged
-from bocb_jax.coupling.noise import fit_prior
+from bocb_jax.coupling.noise import moderate
 from bocb_jax.coupling.score_table import ScoreTable
 
 
@@ -30,7 +30,7 @@ def compare_paired(table: ScoreTable, name: str, *, confidence: float = 0.95) ->
       there are too few seeds for the noise), n (seeds in common).
     """
     blocks = {b: _blocks(table, b) for b in table.backbones}
-    noise = _block_noise(blocks, table.noise)
+    noise = _block_noise(table, blocks)
     rows = []
     for backbone, scores in blocks.items():
         if name not in scores.index:
@@ -68,7 +68,7 @@ def compare_overall(table: ScoreTable, name: str, *, confidence: float = 0.95) -
       `table.equal` apart, or "undecided"), n (backbones that both have).
     """
     blocks = {b: _blocks(table, b) for b in table.backbones}
-    noise = _block_noise(blocks, table.noise)
+    noise = _block_noise(table, blocks)
     others = [other for other in table.optimizers if other != name]
     rows = {}
     for other in others:
@@ -198,9 +198,12 @@ def _blocks(table: ScoreTable, backbone: str) -> pandas.DataFrame:
 
 
 def _block_noise(
-    blocks: dict[str, pandas.DataFrame], given: float | None
+    table: ScoreTable, blocks: dict[str, pandas.DataFrame]
 ) -> dict[str, tuple[float, float]]:
-    """Return standard deviation and degrees of freedom of a run, seed effects taken out."""
+    """Return standard deviation and degrees of freedom of a run, seed effects taken out.
+
+    Where no seed repeats, the noise is the one given with the figures of the backbone.
+    """
     own = {}
     for backbone, scores in blocks.items():
         rows, columns = np.nonzero(scores.notna().to_numpy())
@@ -212,18 +215,12 @@ def _block_noise(
         if len(values) > rank:
             fitted = design @ np.linalg.lstsq(design, values, rcond=None)[0]
             squares = float(((values - fitted) ** 2).sum())
-            own[backbone] = squares / (len(values) - rank), float(len(values) - rank)
-    unknown = (given, np.inf) if given is not None else (np.nan, 0.0)
-    if not own:
-        return dict.fromkeys(blocks, unknown)
-    variances, degrees = np.array(list(own.values())).T
-    prior, weight = 0.0, 0.0
-    if len(own) >= 3:
-        prior, weight = fit_prior(variances, degrees)
-    found = dict.fromkeys(blocks, unknown)
-    for backbone, (variance, df) in own.items():
-        moderated = prior
-        if np.isfinite(weight):
-            moderated = (weight * prior + df * variance) / (weight + df)
-        found[backbone] = float(np.sqrt(moderated)), float(min(weight + df, degrees.sum()))
-    return found
+            own[backbone] = squares, float(len(values) - rank)
+    given = (table.figure_noise() ** 2).groupby(table.runs["backbone"]).mean() ** 0.5
+    found = {name: (float(given.get(name, np.nan)), np.inf) for name in blocks}
+    squares = pandas.DataFrame.from_dict(own, orient="index", columns=["squares", "df"])
+    if not (squares["squares"] > 0).any():
+        return found
+    moderated = moderate(squares["squares"], squares["df"])
+    both = np.sqrt(moderated.variances), moderated.degrees
+    return found | {name: (float(sd), float(df)) for name, sd, df in zip(own, *both, strict=True)}

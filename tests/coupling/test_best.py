@@ -73,3 +73,27 @@ def test_the_limit_is_within():
     assert judge(np.array([0.0]), np.array([1.0]), 1.0).tolist() == ["within"]
     assert judge(np.array([1.0]), np.array([2.0]), 1.0).tolist() == ["undecided"]
     assert judge(np.array([np.nan]), np.array([np.nan]), 1.0).tolist() == ["undecided"]
+
+
+@pytest.mark.parametrize(("confidence", "df"), [(0.999, 1), (0.9999, 2), (0.9995, 3), (0.99, 1.5)])
+def test_quantiles_reach_into_the_tails_of_few_degrees_of_freedom(confidence, df):
+    expected = stats.t.ppf(confidence, df)
+    assert dunnett_quantile(confidence, 1, df, 0.5) == pytest.approx(expected, rel=1e-3)
+    # The range of two means is sqrt(2) times a two-sided t.
+    expected = np.sqrt(2) * stats.t.ppf((1 + confidence) / 2, df)
+    expected = expected if expected < 1000 else np.inf
+    assert range_quantile(confidence, 2, df) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_quantile_beyond_all_use_is_infinite_and_shows_nothing():
+    assert dunnett_quantile(0.9999, 5, 1, 0.5) == np.inf
+    assert range_quantile(0.95, 3, 0.3) == np.inf
+    low, high = regret_intervals(np.array([3.0, 2, 1]), np.full(3, 2.0), 0.5, 0.3, 0.999)
+    assert (low == 0).all()
+    assert (high == np.inf).all()
+
+
+def test_without_noise_a_tie_at_the_top_leaves_the_others_behind():
+    low, high = regret_intervals(np.array([80.0, 80, 78]), np.full(3, 2.0), 0.0, 3, 0.95)
+    assert low.tolist() == [0, 0, 2]
+    assert high.tolist() == [0, 0, 2]

@@ -7,6 +7,7 @@ import pytest
 from helpers.score_tables import one_seed_table, random_scores, table_of
 from scipy import special
 
+from bocb_jax.coupling.best import compare_with_best
 from bocb_jax.coupling.noise import estimate_noise, fit_prior, noise_of
 
 ERROR = 1 / np.sqrt(2 * 16)  # relative, of a standard deviation with 16 degrees of freedom
@@ -69,7 +70,8 @@ def test_a_backbone_without_seeds_takes_the_noise_of_the_others():
 
 def test_constant_scores_do_not_divide_by_zero():
     found = estimate_noise(table_of(np.full((3, 4, 3), 70.0)))
-    assert (found["sd"] == 0).all()
+    assert found["sd"].isna().all()
+    assert set(found["source"]) == {"unknown"}
     some = np.full((3, 4, 3), 70.0)
     some[:, 0] += np.random.default_rng(3).standard_normal((3, 3))
     assert (estimate_noise(table_of(some))["sd"] > 0).all()
@@ -94,3 +96,24 @@ def test_equal_cells_are_rarely_called_noisy():
     flagged = sum(bool(noisy) for found in tables for noisy in found["noisy"])
     # 1 percent of 400 backbones: 4, with a standard deviation of 2.
     assert flagged <= 4 + 3 * 2
+
+
+def test_a_backbone_without_digits_does_not_loosen_the_noise_of_the_others():
+    scores = random_scores(np.random.default_rng(6), (6, 6, 3), noise=0.3)
+    without = estimate_noise(table_of(scores[:, :5]))
+    scores[:, 5] = scores[:, 5, :1]  # seeds agree exactly
+    found = estimate_noise(table_of(scores))
+    assert found["sd"].to_numpy()[:5] == pytest.approx(without["sd"].to_numpy(), rel=0.05)
+    assert (found["df"].to_numpy()[:5] >= without["df"].to_numpy()).all()
+
+
+def test_variances_that_differ_widely_say_nothing_of_another_backbone():
+    scores = random_scores(np.random.default_rng(7), (2, 7, 2), noise=1.0)
+    scale = 10.0 ** np.array([-3, -2, -1, 0, 0.5, 1, 0])[:, None]
+    scores = 70 + scale * (scores - scores.mean(axis=2, keepdims=True))
+    scores[:, 6, 1:] = np.nan
+    table = table_of(scores)
+    found = estimate_noise(table)
+    assert found.at["b6", "source"] == "unknown"
+    assert np.isnan(found.at["b6", "sd"])
+    assert compare_with_best(table, found)["low"][12:].isna().all()

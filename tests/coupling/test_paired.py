@@ -7,6 +7,7 @@ import pytest
 from helpers.score_tables import table_of
 
 from bocb_jax.coupling import paired
+from bocb_jax.coupling.best import dunnett_quantile
 from bocb_jax.coupling.paired import compare_overall, compare_paired, judge_paired
 
 
@@ -119,3 +120,20 @@ def test_weights_are_those_of_a_published_meta_analysis():
     weights = paired._meta_weights(effects, variances)
     expected = [0.15293888, 0.15923557, 0.11714412, 0.25601714, 0.13023280, 0.18443149]
     np.testing.assert_allclose(weights, expected, atol=1e-7)
+
+
+def test_a_backbone_whose_seeds_agree_exactly_shows_no_more_than_others():
+    rng = np.random.default_rng(7)
+    scores = 80 + 0.3 * rng.standard_normal((4, 5, 3))
+    scores[:, 4] = 80.0
+    found = compare_paired(table_of(scores), "o0").set_index("backbone")
+    half = (found["high"] - found["difference"]).groupby("backbone").first()
+    assert 0.1 < half["b4"] <= half.drop("b4").min()
+
+
+def test_the_spread_of_each_figure_stands_in_for_seeds():
+    table = drawn(np.random.default_rng(8), np.full((3, 2), 80.0), 1)
+    table = dataclasses.replace(table, runs=table.runs.assign(spread=0.5))
+    found = compare_paired(table, "o0")
+    half = dunnett_quantile(0.975, 2, np.inf, 0.5) * 0.5 * np.sqrt(2)
+    assert (found["high"] - found["difference"]).to_numpy() == pytest.approx(half)
