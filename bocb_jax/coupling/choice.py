@@ -1,7 +1,7 @@
 """What the choice of the optimizer costs on each backbone: freedom, stakes, reliability, price.
 
 Regret is the best score of a backbone minus that of an optimizer. An optimizer that ran and never
-finished has no score; where costs are added up it costs as much as the worst that finished there.
+finished has no score; where costs are added up it costs what `costs.with_failures` says.
 """
 
 import numpy as np
@@ -15,6 +15,7 @@ from bocb_jax.coupling.costs import (
     costs_of,
     diverged,
     general_advice,
+    with_failures,
 )
 from bocb_jax.coupling.noise import noise_of
 from bocb_jax.coupling.score_table import ScoreTable, regret_of
@@ -237,8 +238,9 @@ def price(
 
     Returns:
       Index backbone: general (the optimizer), price, price_low, price_high (90 percent; NaN where
-      the noise is not known), fails (whether it diverged there, in which case the price is that of
-      the worst), families (number behind the advice). Empty for fewer than `LEAST_BACKBONES`.
+      the noise is not known, or an optimizer that may be the advice has no score there), fails
+      (whether it diverged there, in which case the price is that of a failure), families (number
+      behind the advice). Empty for fewer than `LEAST_BACKBONES`.
     """
     columns = ["general", "price", "price_low", "price_high", "fails", "families"]
     costs = costs_of(table)
@@ -280,9 +282,8 @@ def _drawn_costs(
     draws = max(1, min(resamples, _MOST_NUMBERS // goodness.size))
     normal = np.random.default_rng(seed).standard_normal((draws, *goodness.shape))
     drawn = goodness + normal * sd / np.sqrt(np.maximum(counts, 1))
-    regret = np.nanmax(np.where(np.isnan(drawn), -np.inf, drawn), axis=1, keepdims=True) - drawn
-    worst = np.nanmax(np.where(np.isnan(regret), -np.inf, regret), axis=1, keepdims=True)
-    return np.where(diverged(table).to_numpy(), np.where(np.isfinite(worst), worst, np.nan), regret)
+    regret = np.where(np.isnan(drawn), -np.inf, drawn).max(axis=1, keepdims=True) - drawn
+    return with_failures(regret, diverged(table).to_numpy(), table.equal)
 
 
 def _price_interval(
@@ -292,7 +293,8 @@ def _price_interval(
 
     The noise of this backbone has no part in the choice of the advice, so each candidate's regret
     has an interval of its own: below by Dunnett's quantile, since the best is not known, above by
-    Student's. Candidates are those that nine tenths of the draws chose.
+    Student's. Candidates are those that nine tenths of the draws chose; NaN where one of them has
+    no score, because an interval of the others would not be that of the price.
     """
     scores = table.goodness()[backbone].dropna()
     n = table.counts().loc[scores.index, backbone].to_numpy(float)
@@ -306,7 +308,7 @@ def _price_interval(
     for row in names[order][:most]:
         name = table.optimizers[row]
         if name not in scores.index or len(scores) < 2:
-            continue
+            return np.nan, np.nan
         at = scores.index.get_loc(name)
         behind = np.delete(scores.to_numpy() - scores[name], at)
         error = np.sqrt(parts[at] + np.delete(parts, at))

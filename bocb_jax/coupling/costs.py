@@ -1,7 +1,7 @@
 """Regrets with a cost for what failed, and the optimizer that costs least elsewhere.
 
 An optimizer that ran and never finished has no score; where costs are added up it costs as much as
-the worst that finished there.
+the worst that finished there, and where few or only close ones did, as much as elsewhere.
 """
 
 import numpy as np
@@ -14,14 +14,33 @@ LEAST_BACKBONES = 4  # for the price of general advice
 
 
 def costs_of(table: ScoreTable) -> pandas.DataFrame:
-    """Return regrets, optimizers x backbones, where what failed costs as much as the worst.
+    """Return regrets, optimizers x backbones, with the costs of `with_failures`.
 
     NaN remains where there is no run that tells: none was tried, or it lacked memory or crashed.
     """
     regret = regret_of(table.goodness())
-    worst = regret.max()
-    worst = worst.fillna(worst.max() if worst.notna().any() else np.nan)
-    return regret.where(~diverged(table), worst, axis="columns")
+    costs = with_failures(regret.to_numpy(), diverged(table).to_numpy(), table.equal)
+    return pandas.DataFrame(costs, index=regret.index, columns=regret.columns)
+
+
+def with_failures(regret: np.ndarray, failed: np.ndarray, equal: float) -> np.ndarray:
+    """Return regrets where what failed costs as much as the worst that finished there.
+
+    It costs no less than what is to be avoided (`FAR`), and no less than the worst optimizer does
+    on the median backbone: where one optimizer finished, or all that did are close, their regrets
+    say nothing about a failure.
+
+    Args:
+      regret: (..., optimizers, backbones); NaN where no run finished.
+      failed: (optimizers, backbones) whether all runs that tell diverged.
+      equal: difference that counts as equal.
+    """
+    worst = np.where(np.isnan(regret), -np.inf, regret).max(axis=-2, keepdims=True)
+    known = np.isfinite(worst)
+    if not known.any():
+        return regret
+    usual = np.nanmedian(np.where(known, worst, np.nan), axis=-1, keepdims=True)
+    return np.where(failed, np.maximum(worst, np.maximum(usual, FAR * equal)), regret)
 
 
 def diverged(table: ScoreTable) -> pandas.DataFrame:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas
 
 from bocb_jax import paper
-from bocb_jax.coupling.costs import FAR, LEAST_BACKBONES, costs_of, general_advice
+from bocb_jax.coupling.costs import FAR, LEAST_BACKBONES, costs_of, diverged, general_advice
 from bocb_jax.coupling.portfolio import portfolio
 from bocb_jax.coupling.score_table import ScoreTable, regret_of
 from bocb_jax.errors import UserError
@@ -59,6 +59,7 @@ class Advice:
     candidates: int  # optimizers with a score
     general: str | None  # the best optimizer on other families; None where it is not known
     price: float | None  # what that one costs on the backbone, in the unit
+    general_fails: bool  # whether it diverged there
     noise: float | None  # standard deviation between seeds on the backbone; None if not known
     source: str
     unit: str
@@ -98,6 +99,7 @@ def recommend(table: ScoreTable, model: str, *, most: int = 3) -> Advice | None:
         return None
     order = column.sort_values(kind="stable").index[:most]
     general, price = (None, None) if backbone is None else _general(table, backbone)
+    fails = general is not None and bool(diverged(table).at[general, backbone])
     return Advice(
         model=model,
         backbone=backbone,
@@ -108,6 +110,7 @@ def recommend(table: ScoreTable, model: str, *, most: int = 3) -> Advice | None:
         candidates=len(column),
         general=general,
         price=price,
+        general_fails=fails,
         noise=noise,
         source=table.source,
         unit=table.unit,
@@ -403,6 +406,8 @@ def _price_sentence(advice: Advice) -> list[str]:
     if advice.general is None or advice.price is None:
         return []
     start = f"General advice would be {advice.general}, the best on other families of backbones"
+    if advice.general_fails:
+        return [f"{start}: it diverged here."]
     if advice.price < 0.005:
         return [f"{start}: it costs nothing here."]
     return [f"{start}: it costs {advice.price:.3g} {advice.unit} here."]

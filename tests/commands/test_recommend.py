@@ -1,5 +1,6 @@
 """What to try first: from the paper and from own runs, for known and unknown backbones."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import numpy as np
 import pandas
 import pytest
 from helpers import synthetic_runs
+from helpers.score_tables import one_seed_table
 
 from bocb_jax.__main__ import main as bocb
 from bocb_jax.coupling import recommend
@@ -125,6 +127,17 @@ def test_failed_optimizers_are_named():
     advice = recommend.recommend(from_results(frame), "a")
     assert advice.avoid == ("adamw (no run finished)",)
     assert advice.choices[0].optimizer != "adamw"
+
+
+def test_general_advice_that_diverged_is_said_to():
+    table = one_seed_table([[90.0, 70, 70, 70], [0, 80, 80, 80], [88, 60, 60, 60]])
+    lost = table.runs["score"] == 0
+    runs = table.runs.assign(
+        score=table.runs["score"].mask(lost), status=np.where(lost, "diverged", "finished")
+    )
+    advice = recommend.recommend(dataclasses.replace(table, runs=runs), "b0")
+    assert (advice.general, advice.general_fails) == ("o1", True)
+    assert any("families of backbones: it diverged here" in s for s in recommend.sentences(advice))
 
 
 def test_one_optimizer_is_no_choice():

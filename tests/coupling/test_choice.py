@@ -183,3 +183,37 @@ def test_a_large_portfolio_is_greedy_and_says_so():
     found = portfolio(costs, pandas.Series(range(40)))
     assert found["exhaustive"].tolist() == [True, True, True, False, False]
     assert (found["mean"].diff().dropna() < 0).all()
+
+
+def few_finish(noise=None):
+    """o1 diverged where only o0 finished, and is 10 points ahead of it on three backbones."""
+    table = one_seed_table([[90.0, 70, 70, 70], [0, 80, 80, 80]])
+    table = with_status(table, np.where(table.runs["score"] == 0, "diverged", "finished"))
+    return dataclasses.replace(table, noise=noise)
+
+
+def test_a_failure_costs_as_much_as_elsewhere_where_few_finish():
+    table = few_finish()
+    costs = choice.costs_of(table)
+    assert costs.loc["o1"].tolist() == [10, 0, 0, 0]
+    groups = pandas.Series(table.backbones, index=table.backbones)
+    found = choice.price(table, groups, estimate_noise(table)).loc["b0"]
+    assert found[["general", "price", "fails"]].tolist() == ["o1", 10, True]
+    close = with_status(one_seed_table([[80.0], [79.9], [0]]), ["finished", "finished", "diverged"])
+    assert choice.costs_of(close)["b0"].to_numpy() == pytest.approx([0, 0.1, 5])
+
+
+def test_advice_that_failed_has_no_interval_of_its_price():
+    table = few_finish(noise=0.1)
+    groups = pandas.Series(table.backbones, index=table.backbones)
+    found = choice.price(table, groups, estimate_noise(table))
+    assert found.loc["b0", ["price_low", "price_high"]].isna().all()
+    more = with_status(
+        one_seed_table([[90.0, 70, 70, 70], [0, 80, 80, 80], [88, 79.95, 79.95, 79.95]]),
+        ["diverged" if i == 4 else "finished" for i in range(12)],
+    )
+    more = dataclasses.replace(more, noise=0.1)
+    assert choice.price(more, groups, estimate_noise(more)).at["b0", "general"] == "o1"
+    found = choice.price(more, groups, estimate_noise(more))
+    # o2 may be the advice as well, but its regret is not the price of o1.
+    assert found.loc["b0", ["price_low", "price_high"]].isna().all()
