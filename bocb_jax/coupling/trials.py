@@ -132,18 +132,20 @@ def _widening(n: int) -> np.ndarray:
 def noise_of_trials(table: ScoreTable) -> tuple[pandas.Series, float] | None:
     """Return the noise between seeds by backbone, where the settings are a grid.
 
-    It is that of the final runs, on the validation split where it is known.
+    It is that of the final runs, on the validation split where it is known; backbones whose noise
+    is unknown there take the pooled one.
 
     Args:
       table: the scores, with trials.
 
     Returns:
       Standard deviations, and the degrees of freedom behind them all. None without repeated
-      seeds, or where most settings were tried on one backbone only.
+      seeds that differ, or where most settings were tried on one backbone only.
     """
     if table.trials is None:
         return None
     settings = ["optimizer", "learning_rate", "weight_decay"]
+    backbones = pandas.unique(table.trials["backbone"])
     trials = table.trials.dropna(subset="learning_rate")
     spread = trials.groupby(settings, dropna=False)["backbone"].transform("nunique")
     if not len(trials) or (spread > 1).mean() < _SHARED:
@@ -154,7 +156,11 @@ def noise_of_trials(table: ScoreTable) -> tuple[pandas.Series, float] | None:
     if table.one_seed:
         return None
     found = estimate_noise(table)
-    return found["sd"], float(found["own_df"].sum())
+    known = found[found["own_df"] > 0]
+    if known.empty:
+        return None
+    pooled = np.sqrt(np.average(known["own_sd"] ** 2, weights=known["own_df"]))
+    return found["sd"].reindex(backbones).fillna(pooled), float(known["own_df"].sum())
 
 
 # -- does coupling fade? ---------------------------------------------------------------------------

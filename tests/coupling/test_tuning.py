@@ -84,6 +84,21 @@ def test_coupling_far_beyond_the_noise_is_a_ceiling():
         assert tuning.budget(made).fading.outcome == "ceiling"
 
 
+def test_a_sweep_that_is_not_finished_takes_the_pooled_noise():
+    made = study(np.random.default_rng(4), (8, 6), 5, shared=True)
+    runs = made.runs
+    # No final runs of b5 yet, one of each pair of b2, b3 and b4: two backbones have seeds.
+    few = runs["backbone"].isin(["b2", "b3", "b4"]) & (runs["seed"] > 0)
+    made = dataclasses.replace(made, runs=runs[~(few | (runs["backbone"] == "b5"))])
+    sd, degrees = trials.noise_of_trials(made)
+    assert sd.index.tolist() == [f"b{i}" for i in range(6)]
+    assert degrees == 2 * 8 * 2
+    assert (sd[2:] == np.sqrt((sd[:2] ** 2).mean())).all()
+    assert tuning.budget(made).fading.outcome == "undecided"
+    agreeing = runs.assign(score=runs.groupby(["optimizer", "backbone"])["score"].transform("mean"))
+    assert trials.noise_of_trials(dataclasses.replace(made, runs=agreeing.round(6))) is None
+
+
 def test_best_at_a_number_of_trials():
     made = from_results(sweep_results())
     found = tuning.best_at(made, 2).set_index(["backbone", "optimizer"])
