@@ -70,8 +70,8 @@ def _half_width(
 ) -> float:
     """Return half the 95 percent interval of the difference of two medians of means, at most.
 
-    A median of k means is at most as noisy as the noisiest of them, and for k > 2 about
-    sqrt(pi / 2) times as noisy as their mean.
+    Where means lie apart, noise does not change which one is in the middle, so the median is as
+    noisy as that one, or as the mean of the middle two; where they are close it is less noisy.
     """
     if not all(len(side) for side in sides):
         return np.nan
@@ -79,7 +79,7 @@ def _half_width(
     for side in sides:
         sd, df = noise_of(noise, backbone, side)
         parts = sd**2 / counts.loc[side, backbone].to_numpy(float)
-        total += min(parts.max(), np.pi / 2 * parts.sum() / len(parts) ** 2)
+        total += parts.max() if len(parts) % 2 else parts.max() / 2
         least = min(least, df.min())
     return float(stats.t.ppf(0.975, least) * np.sqrt(total))
 

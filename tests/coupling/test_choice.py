@@ -77,6 +77,21 @@ def test_camps_of_the_published_table(cifar, families):
     assert sides.families == (5, 7)
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_the_interval_of_a_preference_holds_where_optimizers_lie_apart(count):
+    rng, held = np.random.default_rng(count), []
+    names = [f"o{i}" for i in range(2 * count)]
+    kinds = pandas.Series(["a"] * count + ["b"] * count, index=names)
+    true = np.concatenate([60 + 10.0 * np.arange(count), 65 + 10.0 * np.arange(count)])
+    middle = np.median(true[:count]) - np.median(true[count:])
+    for _ in range(20):
+        scores = true[:, None] + 0.5 * rng.standard_normal((2 * count, 20))
+        table = dataclasses.replace(one_seed_table(scores), noise=0.5)
+        found = camps.preference(table, kinds, estimate_noise(table))
+        held.append((found["points_low"] <= middle) & (middle <= found["points_high"]))
+    assert np.mean(held) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / 400)
+
+
 def test_freedom_counts_what_lies_on_the_limit_and_what_failed():
     table = one_seed_table([[90.0], [89.0], [88.9], [80.0]])
     table = with_status(table, ["finished"] * 3 + ["diverged"])
