@@ -50,8 +50,8 @@ _FIGURE = re.compile(
     r"\s*\)?\s*(?P<last>%?)"
 )
 _GROUPED = {
-    ",": re.compile(r"\d{1,3}(,\d{3})+(?![\d,])"),
-    ".": re.compile(r"\d{1,3}(\.\d{3})+(?![\d.])"),
+    ",": re.compile(r"(?<![\d.,])[1-9]\d{0,2}(,\d{3})+(?![\d,])"),
+    ".": re.compile(r"(?<![\d.,])[1-9]\d{0,2}(\.\d{3})+(?![\d.])"),
 }
 
 
@@ -143,7 +143,7 @@ def read(
     texts = pandas.Series(cells, dtype=object)
     plain = texts
     if decimal == ",":
-        plain = texts.map(lambda cell: cell.replace(",", ".") if _has_comma(cell) else cell)
+        plain = texts.map(_with_decimal_point)
     values = pandas.to_numeric(plain, errors="coerce").to_numpy(float, copy=True)
     spreads, statuses, percent = np.full(n, np.nan), np.full(n, "", object), False
     found: dict[Any, tuple[float, float, str, bool] | None] = {}
@@ -161,8 +161,13 @@ def read(
     return Figures(values, spreads, statuses, percent), None
 
 
-def _has_comma(cell: Any) -> bool:
-    return isinstance(cell, str) and "," in cell and "." not in cell
+def _with_decimal_point(cell: Any) -> Any:
+    return _ungrouped(cell, ".").replace(",", ".") if isinstance(cell, str) else cell
+
+
+def _ungrouped(text: str, separator: str) -> str:
+    """Return a text without the separators of thousands of its numbers."""
+    return _GROUPED[separator].sub(lambda found: found[0].replace(separator, ""), text)
 
 
 def _read(cell: Any, decimal: str, unit: str) -> tuple[float, float, str, bool] | None:
@@ -180,7 +185,7 @@ def _read(cell: Any, decimal: str, unit: str) -> tuple[float, float, str, bool] 
     if _plain(text) in _IN_PLACE_OF_FIGURE:
         return nothing, nothing, _STATUS_OF[_plain(text)], False
     thousands = "." if decimal == "," else ","
-    text = _GROUPED[thousands].sub(lambda found: found[0].replace(thousands, ""), text)
+    text = _ungrouped(text, thousands)
     if thousands in text:
         return None
     figure = _FIGURE.fullmatch(text.replace(",", "."))

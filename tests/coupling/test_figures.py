@@ -61,6 +61,17 @@ def test_the_decimal_sign_is_that_of_all_numbers(columns, below, decimal):
     assert figures.decimal_of(columns, "t.csv", below=below) == decimal
 
 
+def test_points_group_thousands_where_commas_are_decimal():
+    cells = ["1.234,5", "1.500", "987,2", "12.345.678", "1.500 ± 2,5", "0.100", 7.5]
+    assert figures.decimal_of([cells], "t.csv", below=np.inf) == ","
+    found, wrong = figures.read(cells, decimal=",")
+    assert wrong is None
+    np.testing.assert_allclose(found.values, [1234.5, 1500, 987.2, 12345678, 1500, 0.1, 7.5])
+    # No number has groups behind a zero or more than three digits.
+    assert figures.decimal_of([["0,123", "1000,123"]], "t.csv", below=np.inf) == ","
+    assert figures.read(["1", "0,123"])[1] == 1
+
+
 def test_a_sign_that_may_be_either_is_refused():
     with pytest.raises(UserError, match="'1,234' may be a decimal number or have a separator of"):
         figures.decimal_of([["1,234", "5,678"]], "t.csv", below=np.inf)
