@@ -1,6 +1,7 @@
 """What was measured: name, unit, direction, and what an empty cell means."""
 
 import dataclasses
+import itertools
 import re
 
 from bocb_jax.coupling.score_table import SCORES
@@ -13,6 +14,11 @@ _LOWER = ("loss", "error", "err", "perplexity", "ppl", "nll", "bpc", "bpd", "rms
 _TIMES = ("seconds", "second", "sec", "secs", "time", "runtime", "minutes", "hours", "duration")
 _TIME_UNITS = ("s", "sec", "secs", "seconds", "ms", "min", "minutes", "h", "hours", "d", "days",
                "steps", "epochs", "iterations")  # fmt: skip
+# A time behind "per", or behind what is counted, makes a rate: "images_per_second", "samples/sec".
+_RATE_UNITS = ("s", "sec", "secs", "second", "seconds", "min", "minute", "minutes", "h", "hour",
+               "hours", "day")  # fmt: skip
+_COUNTED = ("images", "imgs", "samples", "examples", "frames", "tokens", "items", "batches", "it",
+            "its", "iter", "iters", "iterations", "steps", "epochs")  # fmt: skip
 # Columns of accuracies by preference, names as `plain_name` gives them.
 _ACCURACIES = (
     "score", "test_accuracy", "test_acc", "test_acc1", "test_acc_1", "test_top1", "test_top_1",
@@ -119,11 +125,24 @@ def metric_of(
 
 def is_lower(name: str) -> bool:
     """Return whether a plain name is that of a loss, an error or a time."""
-    return bool({*_LOWER, *_TIMES} & set(name.split("_")))
+    return bool({*_LOWER, *_TIMES} & _telling(name))
 
 
 def is_time_of(name: str, unit: str | None) -> bool:
     """Return whether a metric is a time, by its unit or else its plain name."""
     if unit is not None:
         return unit.lower() in _TIME_UNITS
-    return bool(set(_TIMES) & set(name.split("_")))
+    return bool(set(_TIMES) & _telling(name))
+
+
+def _telling(name: str) -> set[str]:
+    """Return the words of a plain name that tell what is measured; none for a rate.
+
+    >>> _telling("seconds_per_epoch"), _telling("images_per_second"), _telling("samples_sec")
+    ({'seconds'}, set(), set())
+    """
+    words = name.split("_")
+    for before, word in itertools.pairwise(words):
+        if word in _RATE_UNITS and before in ("per", *_COUNTED):
+            return set()
+    return set(words[: words.index("per")] if "per" in words else words)

@@ -87,7 +87,7 @@ def _table(
         )
     if metric is None:
         metric = metric_of(score)
-        scale = dataclasses.replace(scale, log_odds=score == "log-odds")
+        scale = dataclasses.replace(scale, log_odds=scale.log_odds or score == "log-odds")
     if chance is not None and metric.is_accuracy and not 0 <= chance <= 100:
         raise UserError(
             f"The chance level is {chance:g}; an accuracy is between 0 and 100 percent."

@@ -122,7 +122,7 @@ def from_results(
     """
     if metric is None:
         metric = metric_of(score)
-        scale = dataclasses.replace(scale, log_odds=score == "log-odds")
+        scale = dataclasses.replace(scale, log_odds=scale.log_odds or score == "log-odds")
     for column in ("model", "optimizer", "status"):
         if column not in frame:
             raise UserError(f"The results have no column '{column}'; are they of bocb sweep?")

@@ -6,11 +6,12 @@ import json
 import numpy as np
 import pandas
 import pytest
+from helpers.score_tables import sweep_results
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bocb_jax.coupling import scores
-from bocb_jax.coupling.scores import Columns, Scale, metric_of
+from bocb_jax.coupling.scores import Columns, Scale, from_results, metric_of
 from bocb_jax.errors import UserError
 
 BACKBONES, OPTIMIZERS = ["resnet18", "vit_s", "convnext_t"], ["sgd", "adamw", "lion", "adan"]
@@ -245,7 +246,10 @@ def test_perplexities_are_compared_as_they_are(read):
 @pytest.mark.parametrize(
     ("name", "unit", "higher", "censored"),
     [("test error", None, False, False), ("mIoU", None, True, False), ("FID", None, False, False),
-     ("steps to target", "steps", False, True), ("AP", None, True, False)],
+     ("steps to target", "steps", False, True), ("AP", None, True, False),
+     ("images_per_second", None, True, False), ("samples/sec", None, True, False),
+     ("it/s", None, True, False), ("epochs per hour", "1/h", True, False),
+     ("seconds per epoch", None, False, True), ("epoch seconds", None, False, True)],
 )  # fmt: skip
 def test_names_tell_the_direction_of_a_metric(name, unit, higher, censored):
     found = metric_of(name=name, unit=unit)
@@ -253,8 +257,18 @@ def test_names_tell_the_direction_of_a_metric(name, unit, higher, censored):
     assert metric_of(name=name, unit=unit, higher_is_better=not higher).higher_is_better != higher
 
 
-def test_ten_thousand_rows_and_a_thousand_columns_are_no_burden(read):
-    # Bounds of work, not of time: cells are read column by column.
+def test_a_scale_of_log_odds_is_one_whatever_the_score_is_called(read):
+    text = "backbone,optimizer,score\na,sgd,70\na,adam,71\n"
+    found = read(text, scale=Scale(log_odds=True))
+    pandas.testing.assert_frame_equal(found.runs, read(text, score="log-odds").runs)
+    assert found.unit == "log-odds"
+    frame = sweep_results()
+    assert from_results(frame, scale=Scale(log_odds=True)).unit == "log-odds"
+    with pytest.raises(UserError, match="Log-odds need accuracies"):
+        from_results(frame, "train loss", scale=Scale(log_odds=True))
+
+
+def test_a_table_of_ninety_thousand_cells_is_read_as_it_is(read):
     names = [f"n{i}" for i in range(300)]
     values = np.random.default_rng(0).uniform(60, 80, (300, 300)).round(2)
     frame = pandas.DataFrame(values, index=pandas.Index(names, name="optimizer"), columns=names)
