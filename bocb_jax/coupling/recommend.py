@@ -24,8 +24,8 @@ SHRUNK = (
     "optimizers do on the other backbones as far as that noise warrants, and ordered by the result."
 )
 OVERALL = "Optimizers come in the order of their mean regret."
-# Regrets count up to this many times what counts as equal where scores are drawn towards those on
-# other backbones: whether an optimizer fails by 10 or by 40 points elsewhere says the same.
+# Where scores are drawn towards those on other backbones, regrets there count up to this many times
+# what counts as equal: whether an optimizer fails by 10 or by 40 points elsewhere says the same.
 _CAP = 8
 
 
@@ -54,7 +54,7 @@ class Advice:
     backbone: str | None  # whose scores these are; None: all backbones together
     exact: bool  # whether that is the backbone that was asked for
     why: str  # which scores the advice rests on, in a sentence
-    choices: tuple[Choice, ...]  # the best first
+    choices: tuple[Choice, ...]  # the best first; none of those to avoid
     avoid: tuple[str, ...]  # optimizers whose runs failed or that are far behind, in words
     candidates: int  # optimizers with a score
     general: str | None  # the best optimizer on other families; None where it is not known
@@ -75,7 +75,7 @@ def recommend(table: ScoreTable, model: str, *, most: int = 3) -> Advice | None:
     Args:
       table: any scores, published or your own.
       model: a backbone, as the table, the paper or this project names it.
-      most: number of choices.
+      most: largest number of choices.
 
     Returns:
       None where the table has no two optimizers to choose among.
@@ -85,19 +85,22 @@ def recommend(table: ScoreTable, model: str, *, most: int = 3) -> Advice | None:
     if backbone is not None and regret[backbone].count() < 2:
         backbone, exact = None, False
         why = f"{model} has fewer than two optimizers with a score here, so all backbones stand in."
-    noise = None if backbone is None else _noise_on(table, backbone)
+    noise, errors = (None, None) if backbone is None else _noise_on(table, backbone)
     if backbone is None:
         column, rule = costs_of(table)[regret.notna().any(axis=1)].mean(axis=1).dropna(), OVERALL
-    elif noise is None or regret.notna().any().sum() < 2:
+    elif errors is None or regret.notna().any().sum() < 2:
         column, rule = regret[backbone].dropna(), PLAIN
     else:
-        counts = table.counts()[backbone]
-        costs = costs_of(table).clip(upper=_CAP * table.equal if table.equal > 0 else None)
-        column = shrink(costs, backbone, noise**2 / counts[counts > 0])
+        cap = _CAP * table.equal if table.equal > 0 else None
+        column = shrink(costs_of(table), backbone, errors, cap=cap)
         rule = SHRUNK.format(sd=f"{noise:.2g}", unit=table.unit)
     if len(column) < 2:
         return None
-    order = column.sort_values(kind="stable").index[:most]
+    avoid, failed = dict[str, str](), list[str]()
+    if backbone is not None:
+        avoid = _avoid(table, regret[backbone], column)
+        failed = [f"{o} (no run finished)" for o, none in table.failed()[backbone].items() if none]
+    order = [name for name in column.sort_values(kind="stable").index if name not in avoid][:most]
     general, price = (None, None) if backbone is None else _general(table, backbone)
     fails = general is not None and bool(diverged(table).at[general, backbone])
     return Advice(
@@ -106,7 +109,7 @@ def recommend(table: ScoreTable, model: str, *, most: int = 3) -> Advice | None:
         exact=exact,
         why=why,
         choices=tuple(_choice(table, regret, backbone, name) for name in order),
-        avoid=_avoid(table, regret, backbone),
+        avoid=(*failed, *avoid.values()),
         candidates=len(column),
         general=general,
         price=price,
@@ -118,37 +121,47 @@ def recommend(table: ScoreTable, model: str, *, most: int = 3) -> Advice | None:
     )
 
 
-def _noise_on(table: ScoreTable, backbone: str) -> float | None:
-    """Return the standard deviation of a run on a backbone; None if it is not known."""
+def _noise_on(table: ScoreTable, backbone: str) -> tuple[float | None, pandas.Series | None]:
+    """Return the standard deviation of a run on a backbone, and the variances of its means.
+
+    Both are None where the noise is not known.
+    """
     spread = "spread" in table.runs and table.runs["spread"].notna().any()
     if table.noise is None and not spread and table.one_seed:
-        return None
+        return None, None
     # Imported here, because scipy takes half a second, and published tables do without.
-    from bocb_jax.coupling.noise import estimate_noise
+    from bocb_jax.coupling.noise import estimate_noise, noise_of
 
-    found = float(estimate_noise(table).at[backbone, "sd"])
-    return found if np.isfinite(found) else None
+    noise = estimate_noise(table)
+    usual = float(noise.at[backbone, "sd"])
+    if not np.isfinite(usual):
+        return None, None
+    counts = table.counts()[backbone]
+    counts = counts[counts > 0]
+    sd, _ = noise_of(noise, backbone, counts.index)
+    return usual, sd**2 / counts
 
 
-def shrink(costs: pandas.DataFrame, backbone: str, error: pandas.Series) -> pandas.Series:
+def shrink(
+    costs: pandas.DataFrame, backbone: str, error: pandas.Series, *, cap: float | None = None
+) -> pandas.Series:
     """Return the regrets on a backbone, drawn towards those on the others by empirical Bayes.
 
     What an optimizer does on the other backbones predicts what it does here, but for a difference
     of its own. A regret is the prediction plus the part of the observed difference that is not
-    noise: own variance / (own variance + variance of the mean). On tables drawn around the paper's
-    this loses no more than the plain best, and much less where noise is large; calling equal what
-    is within a least significant difference loses more than either.
+    noise: own variance / (own variance + variance of the mean).
 
     Args:
       costs: regrets, optimizers x backbones, two backbones at least.
       backbone: one of them.
       error: variances of the means there, of the optimizers that have one.
+      cap: what a regret on another backbone counts at most; None: all that it is.
 
     Returns:
       A figure for each of these optimizers; lower is better.
     """
     here = costs.loc[error.index, backbone]
-    elsewhere = costs.loc[error.index].drop(columns=backbone).mean(axis=1)
+    elsewhere = costs.loc[error.index].drop(columns=backbone).clip(upper=cap).mean(axis=1)
     elsewhere = elsewhere.fillna(elsewhere.median()).fillna(0.0)
     difference = here - elsewhere
     usual = difference.median()
@@ -255,16 +268,18 @@ def _rates(
     return None, None, "not recorded"
 
 
-def _avoid(table: ScoreTable, regret: pandas.DataFrame, backbone: str | None) -> tuple[str, ...]:
-    """Name what is far behind on a backbone, or had no run that finished."""
-    if backbone is None:
-        return ()
-    failed = table.failed()[backbone]
-    said = [f"{name} (no run finished)" for name in failed.index[failed]]
-    for name, behind in regret[backbone].sort_values(ascending=False).items():
-        if behind > FAR * table.equal + 1e-9:
-            said.append(f"{name} ({behind:.3g} behind)")
-    return tuple(said)
+def _avoid(table: ScoreTable, regret: pandas.Series, column: pandas.Series) -> dict[str, str]:
+    """Return in words which optimizers are far behind on a backbone, the worst first.
+
+    Args:
+      table: the scores.
+      regret: of every optimizer there.
+      column: what they are ordered by. What is far behind in the scores alone may be noise.
+    """
+    limit = FAR * table.equal + 1e-9
+    far = column.index[column - column.min() > limit]
+    behind = regret[far].sort_values(ascending=False)
+    return {str(name): f"{name} ({by:.3g} behind)" for name, by in behind[behind > limit].items()}
 
 
 def at_budget(table: ScoreTable, trials: int) -> ScoreTable:
