@@ -17,7 +17,7 @@ from bocb_jax.checked import Count, FilePath, Number, Rule, Seed, Text
 from bocb_jax.command_line import Parser, path_of, value_of
 from bocb_jax.console import console
 from bocb_jax.errors import UserError
-from bocb_jax.storage.remote import local_copy
+from bocb_jax.storage.remote import is_url, local_copy
 
 if TYPE_CHECKING:
     from bocb_jax.coupling.analysis import Analysis
@@ -38,9 +38,10 @@ SCORES = {"accuracy": "test accuracy", "loss": "train loss", "log-odds": "log-od
 def main(arguments: list[str]) -> int:
     """Analyze the scores that the command line names, and return the exit code."""
     options = _parser().parse_args(arguments)
-    with local_copy(options.source) as source:
+    given = options.source
+    with local_copy(given) as source:
         options.source = source and Path(source)
-        _run(options)
+        _run(options, given)
     return 0
 
 
@@ -153,7 +154,13 @@ def _add_table_options(parser: Parser) -> None:
     )  # fmt: skip
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace, given: str | None) -> None:
+    """Print the verdict and write the report.
+
+    Args:
+      options: of the command line; their source is on this machine.
+      given: the source as the command line names it, a path or a URL.
+    """
     # Imported here, so that --help is fast.
     from bocb_jax.coupling import curves
     from bocb_jax.coupling.analysis import analyze
@@ -171,7 +178,7 @@ def _run(options: argparse.Namespace) -> None:
         resamples=options.resamples,
         seed=options.seed,
     )
-    sweep = find_sweep(workdir)
+    sweep = find_sweep(workdir, given if is_url(given or "") else None)
     _print_verdict(analysis, sweep)
     if options.no_report:
         return
@@ -213,11 +220,15 @@ def _print_listed(title: str, lines: Sequence[str]) -> None:
         print(f"- {line}")
 
 
-def find_sweep(workdir: Path | None) -> "Sweep | None":
+def find_sweep(workdir: Path | None, url: str | None = None) -> "Sweep | None":
     """Return the sweep that wrote a folder, if the file of its study is found.
 
     The folder holds what was swept, but not from which file: a file of the study's name, here or in
     experiments/, counts if it asks for the same but for backbones, optimizers and final seeds.
+
+    Args:
+      workdir: the folder, on this machine.
+      url: of which it is a copy, if it is one.
     """
     from bocb_jax.report.more_runs import Sweep
     from bocb_jax.run_files import read_study
@@ -232,7 +243,7 @@ def find_sweep(workdir: Path | None) -> "Sweep | None":
             if path.is_file():
                 content = read_study_file(path).to_dict()
                 if _without_pairs(content) == _without_pairs(swept):
-                    return Sweep(str(path), str(workdir))
+                    return Sweep(str(path), url or str(workdir), content["search"]["seed"])
     except UserError:
         pass  # a study of another version; the report does without
     return None

@@ -1,12 +1,14 @@
 """`bocb analyze`: every kind of input, the verdict in words, errors as sentences and exit code."""
 
+import json
 import subprocess
 import sys
 
 import pytest
-from helpers import synthetic_runs
+from helpers import made_runs, synthetic_runs
 
 from bocb_jax.__main__ import main
+from bocb_jax.study.spec import Search, Study
 
 QUICK = ["--resamples", "20"]
 
@@ -173,3 +175,19 @@ def test_sentences_state_what_is_good_and_what_to_avoid(tmp_path, capsys, score,
         f"Distances of up to {near} count as equal"
         in (tmp_path / "report" / "index.html").read_text()
     )
+
+
+def test_the_command_for_more_runs_names_the_url_that_was_given(tmp_path, capsys, monkeypatch):
+    study = Study(name="made", backbones=("net*",), optimizers=("opt*",), search=Search(seed=3))
+    made_runs.finish_all(made_runs.cells(study, tmp_path / "runs", 2, 2), tmp_path / "runs")
+    (tmp_path / "runs" / "study.json").write_text(json.dumps(study.to_dict()))
+    (tmp_path / "made.toml").write_text(
+        'name = "made"\nbackbones = ["net0"]\noptimizers = ["opt*"]\n[search]\nseed = 3\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    for source in ("runs", f"file://{tmp_path}/runs"):
+        code, text, _ = run(capsys, source, "--no-report")
+        assert code == 0
+        command = f"bocb sweep made.toml --workdir {source} --backbones net0,net1 "
+        # Not seed 3, which is that of the search.
+        assert f"{command}--optimizers opt0,opt1 --final.seeds '[0, 4, 5]'" in text

@@ -77,7 +77,7 @@ def said(analysis):
         *summary.warnings(analysis),
     ]
     found += [summary.backbone_sentence(analysis, name) for name in analysis.table.backbones]
-    for wanted in more_runs(analysis, Sweep("study.toml", "runs")):
+    for wanted in more_runs(analysis, Sweep("study.toml", "runs", 0)):
         found += [wanted.sentence, wanted.command]
     page = markdown.render(build_document(analysis), build_heat_map(analysis))
     return [*found, *page.splitlines()]

@@ -1,5 +1,6 @@
 """The first sentences: what they say of tables that were once judged wrongly, and of noise."""
 
+import dataclasses
 import json
 import shlex
 
@@ -89,7 +90,7 @@ def test_what_would_decide_is_a_command(analyzed):
     found = analyzed(scores)
     undecided = found.free[found.free["word"] == "undecided"]
     assert len(undecided)
-    wanted = more_runs(found, Sweep("my study.toml", "runs/mine"))
+    wanted = more_runs(found, Sweep("my study.toml", "runs/mine", 7))
     commands = [shlex.split(one.command) for one in wanted if one.command]
     assert commands
     for words in commands:
@@ -97,6 +98,32 @@ def test_what_would_decide_is_a_command(analyzed):
         options = dict(zip(words[5::2], words[6::2], strict=True))
         assert set(options["--backbones"].split(",")) <= set(undecided.index)
         seeds = json.loads(options["--final.seeds"])
-        assert seeds[:2] == [0, 1]
-        assert len(seeds) == len(set(seeds)) > 2
+        assert seeds[:3] == [0, 1, 8]
     assert all(not one.command for one in more_runs(found))
+
+
+def test_a_command_trains_as_many_more_seeds_as_it_says(analyzed):
+    # Net 3 has ten seeds, the others two, of which one diverged in a cell of each.
+    rng = np.random.default_rng(4)
+    scores = 80 - 0.5 * np.arange(4)[:, None, None] + 0.4 * rng.standard_normal((4, 4, 10))
+    found = analyzed(scores)
+    runs = found.table.runs
+    runs = runs[(runs["backbone"] == "net3") | (runs["seed"].astype(int) < 3)].copy()
+    lost = (runs["optimizer"] == "lamb") & (runs["seed"].astype(int) == 2)
+    lost &= runs["backbone"] != "net3"
+    runs.loc[lost, ["score", "status"]] = [np.nan, "diverged"]
+    found = analyze(dataclasses.replace(found.table, runs=runs), resamples=50)
+    commands = 0
+    for wanted in more_runs(found, Sweep("study.toml", "runs", 5)):
+        if not wanted.command:
+            continue
+        words = shlex.split(wanted.command)
+        more, seeds = (
+            int(wanted.sentence.split()[0]),
+            json.loads(words[words.index("--final.seeds") + 1]),
+        )
+        known = 10 if "net3" in words[words.index("--backbones") + 1] else 3
+        start = max(known, 6)
+        assert seeds == [*range(known), *range(start, start + more)]
+        commands += 1
+    assert commands
