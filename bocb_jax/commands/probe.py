@@ -1,9 +1,9 @@
 """Your own backbone or optimizer in minutes: `bocb probe --model mypkg:MyNet`, or `--opt`.
 
 A backbone is trained with a few optimizers beside two known backbones; an optimizer is trained
-against the same optimizers on small backbones of both camps. Every pair has as many learning rates
-and seeds. More seeds are added until the answer is decided or the budget is spent. This process
-never imports JAX; the sweep's workers do.
+against the same optimizers on small backbones of both camps. Every pair has the same number of
+learning rates and seeds. More seeds are added until the answer is decided or the budget is spent.
+This process never imports JAX; the sweep's workers do.
 """
 
 import argparse
@@ -99,12 +99,13 @@ def optimizers() -> tuple[str, ...]:
     return tuple(dict.fromkeys(["sgd", "adamw", *map(to_opt, best)]))
 
 
-def study_for(options: argparse.Namespace, seeds: int) -> "Study":
+def study_for(options: argparse.Namespace, seeds: int, device_hours: float) -> "Study":
     """Return the study, with the user's own first so that a small budget is spent on it.
 
     Args:
       options: of the command line.
       seeds: final runs of each pair.
+      device_hours: after which no run starts.
     """
     from bocb_jax.study.spec import Budget, Final, Search, Study
 
@@ -129,7 +130,7 @@ def study_for(options: argparse.Namespace, seeds: int) -> "Study":
         },
         search=Search(kind="grid", lr_factors=(0.1, 1, 10)),
         final=Final(seeds=tuple(range(1, seeds + 1))),
-        budget=Budget(device_hours=hours(options.budget)),
+        budget=Budget(device_hours=device_hours),
     )
 
 
@@ -139,15 +140,29 @@ def _run(options: argparse.Namespace) -> int:
     if options.workdir is None:
         name = options.model or options.opt
         options.workdir = f"runs/probe-{re.sub(r'[^A-Za-z0-9_.]+', '-', name)}"
+    left, before = hours(options.budget), _taken(options.workdir)
     for seeds in range(min(FIRST_SEEDS, options.seeds), options.seeds + 1):
-        code = sweep(study_for(options, seeds), options.workdir, workers=options.workers)
+        code = sweep(study_for(options, seeds, left), options.workdir, workers=options.workers)
         if code not in (0, 1):
             return code
+        left = hours(options.budget) - (_taken(options.workdir) - before)
         with local_copy(options.workdir) as here:
-            if code == 1 or seeds == options.seeds or decided(Path(here), options):
-                report(Path(here), options, spent=code == 1)
+            done = code == 0 and (seeds == options.seeds or decided(Path(here), options))
+            if code == 1 or done or left <= 0:
+                report(Path(here), options, spent=not done)
                 return 0
     return 0
+
+
+def _taken(workdir: str) -> float:
+    """Return the device hours of the runs in a folder that have ended; 0 without any."""
+    from bocb_jax import results
+
+    try:
+        with local_copy(workdir) as here:
+            return float(results.load(Path(here))["wall_seconds"].sum()) / 3600
+    except UserError:
+        return 0.0
 
 
 def decided(workdir: Path, options: argparse.Namespace) -> bool:

@@ -56,7 +56,7 @@ def test_the_optimizers_are_the_portfolio_and_the_usual_ones():
 
 
 def test_study_begins_with_the_net():
-    study = probe.study_for(options_of("--model", "mypkg:MyNet"), 2)
+    study = probe.study_for(options_of("--model", "mypkg:MyNet"), 2, 0.5)
     assert study.backbones == ("mypkg:MyNet", "resnet_mini", "vit_mini")
     assert study.optimizers == probe.optimizers()
     assert study.budget.device_hours == 0.5
@@ -65,12 +65,12 @@ def test_study_begins_with_the_net():
 
 
 def test_study_of_an_optimizer_puts_it_before_the_others_at_an_equal_budget():
-    study = probe.study_for(options_of("--opt", "mypkg:my_opt", "--epochs", "3"), 3)
+    study = probe.study_for(options_of("--opt", "mypkg:my_opt", "--epochs", "3"), 3, 0.5)
     assert study.optimizers == ("mypkg:my_opt", *probe.optimizers())
     assert study.backbones == probe.BACKBONES
     assert study.train["epochs"] == 3
     assert study.search.lr_factors == (0.1, 1, 10)
-    known = probe.study_for(options_of("--opt", "adamw"), 2)
+    known = probe.study_for(options_of("--opt", "adamw"), 2, 0.5)
     assert known.optimizers == ("adamw", "sgd", "sgdp", "adan")
 
 
@@ -109,6 +109,15 @@ def test_what_it_says_of_an_optimizer(tmp_path, capsys):
         probe.report(path, options_of("--opt", "your:opt"))
 
 
+def test_unknown_noise_is_not_taken_for_noise_that_no_seeds_would_overcome(tmp_path, capsys):
+    names = ["my:opt", *probe.optimizers()]
+    path = saved(tmp_path, probe.BACKBONES, names, rates=3, seeds=1)
+    probe.report(path, options_of("--opt", "my:opt"), spent=True)
+    out = capsys.readouterr().out
+    assert out.count("; the noise between seeds is not known, so nothing is decided.") == 5
+    assert "would not decide" not in out
+
+
 def test_an_optimizer_under_another_name_is_equal_over_all_backbones(tmp_path, capsys):
     frame = synthetic_runs.results(probe.BACKBONES, probe.optimizers(), rates=3, seeds=3)
     twin = frame[frame["optimizer"] == "adamw"].assign(optimizer="my:opt")
@@ -133,10 +142,40 @@ def test_more_seeds_are_asked_for_while_they_would_decide(tmp_path):
     assert probe.decided(path, options_of("--model", "my_net", "--seeds", "2"))
 
 
+def test_all_rounds_of_seeds_share_the_budget(tmp_path, capsys, monkeypatch):
+    """Two seeds and three rates take 9 minutes, of which another probe had taken 3."""
+    rng, given = np.random.default_rng(0), []
+    frame = synthetic_runs.results(["my_net", "resnet_mini"], probe.optimizers(), rates=3, seeds=5)
+    final = frame["phase"] == "final"
+    noise = rng.normal(0, 0.004, final.sum())
+    frame.loc[final, "test_accuracy"] = frame.loc[final, "test_accuracy"].to_numpy(float) + noise
+    frame["wall_seconds"] = 540 / (frame["seed"] < 2).sum()
+
+    def sweep(study, workdir, workers):
+        given.append(study.budget.device_hours)
+        kept = ~final | (frame["seed"] < len(study.final.seeds))
+        frame[kept].to_parquet(tmp_path / "results.parquet")
+        return 0
+
+    frame.head(1).assign(wall_seconds=180).to_parquet(tmp_path / "results.parquet")
+    monkeypatch.setattr("bocb_jax.sweep.sweep", sweep)
+    words = ("--model", "my_net", "--workdir", str(tmp_path / "results.parquet"))
+    assert probe._run(options_of(*words, "--budget", "30m")) == 0
+    assert given[0] == 0.5
+    assert given[1] == pytest.approx(0.4)
+    assert given == sorted(given, reverse=True)
+    assert "The budget was spent" not in capsys.readouterr().out
+    given.clear()
+    frame.head(1).assign(wall_seconds=180).to_parquet(tmp_path / "results.parquet")
+    assert probe._run(options_of(*words, "--budget", "5m")) == 0
+    assert len(given) == 1
+    assert "The budget was spent" in capsys.readouterr().out
+
+
 def test_starts_no_jax():
     code = "import sys, bocb_jax.commands.probe as p"
     code += (
-        "; p.study_for(p._parser().parse_args(['--model', 'x']), 2)"
+        "; p.study_for(p._parser().parse_args(['--model', 'x']), 2, 1)"
         "; assert 'jax' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
