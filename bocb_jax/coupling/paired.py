@@ -7,6 +7,7 @@ import pandas
 from scipy.optimize import brentq
 
 from bocb_jax.coupling.best import dunnett_quantile
+from bocb_jax.coupling.choice import MOST_SEEDS
 from bocb_jax.coupling.costs import diverged
 from bocb_jax.coupling.noise import moderate
 from bocb_jax.coupling.score_table import ScoreTable
@@ -142,7 +143,7 @@ def judge_paired(table: ScoreTable, name: str, compared: pandas.DataFrame) -> pa
       distance to the best of the others), verdict: "helps" (shown to be ahead of all others), "as
       good" (shown to be at most `table.equal` behind any), "fails" (shown to be further behind
       one, or diverged where another finished), "undecided"; and seeds, the number that would
-      decide if differences and noise stayed, NaN where not known or above 30.
+      decide if differences and noise stayed, NaN where not known or above `MOST_SEEDS`.
     """
     failed = diverged(table)
     rows: dict[str, dict[str, Any]] = {}
@@ -179,10 +180,10 @@ def _verdict(low: float, high: float, equal: float) -> str:
     return "as good" if low >= -equal - 1e-9 else "undecided"
 
 
-def _deciding_seeds(here: pandas.DataFrame, equal: float, most: int = 30) -> float:
+def _deciding_seeds(here: pandas.DataFrame, equal: float) -> float:
     """Return the least number of seeds that would decide, at the present differences and noise."""
     half = (here["high"] - here["difference"]) * np.sqrt(here["n"])
-    for n in range(int(here["n"].min()) + 1, most + 1):
+    for n in range(int(here["n"].min()) + 1, MOST_SEEDS + 1):
         low = (here["difference"] - half / np.sqrt(n)).min()
         high = (here["difference"] + half / np.sqrt(n)).min()
         if _verdict(low, high, equal) != "undecided":

@@ -4,6 +4,7 @@ import math
 
 import pandas
 
+from bocb_jax.coupling.choice import MOST_SEEDS
 from bocb_jax.coupling.costs import costs_of, diverged
 from bocb_jax.coupling.paired import compare_overall, compare_paired, judge_paired
 from bocb_jax.coupling.placement import place
@@ -36,7 +37,10 @@ def model_lines(analysis: Analysis, model: str) -> list[str]:
     lines = [summary.backbone_sentence(analysis, name) for name in names]
     row = analysis.free.loc[model]
     if row["word"] == "undecided":
-        lines.append(f"Whether {model} is bound to some of them is undecided{_seeds(row['seeds'])}")
+        lines.append(
+            f"Whether the choice is free or bound on {label(model)} is undecided"
+            f"{_seeds(row['seeds'], 'every cell')}"
+        )
     regret, counts = analysis.regret[model], table.counts()[model]
     words = [
         f"{label(opt)} {gap(table, behind)} (n = {counts[opt]})"
@@ -66,8 +70,8 @@ def optimizer_lines(analysis: Analysis, opt: str) -> list[str]:
     found = judge_paired(table, opt, compare_paired(table, opt))
     others = [name for name in table.optimizers if name != opt]
     lines = [
-        f"{label(opt)} against {listed(labels(others))}, with as many learning rates each and the "
-        "same seeds:"
+        f"{label(opt)} against {listed(labels(others))}, with the same number of "
+        "learning rates each and the same seeds:"
     ]
     for verdict in ("helps", "as good", "fails", "undecided"):
         for backbone, row in found[found["verdict"] == verdict].iterrows():
@@ -94,7 +98,11 @@ def _verdict(table: ScoreTable, backbone: str, row: pandas.Series) -> str:
     if is_known(row["low"]) and is_known(row["high"]):
         ends = [row["low"], row["high"]] if where == "ahead of" else [-row["high"], -row["low"]]
         text += f" ({' to '.join(number(table, end) for end in ends)})"
-    return text + (_seeds(row["seeds"]) if verdict == "undecided" else ".")
+    if verdict != "undecided":
+        return f"{text}."
+    if not is_known(row["low"]):
+        return f"{text}; the noise between seeds is not known, so nothing is decided."
+    return text + _seeds(row["seeds"], "each pair")
 
 
 def _overall(table: ScoreTable, opt: str) -> list[str]:
@@ -124,10 +132,11 @@ def _overall(table: ScoreTable, opt: str) -> list[str]:
     return [f"{whole}, {label(opt)} minus each of the others: {together}."]
 
 
-def _seeds(needed: float) -> str:
+def _seeds(needed: float, cells: str) -> str:
+    """Return how many seeds would decide what is undecided although the noise is known."""
     if math.isnan(needed):
-        return "; 30 seeds would not decide it either."
-    return f"; {needed:.0f} seeds of each pair would decide it, if noise and means stay."
+        return f"; {MOST_SEEDS} seeds would not decide it either."
+    return f"; {needed:.0f} seeds of {cells} would decide it, if noise and means stay."
 
 
 def _general(analysis: Analysis, opt: str) -> list[str]:
