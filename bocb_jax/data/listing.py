@@ -25,8 +25,7 @@ _SYSTEM_NAMES = frozenset(
         *("$recycle.bin", "recycler", "system volume information", "__pycache__"),
     )
 )
-
-
+_NO_INODES = (0, 2**32 - 1)  # what file systems without inode numbers say of every file
 # A larger file is no image to train on; it would be read into memory whole.
 MAX_FILE_BYTES = 2**29
 
@@ -247,18 +246,26 @@ def take_each_image_once(splits: dict[str, Listing]) -> None:
                     f"The folder '{min(shared)}' belongs to both the {key} and the {other} images; "
                     "a link leads from one to the other. Remove it."
                 )
+    ends = np.cumsum([len(splits[key].records) for key in order])[:-1]
+    inodes = np.concatenate([splits[key].inodes for key in order])
     # To ask for the identity of every file takes long on network drives. It is needed only where
     # there are symbolic links, or where two names have the same inode number, as hard links do.
-    inodes = np.concatenate([splits[key].inodes for key in order])
-    has_links = any(split.has_links for split in splits.values())
-    if not has_links and len(np.unique(inodes)) == len(inodes):
+    if any(split.has_links for split in splits.values()):
+        asked = np.ones(len(inodes), bool)
+    else:
+        asked = _repeated(inodes)
+    if not asked.any():
         return
-    files = np.concatenate([_identities(splits[key].records) for key in order])
+    files = np.concatenate(
+        [
+            _identities(splits[key].records.subset(part))
+            for key, part in zip(order, np.split(asked, ends), strict=True)
+        ]
+    )
     _, first = np.unique(files, return_index=True)
-    once = np.zeros(len(files), bool)
-    once[first] = True
-    sizes = [len(splits[key].records) for key in order]
-    for key, kept in zip(order, np.split(once, np.cumsum(sizes)[:-1]), strict=True):
+    once = ~asked
+    once[np.flatnonzero(asked)[first]] = True
+    for key, kept in zip(order, np.split(once, ends), strict=True):
         if left_out := int((~kept).sum()):
             logger.warning(
                 "%d of the %s images, the first of them '%s', are links to files that are listed "
@@ -268,6 +275,12 @@ def take_each_image_once(splits: dict[str, Listing]) -> None:
                 splits[key].records.name(int(np.argmin(kept))),
             )
             splits[key].keep(kept)
+
+
+def _repeated(inodes: np.ndarray) -> np.ndarray:
+    """Return which inode numbers occur twice, (N,) of bool, but for those of no meaning."""
+    _, place, counts = np.unique(inodes, return_inverse=True, return_counts=True)
+    return (counts[place] > 1) & ~np.isin(inodes, _NO_INODES)
 
 
 def _identities(records: FileRecords) -> np.ndarray:

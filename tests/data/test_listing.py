@@ -1,5 +1,6 @@
 """Which files are images of a class: what is passed over, links, pipes, and odd names."""
 
+import dataclasses
 import os
 import socket
 import unicodedata
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.image_folder import make_folder, write
 
-from bocb_jax.data import listing, open_dataset
+from bocb_jax.data import image_folder, listing, open_dataset
 from bocb_jax.errors import UserError
 
 
@@ -132,6 +133,30 @@ def test_each_file_with_hard_links_is_taken_once(folder, caplog, monkeypatch):
     assert "leak.png" not in str(names(data, "train") + names(data, "validation"))
     assert "2 of the train images" in caplog.text
     assert "1 of the validation images" in caplog.text
+
+
+def test_only_files_whose_number_repeats_are_asked_for_theirs(folder, monkeypatch):
+    (folder / "train" / "cat" / "again.png").hardlink_to(folder / "train" / "cat" / "000.png")
+    asked = []
+    identities = listing._identities
+    monkeypatch.setattr(
+        listing, "_identities", lambda records: (asked.append(len(records)), identities(records))[1]
+    )
+    assert sizes(open_folder(folder)) == SIZES
+    assert sum(asked) == 2
+
+
+@pytest.mark.parametrize("number", [0, 2**32 - 1])
+def test_where_folders_have_no_inode_numbers_no_file_is_asked(folder, monkeypatch, number):
+    list_images = listing.list_images
+
+    def listed(*arguments, **options):
+        found = list_images(*arguments, **options)
+        return dataclasses.replace(found, inodes=np.full_like(found.inodes, number))
+
+    monkeypatch.setattr(image_folder, "list_images", listed)
+    monkeypatch.setattr(listing, "_identities", None)
+    assert sizes(open_folder(folder)) == SIZES
 
 
 @pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
