@@ -122,7 +122,6 @@ def load(path: str | Path) -> Any:
     Raises:
       UserError: there is nothing at the path, or it is not a table of results.
     """
-    import pandas
     from pyarrow import parquet
 
     path = Path(path)
@@ -137,8 +136,9 @@ def load(path: str | Path) -> Any:
                 f"{path} is not a table of results: it has {rows} rows of {columns} columns in "
                 f"{path.stat().st_size} bytes."
             )
-        table.read().validate(full=True)  # texts are UTF-8
-        frame = pandas.read_parquet(path)
+        content = table.read()
+        content.validate(full=True)  # texts are UTF-8
+        frame = content.to_pandas()
     except UserError:
         raise
     except Exception as error:
