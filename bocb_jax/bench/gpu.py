@@ -175,8 +175,10 @@ def compare(
         for _ in range(rounds - 1):
             for key in best.values():
                 answer = sides[key.side].ask(batch=key.batch, form=key.form, steps=steps)
-                if "seconds" in answer:
-                    blocks[key].append(key.batch / answer["seconds"])
+                if "error" in answer:
+                    problems.append(f"{key}, a further round: {answer['error']}")
+                    continue
+                blocks[key].append(key.batch / answer["seconds"])
     timings = {
         side: Timing(
             batch_size=key.batch,
@@ -201,6 +203,9 @@ class _Key(NamedTuple):
     side: str
     form: str
     batch: int
+
+    def __str__(self) -> str:
+        return f"{self.side}, {self.form}, batch {self.batch}"
 
 
 _FORMS = {"ours": ("compiled",), "theirs": ("compiled", "eager")}
@@ -241,7 +246,7 @@ def _search(
                     side.ask(batch=batch, form=form, steps=steps),
                 )
                 if "error" in answer:
-                    problems.append(f"{name}, {form}, batch {batch}: {answer['error']}")
+                    problems.append(f"{key}: {answer['error']}")
                     continue
                 if form == "compiled" and warm[name] is not None:
                     answer["warm"] = warm[name]

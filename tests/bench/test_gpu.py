@@ -74,6 +74,21 @@ def test_a_side_that_never_fits_leaves_no_ratio(compare):
     assert "ours, compiled, batch 128: out of memory" in found.problems
 
 
+def test_a_further_round_that_fails_is_named(compare, monkeypatch):
+    rates = {("compiled", 128): 300.0}
+
+    def receive(self, before=Pretended.receive):
+        answer = before(self)
+        if len(self.asked) == 6:  # after two batch sizes, each warmed up and timed, and a round
+            return {"error": "out of memory"}
+        return answer
+
+    monkeypatch.setattr(Pretended, "receive", receive)
+    found = compare(rates, {}, name="resnet_mini")
+    assert found.ours.images_per_second == 300
+    assert "ours, compiled, batch 128, a further round: out of memory" in found.problems
+
+
 def test_a_backbone_that_pytorch_lacks_is_timed_alone(compare):
     found = compare({("compiled", 128): 300.0}, {}, name="resnet_mini")
     assert found.theirs is None
