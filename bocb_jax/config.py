@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -370,14 +371,34 @@ def dotted(words: list[str], table: str) -> tuple[dict[str, Any], list[str]]:
     Raises:
       UserError: a flag has no value.
     """
+    prefix = f"{table}."
+    found, remaining = settings_in(words, lambda name: name.startswith(prefix) and name != prefix)
+    return {name.removeprefix(prefix): value for name, value in found.items()}, remaining
+
+
+def settings_in(
+    words: list[str], is_wanted: Callable[[str], bool] = bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Take `--name value` and `--name=value` out of a command line.
+
+    Args:
+      words: of the command line.
+      is_wanted: whether to take a name, in which "-" is "_" already.
+
+    Returns:
+      The values by name, and the remaining words.
+
+    Raises:
+      UserError: a flag has no value.
+    """
     found: dict[str, Any] = {}
     remaining = []
     words = list(words)
     while words:
         word = words.pop(0)
         flag, equals, value = word.partition("=")
-        start, _, name = flag.replace("-", "_").partition(".")
-        if start != f"__{table}" or not name:
+        name = flag[2:].replace("-", "_")
+        if not flag.startswith("--") or not is_wanted(name):
             remaining.append(word)
             continue
         if not equals:

@@ -23,7 +23,7 @@ from bocb_jax.checked import (
     read_toml,
     settings,
 )
-from bocb_jax.config import TrainConfig, from_dict, value_in
+from bocb_jax.config import TrainConfig, from_dict, settings_in
 from bocb_jax.errors import UserError
 
 # Settings of a run that [train] may not hold: the study, or the sweep, decides them.
@@ -201,18 +201,9 @@ def overrides_of(words: list[str]) -> dict[str, Any]:
     Raises:
       UserError: a word is not an option, or an option lacks its value.
     """
-    found: dict[str, Any] = {}
-    words = list(words)
-    while words:
-        word = words.pop(0)
-        name, equals, value = word.partition("=")
-        if not name.startswith("--"):
-            raise UserError(f"'{word}' is not understood; settings are given as --name value.")
-        if not equals:
-            if not words or words[0].startswith("--"):
-                raise UserError(f"{name} needs a value.")
-            value = words.pop(0)
-        found[name[2:].replace("-", "_")] = value_in(value)
+    found, remaining = settings_in(words)
+    if remaining:
+        raise UserError(f"'{remaining[0]}' is not understood; settings are given as --name value.")
     for name in ("backbones", "optimizers"):
         if isinstance(found.get(name), str):
             found[name] = tuple(found[name].split(","))
