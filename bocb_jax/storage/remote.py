@@ -22,7 +22,7 @@ MANIFEST = "mirror.json"  # of a run: the files that belong together; see `mirro
 RUN_FILES = ("config.json", "result.json")  # small files of every run directory
 _BATCH = 2000  # files read at once
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "r2")
-_TABLES = (".parquet", ".csv")
+_TABLES = (".parquet", ".csv", ".tsv", ".txt", ".json", ".jsonl")
 _EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 
 
@@ -271,7 +271,7 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def is_table(file: Path) -> bool:
-    """Return whether the name of a file is that of a table of results."""
+    """Return whether a name at a URL is that of a table in a file, and not of a folder of runs."""
     return file.suffix.lower() in _TABLES
 
 

@@ -72,6 +72,13 @@ def test_files_are_written_read_and_deleted(url, tmp_path):
         store.download(["c/../../z"], tmp_path / "back")
 
 
+@pytest.mark.parametrize("name", ["t.parquet", "t.csv", "t.tsv", "t.txt", "t.json", "t.JSONL"])
+def test_a_table_of_any_form_is_downloaded_as_a_file(url, name):
+    Store(url).write(name, b"content")
+    with remote.local_copy(f"{url}/{name}") as file:
+        assert file.read_bytes() == b"content"
+
+
 def test_a_driver_that_is_missing_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UserError, match=r"pip install 'bocb-jax\[remote\]', or gcsfs alone") as one:
