@@ -127,45 +127,48 @@ def _prices(analysis: Analysis) -> str:
     table, price = analysis.table, analysis.price.dropna(subset="price")
     if price.empty:
         return ""
-    known = bool(price["price_high"].notna().all())
-    order = price.sort_values("price", ascending=False, kind="stable")
-    fails = order["fails"].astype(bool)
+    fails = price["fails"].astype(bool)
+    # What fails has the cost of the worst, which was not measured, and no interval.
+    failing, measured = price[fails], price[~fails]
+    known = bool(measured["price_high"].notna().all())
+    order = measured.sort_values("price", ascending=False, kind="stable")
     dear = order["price"] > table.equal + 1e-9
     if known:
         dear &= ~order["price_low"].map(lambda low: is_nothing(table, low))
-    shown, rest = order[dear | fails].head(_MOST_PRICES), order
+    shown = order[dear].head(_MOST_PRICES)
     rest = order.drop(index=shown.index)
     advised = list(dict.fromkeys(price["general"]))
     who = f"{label(advised[0])}, the best" if len(advised) == 1 else "the best"
     text = f"General advice ({who} optimizer on other families of backbones) costs "
-    if shown.empty:
+    if len(rest) == len(price):
         return f"{text}{_at_most(table, rest, known, unit=True)} on any of {len(rest)} backbones."
     parts = []
     for name, row in shown.iterrows():
         whose = f" with {label(row['general'])}" if len(advised) > 1 else ""
-        if row["fails"]:
-            parts.append(f"everything on {label(name)}{whose}, where it does not finish")
-            continue
         cost = gap(table, row["price"]) if parts else with_unit(table, row["price"])
         parts.append(f"{cost} on {label(name)}{whose}{advice.between(table, row)}")
+    for general, rows in failing.groupby("general", sort=False):
+        whose = f" with {label(general)}" if len(advised) > 1 else ""
+        parts.append(f"everything on {_names(rows.index)}{whose}, where it does not finish")
     text += listed(parts)
     return (
-        f"{text}, and {_at_most(table, rest, known)} on the other {len(rest)}."
+        f"{text}, and {_at_most(table, rest, known, unit=shown.empty)} on the other {len(rest)}."
         if len(rest)
         else f"{text}."
     )
 
 
 def _at_most(table: ScoreTable, price: pandas.DataFrame, known: bool, *, unit: bool = False) -> str:
-    """Return the largest of some prices and, where known, of the upper ends of their intervals."""
+    """Return the largest of some prices; where known, of the upper ends of their intervals."""
+    size = with_unit if unit else gap
     top = price["price"].max()
-    text = (
-        "nothing"
-        if is_nothing(table, top)
-        else f"at most {with_unit(table, top) if unit else gap(table, top)}"
-    )
-    high = price["price_high"].max() if known else 0.0
-    return text if is_nothing(table, high) else f"{text} (upper ends up to {gap(table, high)})"
+    high = price["price_high"].max() if known else top
+    if is_nothing(table, high):
+        return "nothing"
+    text = f"at most {size(table, high)}"
+    if gap(table, high) == gap(table, top):
+        return text
+    return f"{text} ({'nothing' if is_nothing(table, top) else gap(table, top)} in these figures)"
 
 
 def _crossings(analysis: Analysis, names: Sequence[str]) -> tuple[list[str], bool]:
@@ -261,7 +264,7 @@ def _by_camp(analysis: Analysis, names: Sequence[str]) -> list[str]:
     where = {
         "SGD-like": "Where SGD-like optimizers lead",
         "adaptive": "Where adaptive optimizers lead",
-        "either": "Where neither kind leads",
+        "either": "On the others",
     }
     return [
         f"{where[camp]}: {_advice(analysis, groups[camp])}." for camp in where if camp in groups
@@ -362,19 +365,19 @@ def _words(analysis: Analysis) -> list[str]:
     """Return on which backbones the choice is free, bound, mixed or undecided."""
     found, free = [], analysis.free
     distance = wording.equal_distance(analysis.table)
-    for word, meaning in _WORDS.items():
+    for word, meaning in advice.WORDS.items():
         names = list(free.index[free["word"] == word])
         if not names:
             continue
-        apart = [name for name in names if word == "free" and _exceptions(analysis, name)]
-        whole = [name for name in names if name not in apart]
+        whole, apart = [], dict[tuple[str, ...], list[str]]()  # exceptions -> backbones
+        for name in names:
+            but = tuple(_exceptions(analysis, name)) if word == "free" else ()
+            (apart.setdefault(but, []) if but else whole).append(name)
         parts = []
         if whole:
             is_all = len(whole) == len(free) > 1
             parts.append(f"{word} on {f'all {len(whole)} backbones' if is_all else _names(whole)}")
-        if apart:
-            but = list(dict.fromkeys(o for name in apart for o in _exceptions(analysis, name)))
-            parts.append(f"{word}, but for {_names(but)}, on {_names(apart)}")
+        parts += [f"{word}, but for {_names(but)}, on {_names(on)}" for but, on in apart.items()]
         found.append(f"The choice is {'; '.join(parts)}: {meaning.format(distance)}.")
     undecided = list(free.index[free["word"] == "undecided"])
     if undecided:

@@ -30,6 +30,12 @@ def _backbones(analysis: Analysis) -> Table:
     unit = f", {table.unit}"
     equal = wording.equal_distance(table)
     frame = pandas.DataFrame(advice.backbone_rows(analysis))
+    if "fails" in frame:  # the cost of the worst stands in for what was not measured
+        fails = frame["fails"].eq(True)
+        frame["price"] = frame["price"].mask(fails)
+        frame["general"] = frame["general"].mask(
+            fails, frame["general"].astype(str) + ", which does not finish"
+        )
     if headline.is_coarse(table):
         odds = regret_of(table.log_odds().goodness())
         frame["median_odds"] = odds.median().reindex(frame["backbone"]).to_numpy()
