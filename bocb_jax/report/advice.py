@@ -49,19 +49,20 @@ def advise(analysis: Analysis, backbone: str) -> Advice:
     table = analysis.table
     regret = analysis.regret[backbone].dropna().sort_values(kind="stable")
     cells = analysis.best[analysis.best["backbone"] == backbone].set_index("optimizer")
-    remarks = _remarks(table, backbone)
+    avoid, remarks = _avoid(analysis, backbone, cells), _remarks(table, backbone)
     if len(regret) < 2:
         use = (
             "no optimizer has a score" if regret.empty else _only(table, backbone, regret.index[0])
         )
-        return Advice(backbone, use, "", "", "", remarks)
+        return Advice(backbone, use, "", "", avoid, remarks)
     best = table.matrix().at[regret.index[0], backbone]
     if is_nothing(table, regret.iloc[-1]):
-        same = f"all {len(regret)} optimizers score the same ({wording.score(table, best)})"
-        return Advice(backbone, same, "", "", "", remarks)
+        whose = f"all {len(regret)} optimizers{' with a score' if avoid else ''}"
+        same = f"{whose} score the same ({wording.score(table, best)})"
+        return Advice(backbone, same, "", "", avoid, remarks)
     use, within = _use(table, regret, cells)
     worth = _price(analysis, backbone) or f"a middling choice loses {_loss(table, regret.median())}"
-    return Advice(backbone, use, within, worth, _avoid(analysis, backbone, cells), remarks)
+    return Advice(backbone, use, within, worth, avoid, remarks)
 
 
 def _only(table: ScoreTable, backbone: str, name: str) -> str:
@@ -128,7 +129,12 @@ def between(table: ScoreTable, row: pandas.Series, what: str = "") -> str:
 def _avoid(analysis: Analysis, backbone: str, cells: pandas.DataFrame) -> str:
     """Return the optimizers that are far behind or failed, the worst first; "" without any."""
     table, stakes = analysis.table, analysis.stakes.loc[backbone]
-    failed = [f"{label(name)} (no run finished)" for name in stakes["failed"]]
+    runs = table.runs[table.runs["backbone"] == backbone]
+    missed = runs["status"].eq("not_reached").groupby(runs["optimizer"]).all()
+    failed = [
+        f"{label(name)} (no run {'reached the target' if missed[name] else 'finished'})"
+        for name in stakes["failed"]
+    ]
     far = shown_beyond(stakes["beyond"], cells)
     names = [
         f"{label(name)} ({gap(table, cells.at[name, 'regret'])}{' behind' * (i == 0)})"
@@ -149,7 +155,8 @@ def _remarks(table: ScoreTable, backbone: str) -> tuple[str, ...]:
     said = []
     for name, group in runs.groupby("optimizer", sort=False):
         ended = group["status"][group["status"] != "finished"]
-        if ended.empty or (set(ended) == {"diverged"} and len(ended) == len(group)):
+        alike = len(set(ended)) == 1 and len(ended) == len(group)
+        if ended.empty or (alike and ended.iloc[0] in ("diverged", "not_reached")):
             continue  # none, or it is among those to avoid
         how = wording.listed(
             f"{count} of {len(group)} runs {_ENDED.get(str(status), 'did not finish')}"
@@ -182,7 +189,7 @@ def backbone_rows(analysis: Analysis) -> list[dict[str, Any]]:
             "n": int(free["n"]) if is_known(free["n"]) else 0,
         }
         if name in analysis.price.index:
-            keys = ("general", "price", "price_low", "price_high")
+            keys = ("general", "price", "price_low", "price_high", "fails")
             row |= {key: analysis.price.at[name, key] for key in keys}
         rows.append(row)
     return rows
