@@ -84,8 +84,9 @@ def freedom(
       shown_within and shown_beyond (shares for which that is shown), word, and seeds: the number
       per cell that would decide a word, if means and noise stayed what they are, NaN where
       `MOST_SEEDS` would not. The word is "free" (at least two thirds shown within), "bound" (two
-      thirds shown beyond), "mixed" (shown to be neither), "undecided", or None where the noise is
-      unknown or there are fewer than three optimizers.
+      thirds shown beyond), "mixed" (more than a third shown within and more than a third beyond, so
+      it is neither), "undecided", or None where the noise is unknown or there are fewer than three
+      optimizers.
     """
     equal = table.equal if equal is None else equal
     failed = diverged(table)

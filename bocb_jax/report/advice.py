@@ -15,6 +15,13 @@ from bocb_jax.report.wording import gap, is_known, is_nothing
 
 _MOST_USED = 3  # optimizers that are named as ones to use
 _MOST_AVOIDED = 3
+# How much choice a backbone leaves, as `coupling.choice.freedom` judges it, with what is equal.
+WORDS = {
+    "free": "at least two thirds of the optimizers are shown to be within {} of the best",
+    "bound": "at least two thirds of the optimizers are shown to be more than {} behind the best",
+    "mixed": "more than a third of the optimizers are shown to be within {} of the best, and more "
+    "than a third beyond it",
+}
 _ENDED = {
     "diverged": "diverged",
     "out_of_memory": "ran out of memory",

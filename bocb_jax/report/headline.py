@@ -22,12 +22,6 @@ _MOST_USED = 3
 _MOST_AVOIDED = 2
 _HIGH = 97.0  # percent; above it a point is a large part of the errors
 _NOT_SHOWN = "No coupling is shown"
-_WORDS = {
-    "free": "at least two thirds of the optimizers are shown to be within {} of the best",
-    "bound": "at least two thirds of the optimizers are shown to be more than {} behind the best",
-    "mixed": "more than a third of the optimizers are shown within {} of the best, and more than a "
-    "third beyond it",
-}
 
 
 def headline(analysis: Analysis) -> list[str]:
@@ -84,7 +78,8 @@ def _camps(analysis: Analysis) -> str:
         return "On no backbone are SGD-like or adaptive optimizers shown to lead."
     if len(groups) == 1 and not either:
         (camp,) = groups
-        return f"{_kind(camp)} lead on all {counted(len(told), 'backbone')}{_test(analysis)}."
+        where = f"all {len(told)} backbones" if len(told) > 1 else _names(list(told))
+        return f"{_kind(camp)} lead on {where}{_test(analysis)}."
     # The smaller group by name, the other one as the rest.
     order = sorted(groups, key=lambda camp: len(groups[camp]))
     parts = [f"{_kind(order[0])} lead on {_names(groups[order[0]])}"]

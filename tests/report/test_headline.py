@@ -9,8 +9,9 @@ import pytest
 
 from bocb_jax.coupling import analyze
 from bocb_jax.coupling.scores import from_csv
-from bocb_jax.report import headline, summary
+from bocb_jax.report import advice, headline, summary
 from bocb_jax.report.more_runs import Sweep, more_runs
+from bocb_jax.report.sections import backbones
 
 NAMES = ["sgd", "adamw", "lamb", "lion", "adan", "adagrad"]
 
@@ -127,3 +128,75 @@ def test_a_command_trains_as_many_more_seeds_as_it_says(analyzed):
         assert seeds == [*range(known), *range(start, start + more)]
         commands += 1
     assert commands
+
+
+def test_general_advice_that_fails_hides_no_interval_and_is_no_measured_cost(analyzed):
+    # sgd is best on all but net6, where it is 3 points behind, and net7, where it diverges.
+    rng = np.random.default_rng(5)
+    scores = 80 - 3.0 * np.arange(4)[:, None, None] + 0.1 * rng.standard_normal((4, 8, 3))
+    scores[:2, 6] = scores[1::-1, 6]
+    scores[0, 7] = np.nan
+    found = analyzed(scores)
+    (line,) = (line for line in summary.verdict(found) if line.startswith("General advice"))
+    price, low, high = found.price.loc["net6", ["price", "price_low", "price_high"]]
+    assert line == (
+        "General advice (sgd, the best optimizer on other families of backbones) costs "
+        f"{price:.1f} points on net6 ({low:.1f} to {high:.1f}) and everything on net7, where it "
+        "does not finish, and nothing on the other 6."
+    )
+    rows = {row["backbone"]: row for row in advice.backbone_rows(found)}
+    assert [rows[f"net{i}"]["fails"] for i in range(8)] == [False] * 7 + [True]
+    table = backbones.build(found, ()).blocks[0]
+    assert [row["price"] >= 0 for row in table.rows] == [True] * 7 + [False]
+    assert table.rows[7]["general"] == "sgd, which does not finish"
+
+
+def test_an_upper_end_is_the_most_that_general_advice_costs(analyzed):
+    rng = np.random.default_rng(6)
+    scores = 80 + 3 * rng.standard_normal((4, 5, 2))
+    found = analyzed(scores)
+    (line,) = (line for line in summary.verdict(found) if line.startswith("General advice"))
+    price, high = found.price.drop("net1")[["price", "price_high"]].max()
+    assert line.endswith(f", and at most {high:.1f} ({price:.1f} in these figures) on the other 4.")
+
+
+@pytest.mark.parametrize("others", [np.nan, 80.0])
+def test_what_diverged_is_to_be_avoided_beside_equal_or_single_scores(analyzed, others):
+    scores = np.full((3, 2, 2), 80.0)
+    scores[1:2, 0], scores[2, 0] = others, np.nan
+    said = summary.backbone_sentence(analyzed(scores), "net0")
+    assert "avoid " in said
+    assert "lamb (no run finished)" in said
+
+
+def test_a_missed_target_is_said_once(analyzed):
+    found = analyzed(80 + np.random.default_rng(7).standard_normal((3, 2, 2)))
+    runs = found.table.runs
+    lost = (runs["optimizer"] == "lamb") & (runs["backbone"] == "net0")
+    runs = runs.assign(
+        score=runs["score"].mask(lost), status=runs["status"].mask(lost, "not_reached")
+    )
+    found = analyze(dataclasses.replace(found.table, runs=runs), resamples=50)
+    said = summary.backbone_sentence(found, "net0")
+    assert said.count("lamb") == 1
+    assert "avoid lamb (no run reached the target)" in said
+
+
+def test_exceptions_are_named_for_the_backbones_that_have_them(analyzed):
+    scores = 80 + 0.05 * np.random.default_rng(8).standard_normal((6, 4, 3))
+    scores[0, 0] = np.nan
+    scores[1, 1] = np.nan
+    scores[1, 2] = np.nan
+    (line,) = (line for line in summary.verdict(analyzed(scores)) if "choice is free" in line)
+    assert line.startswith(
+        "The choice is free on net3; free, but for sgd, on net0; free, but for adamw, on net1 and "
+        "net2: at least two thirds of the optimizers are shown"
+    )
+
+
+def test_a_single_backbone_of_a_camp_is_named(analyzed):
+    scores = np.array([[80.0, 82, 81, 83], [70, 72, 71, 73], [69, 71, 70, 72], [np.nan] * 4])
+    scores = scores[..., None] + 0.1 * np.random.default_rng(9).standard_normal((4, 4, 3))
+    scores[1:3, 1:] = np.nan
+    found = analyzed(scores, ["sgd", "adamw", "lamb", "adan"])
+    assert not any("all 1 backbone" in line for line in summary.verdict(found))

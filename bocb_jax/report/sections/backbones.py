@@ -64,10 +64,8 @@ def _backbones(analysis: Analysis) -> Table:
     if "price_low" in frame and frame["price_low"].notna().any():
         caption += " [low, high]: 90 % intervals."
     if frame["word"].notna().any():
-        caption += (
-            f" Free: at least two thirds of the optimizers are shown within {equal} of the best; "
-            "bound: two thirds shown beyond; mixed: neither; undecided: more seeds would tell."
-        )
+        words = [f"{word}: {what.format(equal)}" for word, what in advice.WORDS.items()]
+        caption += f" The choice is {'; '.join(words)}; undecided: none of these is shown."
     title = "What to use, what the choice is worth, what to avoid"
     return table_from(frame, title, columns, caption, stacked=True)
 
