@@ -115,10 +115,10 @@ def format_value(
         return f"{value:.3g}"
     ends = _interval(row, key)
     if kind == "percent":
-        between = f" [{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]" if ends else ""
-        return f"{100 * value:.0f} %{between}"
-    between = f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends and kind == "interval" else ""
-    return (f"{value:.2f}" if abs(value) < 1000 else f"{value:,.0f}") + between
+        between = f" [{100 * ends[0]:z.0f}, {100 * ends[1]:z.0f}]" if ends else ""
+        return f"{100 * value:z.0f} %{between}"
+    between = f" [{ends[0]:z.2f}, {ends[1]:z.2f}]" if ends and kind == "interval" else ""
+    return (f"{value:z.2f}" if abs(value) < 1000 else f"{value:,.0f}") + between
 
 
 def _interval(row: Mapping[str, Any] | None, key: str) -> tuple[Any, Any] | None:

@@ -101,11 +101,11 @@ def _categories(analysis: Analysis) -> str:
     gains, unit = section.contrasts["contrast"].dropna(), analysis.table.unit
     text = (
         f"Category {section.first} (median of {len(section.first_optimizers)}) against category "
-        f"{section.second} (median of {len(section.second_optimizers)}): {section.overall:+.2f} "
+        f"{section.second} (median of {len(section.second_optimizers)}): {section.overall:+z.2f} "
         f"{unit} over {counted(len(gains), 'backbone')}"
     )
     if is_known(section.overall_low) and is_known(section.overall_high):
-        text += f" ({section.overall_low:+.2f} to {section.overall_high:+.2f})"
+        text += f" ({section.overall_low:+z.2f} to {section.overall_high:+z.2f})"
     text += f", ahead on {int((gains > 0).sum())}"
     if is_known(section.differs_p):
         text += f"; that it differs between backbones: {p_value(section.differs_p)}"

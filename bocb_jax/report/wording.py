@@ -27,8 +27,7 @@ def gap(table: ScoreTable, value: float, *, fine: bool = False) -> str:
       fine: whether distances of 1 and more have two decimals.
     """
     if table.relative:
-        # Scores are logarithms: exp(value) times as much, or that part of the best.
-        share = math.expm1(min(value, 50)) if not table.higher_is_better else -math.expm1(-value)
+        share = table.share(value)
         return f"{100 * share + _ROUNDING:,.{0 if share >= 0.0995 else 1}f} %"
     return number(table, value, fine=fine)
 
@@ -40,8 +39,10 @@ def number(table: ScoreTable, value: float, *, fine: bool = False) -> str:
         return f"{value:,.0f}" if size < 1e7 else f"{value:.3g}"
     if table.unit in _FIXED:
         decimals = 2 if fine or size < 0.995 else 1
-        return f"{value + math.copysign(_ROUNDING, value):.{decimals}f}"
-    return f"{value:.3g}" if fine else f"{value:.2g}" if size < 100 else f"{value:.0f}"
+        return f"{value + math.copysign(_ROUNDING, value):z.{decimals}f}"
+    if size < _ROUNDING * (table.equal or 1.0):
+        return "0"  # what is left of a difference of equal figures
+    return f"{value:.3g}" if fine else f"{value:.2g}" if size < 99.5 else f"{value:.0f}"
 
 
 def with_unit(table: ScoreTable, value: float, *, fine: bool = False) -> str:
@@ -64,7 +65,7 @@ def equal_distance(table: ScoreTable) -> str:
 def score(table: ScoreTable, value: float) -> str:
     """Return a score with its unit: "78.76 %", "512 s"."""
     if table.relative:
-        value, unit = math.exp(value), table.measured_unit
+        value, unit = table.as_measured(value), table.measured_unit
     else:
         unit = table.unit
     if unit in _FIXED:

@@ -1,6 +1,5 @@
 """What a report says on any table: no "None", "nan" or "inf", no empty interval, valid JSON."""
 
-import dataclasses
 import json
 import re
 
@@ -20,7 +19,10 @@ from bocb_jax.report.sections import build_document
 OPTIMIZERS = ["sgd", "adamw", "lamb", "lion", "adagrad", "my_own"]
 BACKBONES = ["resnet50", "vgg13_bn", "vit_s", "swin_t", "convnext_t", "mine", "mixer_s"]
 STATUSES = ["diverged", "out_of_memory", "timed_out", "crashed", "not_reached"]
-BAD = re.compile(r"\b(None|nan|NaN|inf|Infinity|null|True|False)\b|\(0(\.0+)? to 0(\.0+)?\)")
+BAD = re.compile(
+    r"\b(None|nan|NaN|inf|Infinity|null|True|False)\b|\(0(\.0+)? to 0(\.0+)?\)"
+    r"|(?<![\d.])-0(\.0+)?(?![\d.])|\de\+\d|\de-[1-9]\d"  # -0.00, 1e+02, 1e-16
+)
 
 
 @st.composite
@@ -91,7 +93,6 @@ def check(table):
         assert not BAD.search(line), line
     text = json.dumps(analysis.to_dict(), allow_nan=False)
     assert not re.search(r'"[^"]*\b(None|nan|inf)\b[^"]*"', text)
-    assert dataclasses.is_dataclass(analysis)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
