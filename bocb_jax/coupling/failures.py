@@ -53,7 +53,7 @@ def label(table: ScoreTable, outliers: Outliers, regret: pandas.DataFrame) -> pa
     )
     losses = losses.reindex(index=table.optimizers, columns=table.backbones)
     medians, others = losses.median(), losses.count()
-    matrix = table.matrix()
+    matrix = table.measured()
     failed = table.failed()
     named = ((outliers.labels == "outlier") | failed).stack()
     pairs = pandas.MultiIndex.from_frame(table.runs[["optimizer", "backbone"]])

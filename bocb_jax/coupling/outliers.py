@@ -120,7 +120,7 @@ def column_statistics(table: ScoreTable, outliers: Outliers) -> pandas.DataFrame
     out the worst. That reproduces the figures printed under the paper's CIFAR-100 table, though its
     caption speaks of the worst alone. Columns of fewer than six scores keep them all.
     """
-    matrix, sign = table.matrix(), table.sign
+    matrix, sign = table.measured(), table.sign
     rows = {}
     for backbone in matrix:
         scores = matrix[backbone].dropna()

@@ -34,8 +34,8 @@ class Choice:
     """One optimizer to try."""
 
     optimizer: str
-    score: float  # mean over seeds, in the table's unit; NaN where the advice is for all backbones
-    behind: float  # distance to the best of the backbone, in the unit; NaN likewise
+    score: float  # mean over seeds, as measured; NaN where the advice is for all backbones
+    behind: float  # distance to the best of the backbone, in the advice's unit; NaN likewise
     seeds: int  # number of figures behind `score`
     mean_regret: float  # over all backbones of the table, in the unit
     worst_regret: float
@@ -62,7 +62,7 @@ class Advice:
     general_fails: bool  # whether it diverged there
     noise: float | None  # standard deviation between seeds on the backbone; None if not known
     source: str
-    unit: str
+    unit: str  # of distances and noise: that of the table, or "%" of the best where it is relative
     rule: str
 
 
@@ -86,6 +86,7 @@ def recommend(table: ScoreTable, model: str, *, most: int = 3) -> Advice | None:
         backbone, exact = None, False
         why = f"{model} has fewer than two optimizers with a score here, so all backbones stand in."
     noise, errors = (None, None) if backbone is None else _noise_on(table, backbone)
+    noise = None if noise is None else _distance(table, noise)
     if backbone is None:
         column, rule = costs_of(table)[regret.notna().any(axis=1)].mean(axis=1).dropna(), OVERALL
     elif errors is None or regret.notna().any().sum() < 2:
@@ -93,7 +94,7 @@ def recommend(table: ScoreTable, model: str, *, most: int = 3) -> Advice | None:
     else:
         cap = _CAP * table.equal if table.equal > 0 else None
         column = shrink(costs_of(table), backbone, errors, cap=cap)
-        rule = SHRUNK.format(sd=f"{noise:.2g}", unit=table.unit)
+        rule = SHRUNK.format(sd=f"{noise:.2g}", unit=_unit(table))
     if len(column) < 2:
         return None
     avoid, failed = dict[str, str](), list[str]()
@@ -112,11 +113,11 @@ def recommend(table: ScoreTable, model: str, *, most: int = 3) -> Advice | None:
         avoid=(*failed, *avoid.values()),
         candidates=len(column),
         general=general,
-        price=price,
+        price=None if price is None else _distance(table, price),
         general_fails=fails,
         noise=noise,
         source=table.source,
-        unit=table.unit,
+        unit=_unit(table),
         rule=rule,
     )
 
@@ -229,11 +230,11 @@ def _choice(table: ScoreTable, regret: pandas.DataFrame, backbone: str | None, n
     rate, decay, rates = _rates(table, cell, backbone, name)
     return Choice(
         optimizer=name,
-        score=np.nan if cell is None else float(cell["score"].mean()),
-        behind=np.nan if backbone is None else float(regret.at[name, backbone]),
+        score=np.nan if cell is None else float(table.as_measured(cell["score"].mean())),
+        behind=np.nan if backbone is None else _distance(table, regret.at[name, backbone]),
         seeds=0 if cell is None else int(cell["score"].notna().sum()),
-        mean_regret=float(row.mean()),
-        worst_regret=float(row.max()),
+        mean_regret=_distance(table, row.mean()),
+        worst_regret=_distance(table, row.max()),
         worst_backbone=str(row.idxmax()),
         backbones=len(row),
         learning_rate=rate,
@@ -279,7 +280,20 @@ def _avoid(table: ScoreTable, regret: pandas.Series, column: pandas.Series) -> d
     limit = FAR * table.equal + 1e-9
     far = column.index[column - column.min() > limit]
     behind = regret[far].sort_values(ascending=False)
-    return {str(name): f"{name} ({by:.3g} behind)" for name, by in behind[behind > limit].items()}
+    unit = " %" if table.relative else ""
+    return {
+        str(name): f"{name} ({_distance(table, by):.3g}{unit} behind)"
+        for name, by in behind[behind > limit].items()
+    }
+
+
+def _distance(table: ScoreTable, value: float) -> float:
+    """Return a distance between scores in `_unit`."""
+    return 100 * table.share(value) if table.relative else float(value)
+
+
+def _unit(table: ScoreTable) -> str:
+    return "%" if table.relative else table.unit
 
 
 def at_budget(table: ScoreTable, trials: int) -> ScoreTable:
@@ -350,20 +364,20 @@ def choose_portfolio(table: ScoreTable, size: int, model: str | None = None) -> 
     if backbone is not None:
         column = costs.loc[list(row["optimizers"]), backbone].dropna()
         if len(column):
-            here, best = float(column.min()), str(column.idxmin())
+            here, best = _distance(table, column.min()), str(column.idxmin())
     known = bool(np.isfinite(row["left_out"]))
     return Portfolio(
         optimizers=row["optimizers"],
-        mean=float(row["mean"]),
-        worst=float(row["worst"]),
+        mean=_distance(table, row["mean"]),
+        worst=_distance(table, row["worst"]),
         worst_backbone=str(row["worst_backbone"]),
-        left_out=float(row["left_out"]) if known else None,
-        left_out_worst=float(row["left_out_worst"]) if known else None,
+        left_out=_distance(table, row["left_out"]) if known else None,
+        left_out_worst=_distance(table, row["left_out_worst"]) if known else None,
         backbones=int(costs.notna().any().sum()),
         here=here,
         best_here=best,
         source=table.source,
-        unit=table.unit,
+        unit=_unit(table),
     )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas
@@ -213,7 +214,18 @@ class ScoreTable:
 
     def measured(self) -> pandas.DataFrame:
         """Return `matrix` as it was measured, in `measured_unit` where the table is relative."""
-        return np.exp(self.matrix()) if self.relative else self.matrix()
+        return self.as_measured(self.matrix())
+
+    def as_measured(self, scores: Any) -> Any:
+        """Return scores of this table, an array or frame of them, as they were measured."""
+        return np.exp(scores) if self.relative else scores
+
+    def share(self, distance: float) -> float:
+        """Return a distance of a relative table as a share of the best: 0.4 is 40 % more, or less.
+
+        Scores are logarithms: lower ones are better where exp(distance) times as much is worse.
+        """
+        return -math.expm1(-distance) if self.higher_is_better else math.expm1(min(distance, 50))
 
 
 def _log_odds(percent: pandas.Series | float) -> pandas.Series | float:

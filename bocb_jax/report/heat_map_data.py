@@ -115,7 +115,7 @@ class _Grids:
             return frame.reindex(index=rows, columns=columns).to_numpy().astype(dtype)
 
         return cls(
-            scores=grid(table.matrix(), float),
+            scores=grid(table.measured(), float),
             regret=grid(analysis.regret, float),
             coupling=grid(analysis.coupling, float),
             counts=grid(table.counts(), float),
@@ -154,8 +154,8 @@ def _measures(table: ScoreTable, grids: _Grids) -> tuple[Measure, ...]:
 
     plain = [[""] * len(line) for line in shade]
     score = _measure(
-        "score", f"{table.score}, colour: behind the best", grids.scores, f".{decimals}f", missing,
-        shade, shade_legend, low_first=not table.higher_is_better,
+        "score", f"{table.score}, colour: behind the best", grids.scores, score_format(table),
+        missing, shade, shade_legend, low_first=not table.higher_is_better,
     )  # fmt: skip
     return (
         _marked(score, table, grids),
@@ -165,6 +165,13 @@ def _measures(table: ScoreTable, grids: _Grids) -> tuple[Measure, ...]:
                  tilt, tilt_legend),
         _measure("seeds", "number of scores n", grids.counts, "g", missing, plain, []),
     )  # fmt: skip
+
+
+def score_format(table: ScoreTable) -> str:
+    """Return how cells print scores as they were measured: a format of Python."""
+    if table.relative:
+        return ",.0f" if table.measured().max(axis=None) >= 999.5 else ".3g"
+    return ".1f" if table.unit == "points" else ".2f"
 
 
 def _measure(
@@ -244,8 +251,8 @@ def _facts(
     """Return name and text of what is known about cell (o, b)."""
     if runs is None:
         return [("score", "no run")]
-    known = runs["score"].dropna()
-    unit = " %" if table.unit == "points" else f" {table.unit}"
+    known = table.as_measured(runs["score"].dropna())
+    unit = " %" if table.unit == "points" else f" {table.measured_unit or table.unit}"
     facts = [("score", format_value(grids.scores[o, b]) + unit), ("n", f"{len(known)}")]
     if len(known) > 1:
         facts.append(("std over seeds", format_value(float(known.std()))))

@@ -2,16 +2,19 @@
 
 import dataclasses
 import json
+import re
 import shlex
 
 import numpy as np
 import pytest
+from helpers.score_tables import one_seed_table
 
-from bocb_jax.coupling import analyze
+from bocb_jax.coupling import analyze, recommend
 from bocb_jax.coupling.scores import from_csv
-from bocb_jax.report import advice, headline, summary
+from bocb_jax.report import advice, document, headline, markdown, summary, wording
+from bocb_jax.report.heat_map_data import build_heat_map
 from bocb_jax.report.more_runs import Sweep, more_runs
-from bocb_jax.report.sections import backbones
+from bocb_jax.report.sections import backbones, build_document
 
 NAMES = ["sgd", "adamw", "lamb", "lion", "adan", "adagrad"]
 
@@ -200,3 +203,44 @@ def test_a_single_backbone_of_a_camp_is_named(analyzed):
     scores[1:3, 1:] = np.nan
     found = analyzed(scores, ["sgd", "adamw", "lamb", "adan"])
     assert not any("all 1 backbone" in line for line in summary.verdict(found))
+
+
+def seconds_of(values, **changes):
+    table = one_seed_table(values)
+    return dataclasses.replace(
+        table, score="time", unit="s", higher_is_better=False, chance=None, equal=np.nan, **changes
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "fine", "text"),
+    [(99.7, False, "100"), (99.2, False, "99"), (9.97, False, "10"), (1e-16, True, "0"),
+     (-1e-16, False, "0"), (0.034, False, "0.034"), (1234.5, False, "1,234")],
+)  # fmt: skip
+def test_numbers_of_other_units(value, fine, text):
+    table = seconds_of([[70, 500], [75, 700]])
+    assert wording.number(table, value, fine=fine) == text
+
+
+def test_no_number_is_minus_nothing():
+    table = one_seed_table([[70, 50], [75, 70]])
+    assert wording.number(table, -0.001) == "0.00"
+    assert document.format_value(-0.001) == "0.00"
+    ends = {"x_low": -0.001, "x_high": 0.2}
+    assert document.format_value(0.1, "interval", ends, "x") == "0.10 [0.00, 0.20]"
+
+
+def test_ratios_are_of_figures_that_are_shown_as_they_were_measured():
+    table = seconds_of([[70, 7000], [77, 6000], [105, 6600]]).logarithms()
+    advice = recommend.recommend(table, "b1")
+    assert advice.choices[0].score == pytest.approx(6000)
+    assert [choice.behind for choice in advice.choices] == pytest.approx([0, 10])
+    assert "Then o2: 10 % below the best, n = 1." in recommend.sentences(advice)
+    assert recommend.recommend(table, "b0").avoid == ("o2 (50 % behind)",)
+    found = analyze(table, resamples=20)
+    assert found.column_statistics.at["b1", "worst"] == pytest.approx(7000)
+    page = markdown.render(build_document(found), build_heat_map(found))
+    assert re.search(r"\| o0 \| ★?70 \| .?7,000 \|", page)
+    assert "in brackets that to the best" in page
+    facts = dict(build_heat_map(found).cells[0][0]["facts"])
+    assert facts["score"].endswith(" s")

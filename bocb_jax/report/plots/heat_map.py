@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from bocb_jax.coupling.result import Analysis
-from bocb_jax.report.heat_map_data import row_and_column_order
+from bocb_jax.report.heat_map_data import row_and_column_order, score_format
 from bocb_jax.report.style import (
     FAILED,
     FAINT,
@@ -71,11 +71,11 @@ def _write_cells(
     """Write score and mark into every cell, and hatch the failed ones."""
     table = analysis.table
     regret = analysis.regret.reindex(index=rows, columns=columns)
-    scores = table.matrix().reindex(index=rows, columns=columns)
+    scores = table.measured().reindex(index=rows, columns=columns)
     failed = table.failed().reindex(index=rows, columns=columns)
     one_seed = table.counts().reindex(index=rows, columns=columns) == 1
     marks = analysis.outliers.labels.reindex(index=rows, columns=columns)
-    decimals = 1 if table.unit == "points" else 2
+    spec = score_format(table)
     for (row, column), value in np.ndenumerate(scores.to_numpy(float)):
         if failed.iat[row, column]:
             corner = column - 0.5, row - 0.5
@@ -90,7 +90,7 @@ def _write_cells(
         axes.text(
             column,
             row,
-            f"{sign}{value:.{decimals}f}{single}",
+            f"{sign}{value:{spec}}{single}",
             ha="center",
             va="center",
             fontsize=6.8,

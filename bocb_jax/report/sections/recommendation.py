@@ -14,12 +14,12 @@ _SHRUNK = (
 
 def build(analysis: Analysis) -> Section:
     """Return the section of recommendations, for backbones with scores of their own."""
-    rows, rules = [], dict[str, None]()
+    rows, rules, unit = [], dict[str, None](), ""
     for name in analysis.table.backbones:
         advice = recommend.recommend(analysis.table, name)
         if advice is None or not advice.exact:
             continue
-        first = advice.choices[0]
+        first, unit = advice.choices[0], advice.unit
         rules[advice.rule if advice.noise is None else _SHRUNK] = None
         rows.append(
             {
@@ -48,7 +48,7 @@ def build(analysis: Analysis) -> Section:
         ("mean_regret", "its mean regret", "number", "over all backbones"),
     )
     title = "The optimizer to try first on each backbone, and the evidence"
-    caption = f"In {analysis.table.unit}; in brackets the distance to the best."
+    caption = f"Distances in {unit}; in brackets that to the best."
     blocks = (
         Text(tuple(rules)),
         table_from(pandas.DataFrame(rows), title, columns, caption),
