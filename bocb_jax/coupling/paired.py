@@ -145,7 +145,7 @@ def judge_paired(table: ScoreTable, name: str, compared: pandas.DataFrame) -> pa
       one, or diverged where another finished), "undecided"; and seeds, the number that would
       decide if differences and noise stayed, NaN where not known or above `MOST_SEEDS`.
     """
-    failed = diverged(table)
+    failed = diverged(table) & (table.counts() > 0).any()
     rows: dict[str, dict[str, Any]] = {}
     for backbone in table.backbones:
         here = compared[compared["backbone"] == backbone]
