@@ -131,9 +131,13 @@ def _word(within: float, beyond: float) -> str:
 
 
 def _shown_to_fail(table: ScoreTable, confidence: float) -> pandas.Series:
-    """Return the number of optimizers of each backbone that are shown to diverge mostly."""
+    """Return the number of optimizers of each backbone that are shown to diverge mostly.
+
+    By the exact bound of Clopper and Pearson (1934); Wilson's is too low where no run finished.
+    """
     found = reliability(table, confidence=confidence)
-    found = found[(found["finished"] == 0) & (found["high"] < _FINISHING)]
+    bound = 1 - ((1 - confidence) / 2) ** (1 / found["runs"])
+    found = found[(found["finished"] == 0) & (bound < _FINISHING)]
     return found.groupby("backbone").size().reindex(table.backbones).fillna(0).astype(int)
 
 

@@ -151,6 +151,17 @@ def test_what_failed_costs_as_much_as_the_worst_and_what_crashed_is_not_known():
     assert found["share"].to_dict() == {"o0": 1, "o1": 1, "o2": 0}
 
 
+@pytest.mark.parametrize(("seeds", "word"), [(3, "undecided"), (4, "bound")])
+def test_four_runs_that_diverge_show_that_an_optimizer_fails(seeds, word):
+    # If two thirds of the runs finished, three would diverge with 1 / 27, more than 2.5 percent.
+    table = table_of(np.full((4, 1, seeds), 80.0))
+    lost = table.runs["optimizer"] != "o0"
+    table = with_status(table, np.where(lost, "diverged", "finished"))
+    noise = estimate_noise(dataclasses.replace(table, noise=0.1))
+    found = choice.freedom(table, compare_with_best(table, noise), noise)
+    assert found.at["b0", "word"] == word
+
+
 def test_price_needs_four_backbones_and_other_families():
     table = one_seed_table(np.arange(12.0).reshape(4, 3))
     lone = pandas.Series(["a", "b", "c"], index=table.backbones)
