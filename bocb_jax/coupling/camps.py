@@ -102,8 +102,9 @@ class Camps:
 
     members: dict[str, tuple[str, ...]]  # camp -> backbones, in the order of the table
     # Exact one-sided rank-sum test over families that classic CNNs favor SGD-like optimizers more
-    # than others do, on the mean of `points` over each family; None where it cannot be asked.
+    # than others do, on the mean of `leads` over each family; None where it cannot be asked.
     p_value: float | None
+    reverse_p_value: float | None  # of the reverse
     families: tuple[int, int]  # of classic CNNs, and of others
 
 
@@ -119,20 +120,33 @@ def find_camps(found: pandas.DataFrame, families: pandas.Series, classic: pandas
     for backbone, camp in found["camp"].items():
         if camp is not None:
             members[camp].append(str(backbone))
-    known = classic.notna() & found["points"].notna()
-    sides = []
-    for side in (True, False):
-        here = found["points"][known & (classic == side)]
-        sides.append(here.groupby(families.reindex(here.index)).mean().to_numpy())
-    p_value = None
+    leading = leads(found)
+    sides = [
+        here.groupby(families.reindex(here.index)).mean().dropna().to_numpy()
+        for here in (leading[classic.reindex(leading.index).eq(side)] for side in (True, False))
+    ]
+    p_values: list[float | None] = [None, None]
     if all(len(side) for side in sides) and sum(map(len, sides)) >= 4:
-        test = stats.mannwhitneyu(*sides, alternative="greater", method="exact")
-        p_value = float(test.pvalue)
+        p_values = [
+            float(stats.mannwhitneyu(*sides, alternative=order, method="exact").pvalue)
+            for order in ("greater", "less")
+        ]
     return Camps(
         members={camp: tuple(names) for camp, names in members.items()},
-        p_value=p_value,
+        p_value=p_values[0],
+        reverse_p_value=p_values[1],
         families=(len(sides[0]), len(sides[1])),
     )
+
+
+def leads(found: pandas.DataFrame) -> pandas.Series:
+    """Return `points` of `preference` by backbone, infinite where all of one kind diverged.
+
+    Backbones that do not tell which kind leads are left out.
+    """
+    ranks = found["rank_difference"]
+    sides = pandas.Series(np.where(ranks > 0, np.inf, -np.inf), ranks.index).where(ranks.abs() > 0)
+    return found["points"].fillna(sides).dropna()
 
 
 def classic_of(backbones: list[str]) -> pandas.Series:
