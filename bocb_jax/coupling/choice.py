@@ -10,10 +10,10 @@ from scipy import stats
 
 from bocb_jax.coupling.best import degrees_of_pairs, dunnett_quantile, judge, regret_intervals
 from bocb_jax.coupling.costs import (
-    FAR,
     LEAST_BACKBONES,
     costs_of,
     diverged,
+    far_behind,
     general_advice,
     with_failures,
 )
@@ -91,9 +91,11 @@ def freedom(
     equal = table.equal if equal is None else equal
     failed = diverged(table)
     lost = _shown_to_fail(table, confidence)
+    goodness, counts = table.goodness(), table.counts()
+    known_cells = dict(iter(best.groupby("backbone", sort=False)))
     rows = {}
     for backbone in table.backbones:
-        cells = best[best["backbone"] == backbone]
+        cells = known_cells.get(backbone, best.iloc[:0])
         number = len(cells) + int(failed[backbone].sum())
         if number == 0:
             continue
@@ -105,7 +107,10 @@ def freedom(
         word = _word(within, beyond) if known else None
         seeds = np.nan
         if word == "undecided":
-            seeds = _deciding_seeds(table, noise, backbone, equal, confidence, number, lost)
+            scores = goodness[backbone].dropna()
+            n = counts.loc[scores.index, backbone].to_numpy(float)
+            words = (equal, confidence, number, lost[backbone])
+            seeds = _deciding_seeds(scores, n, noise, *words)
         rows[backbone] = {
             "n": number,
             "freedom": (cells["regret"] <= equal + 1e-9).sum() / number,
@@ -142,17 +147,24 @@ def _shown_to_fail(table: ScoreTable, confidence: float) -> pandas.Series:
 
 
 def _deciding_seeds(
-    table: ScoreTable,
+    scores: pandas.Series,
+    counts: np.ndarray,
     noise: pandas.DataFrame,
-    backbone: str,
     equal: float,
     confidence: float,
     number: int,
-    lost: pandas.Series,
+    lost: int,
 ) -> float:
-    """Return the least number of runs per cell that would give a backbone a word."""
-    scores = table.goodness()[backbone].dropna()
-    counts = table.counts().loc[scores.index, backbone].to_numpy(float)
+    """Return the least number of runs per cell that would give a backbone a word.
+
+    Args:
+      scores: means of the optimizers, larger is better; the name is the backbone.
+      counts: runs behind each.
+      noise, equal, confidence: as for `freedom`.
+      number: of optimizers that finished or diverged.
+      lost: how many of them are shown to fail.
+    """
+    backbone = str(scores.name)
     sd, degrees = noise_of(noise, backbone, scores.index)
 
     def decided(seeds: int) -> bool:
@@ -162,7 +174,7 @@ def _deciding_seeds(
         ends = regret_intervals(scores.to_numpy(), n, sd, df, confidence)
         verdicts = judge(*ends, equal)
         within = (verdicts == "within").sum() / number
-        beyond = ((verdicts == "beyond").sum() + lost[backbone]) / number
+        beyond = ((verdicts == "beyond").sum() + lost) / number
         return _word(within, beyond) != "undecided"
 
     if not decided(MOST_SEEDS):
@@ -199,14 +211,14 @@ def stakes(table: ScoreTable) -> pandas.DataFrame:
 
     Returns:
       Index backbone: median, q90 and largest regret (of optimizers with a score), worst (the
-      optimizer with the largest), beyond (optimizers more than `FAR` times `table.equal` behind,
+      optimizer with the largest), beyond (optimizers that are `costs.far_behind`,
       the worst first) and failed (those whose runs diverged), both tuples.
     """
     regret, failed = regret_of(table.goodness()), diverged(table)
     rows = {}
     for backbone in table.backbones:
         column = regret[backbone].dropna().sort_values(ascending=False, kind="stable")
-        far = column.index[column > FAR * table.equal + 1e-9]
+        far = column.index[far_behind(column, table.equal)]
         rows[backbone] = {
             "median": column.median(),
             "q90": column.quantile(0.9),
@@ -257,6 +269,7 @@ def price(
     drawn = _drawn_costs(table, noise, resamples, seed)
     chosen = None if drawn is None else general_advice(drawn, groups)
     failed = diverged(table)
+    goodness, counts = table.goodness(), table.counts()
     rows = {}
     for column, backbone in enumerate(costs.columns):
         if not told[backbone] or usual[column] < 0:
@@ -264,7 +277,10 @@ def price(
         name = costs.index[usual[column]]
         low, high = np.nan, np.nan
         if chosen is not None:
-            low, high = _price_interval(table, noise, backbone, chosen[:, column])
+            scores = goodness[backbone].dropna()
+            n = counts.loc[scores.index, backbone].to_numpy(float)
+            candidates = _candidates(costs.index, chosen[:, column])
+            low, high = _price_interval(scores, n, noise, candidates)
         rows[backbone] = {
             "general": name,
             "price": costs.at[name, backbone],
@@ -291,27 +307,35 @@ def _drawn_costs(
     return with_failures(regret, diverged(table).to_numpy(), table.equal)
 
 
+def _candidates(optimizers: pandas.Index, chosen: np.ndarray) -> list[str]:
+    """Return the optimizers that nine tenths of the draws chose."""
+    rows, shares = np.unique(chosen[chosen >= 0], return_counts=True)
+    order = np.argsort(-shares)
+    most = np.searchsorted(np.cumsum(shares[order]), _PRICE_CONFIDENCE * len(chosen)) + 1
+    return [str(optimizers[row]) for row in rows[order][:most]]
+
+
 def _price_interval(
-    table: ScoreTable, noise: pandas.DataFrame, backbone: str, chosen: np.ndarray
+    scores: pandas.Series, n: np.ndarray, noise: pandas.DataFrame, candidates: list[str]
 ) -> tuple[float, float]:
     """Return the interval of the regret of whatever may be the general advice.
 
     The noise of this backbone has no part in the choice of the advice, so each candidate's regret
     has an interval of its own: below by Dunnett's quantile, since the best is not known, above by
-    Student's. Candidates are those that nine tenths of the draws chose; NaN where one of them has
-    no score, because an interval of the others would not be that of the price.
+    Student's. NaN where one of the candidates has no score, because an interval of the others would
+    not be that of the price.
+
+    Args:
+      scores: means of the optimizers, larger is better; the name is the backbone.
+      n: runs behind each.
+      noise: from `noise.estimate_noise`.
+      candidates: optimizers that may be the advice.
     """
-    scores = table.goodness()[backbone].dropna()
-    n = table.counts().loc[scores.index, backbone].to_numpy(float)
-    sd, df = noise_of(noise, backbone, scores.index)
+    sd, df = noise_of(noise, str(scores.name), scores.index)
     parts, level = sd**2 / n, (1 + _PRICE_CONFIDENCE) / 2
     pairs = degrees_of_pairs(parts, sd, df)
-    names, shares = np.unique(chosen[chosen >= 0], return_counts=True)
-    order = np.argsort(-shares)
-    most = np.searchsorted(np.cumsum(shares[order]), _PRICE_CONFIDENCE * len(chosen)) + 1
     ends = []
-    for row in names[order][:most]:
-        name = table.optimizers[row]
+    for name in candidates:
         if name not in scores.index or len(scores) < 2:
             return np.nan, np.nan
         at = scores.index.get_loc(name)

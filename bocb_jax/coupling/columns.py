@@ -1,6 +1,7 @@
 """Which column of a table is what, and one row a run from long, wide and transposed tables."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -268,7 +269,7 @@ def _melted(raw: RawTable, headers: dict[str, str]) -> Runs:
         raise UserError(_no_column(raw, across))
     keys = raw.columns[key]
     rows = [i for i, name in enumerate(keys) if plain_name(str(name)) not in _TOTALS]
-    left_out = (*totals, *(str(keys[i]) for i in range(len(keys)) if i not in set(rows)))
+    left_out = (*totals, *(str(name) for name in keys if plain_name(str(name)) in _TOTALS))
     whole = np.empty((len(keys), len(columns)), object)
     for i, header in enumerate(columns):
         whole[:, i] = raw.columns[header]
@@ -323,10 +324,15 @@ def is_optimizer(name: str) -> bool:
     """
     words = re.split(r"[^0-9a-z]+", name.lower())
     parts = {"".join(words[:n]) for n in range(1, len(words) + 1)}
+    return bool(parts & _known_optimizers())
+
+
+@functools.cache
+def _known_optimizers() -> frozenset[str]:
+    """Return the names of optimizers, of any spelling, as `_joined` gives them."""
     known = {*_OPTIMIZERS, *map(_joined, tables.optimizers())}
     known |= {_joined(row["optimizer"]) for row in tables.own_rows("later_optimizers")}
-    known |= {_joined(categories.to_paper(opt)) for opt in tables.optimizers()}
-    return bool(parts & known)
+    return frozenset(known | {_joined(categories.to_paper(opt)) for opt in tables.optimizers()})
 
 
 def is_backbone(name: str) -> bool:

@@ -4,6 +4,8 @@ An optimizer that ran and never finished has no score; where costs are added up 
 the worst that finished there, and where few or only close ones did, as much as elsewhere.
 """
 
+from typing import TypeVar
+
 import numpy as np
 import pandas
 
@@ -11,6 +13,8 @@ from bocb_jax.coupling.score_table import ScoreTable, regret_of
 
 FAR = 5  # times what counts as equal: an optimizer further behind is named as one to avoid
 LEAST_BACKBONES = 4  # for the price of general advice
+
+T = TypeVar("T", pandas.DataFrame, pandas.Series)
 
 
 def costs_of(table: ScoreTable) -> pandas.DataFrame:
@@ -21,6 +25,11 @@ def costs_of(table: ScoreTable) -> pandas.DataFrame:
     regret = regret_of(table.goodness())
     costs = with_failures(regret.to_numpy(), diverged(table).to_numpy(), table.equal)
     return pandas.DataFrame(costs, index=regret.index, columns=regret.columns)
+
+
+def far_behind(regret: T, equal: float) -> T:
+    """Return where a regret is of an optimizer to avoid, `FAR` times what counts as equal."""
+    return regret > FAR * equal + 1e-9
 
 
 def with_failures(regret: np.ndarray, failed: np.ndarray, equal: float) -> np.ndarray:

@@ -7,7 +7,7 @@ import pandas
 
 from bocb_jax.coupling import decomposition, significance
 from bocb_jax.coupling.cells import cells_of_table, resampled_means
-from bocb_jax.coupling.costs import FAR
+from bocb_jax.coupling.costs import far_behind
 from bocb_jax.coupling.outliers import MAD_SCALE, Outliers
 from bocb_jax.coupling.score_table import ScoreTable
 from bocb_jax.paper.categories import to_opt
@@ -192,7 +192,7 @@ def describe_optimizers(
     frame["worst_regret"] = regret.max(axis=1)
     limits = {
         "within": regret <= table.equal + 1e-9,
-        "beyond": regret > FAR * table.equal + 1e-9,
+        "beyond": far_behind(regret, table.equal),
     }
     for column, found in limits.items():
         frame[column] = [tuple(found.columns[found.loc[name]]) for name in frame.index]

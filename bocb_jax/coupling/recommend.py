@@ -8,7 +8,7 @@ import numpy as np
 import pandas
 
 from bocb_jax import paper
-from bocb_jax.coupling.costs import FAR, LEAST_BACKBONES, costs_of, diverged, general_advice
+from bocb_jax.coupling.costs import LEAST_BACKBONES, costs_of, diverged, far_behind, general_advice
 from bocb_jax.coupling.portfolio import portfolio
 from bocb_jax.coupling.score_table import ScoreTable, regret_of
 from bocb_jax.errors import UserError
@@ -277,13 +277,13 @@ def _avoid(table: ScoreTable, regret: pandas.Series, column: pandas.Series) -> d
       regret: of every optimizer there.
       column: what they are ordered by. What is far behind in the scores alone may be noise.
     """
-    limit = FAR * table.equal + 1e-9
-    far = column.index[column - column.min() > limit]
+    far = column.index[far_behind(column - column.min(), table.equal)]
     behind = regret[far].sort_values(ascending=False)
+    behind = behind[far_behind(behind, table.equal)]
     unit = " %" if table.relative else ""
     return {
         str(name): f"{name} ({_distance(table, by):.3g}{unit} behind)"
-        for name, by in behind[behind > limit].items()
+        for name, by in behind.items()
     }
 
 
