@@ -18,7 +18,9 @@ def portfolio(
     """Return the best sets of k optimizers to try, and the regret that remains.
 
     On every backbone the best of the set is taken, so the remaining regret is the least cost over
-    the set. Its mean over backbones is minimized.
+    the set. Its mean over backbones is minimized. Optimizers whose cost is known on less than half
+    of the backbones are not in any set; on a backbone where the cost of another is not known, it
+    counts as the worst that is.
 
     Args:
       costs: regrets, optimizers x backbones, from `costs.costs_of`; NaN where not known.
@@ -29,18 +31,18 @@ def portfolio(
       Index k: optimizers (tuple, in the order of the table), mean and worst remaining regret,
       worst_backbone, left_out and left_out_worst (the same on each family with the set chosen from
       the other families; NaN with a single family, or in large tables), exhaustive (whether all
-      sets were tried).
+      sets were tried). Without the larger k where there are fewer optimizers.
     """
     kept = costs.columns[costs.notna().any()]
-    values = costs[kept].to_numpy(float)
+    known = costs[kept].notna().mean(axis=1) >= 0.5
+    costs = costs[kept].fillna(costs[kept].max())[known]
+    values = costs.to_numpy(float)
     groups = pandas.factorize(families.reindex(kept))[0]
     rows = []
-    for k in range(1, min(largest, len(costs)) + 1 if len(kept) else 1):
+    for k in range(1, min(largest, len(costs)) + 1):
         exhaustive = math.comb(len(costs), k) <= _MOST_COMBINATIONS
         chosen = _best_set(values, k)
-        remaining = _remaining(values, chosen)
-        if np.isnan(remaining).all():
-            continue
+        remaining = values[list(chosen)].min(axis=0)
         left = np.full(len(kept), np.nan)
         others = np.unique(groups)
         sets = math.comb(len(costs), k) if exhaustive else len(costs) * k
@@ -48,17 +50,16 @@ def portfolio(
             others = others[:0]
         for group in others:
             out = groups == group
-            left[out] = _remaining(values[:, out], _best_set(values[:, ~out], k))
-        unknown = np.isnan(left).all()
+            left[out] = values[list(_best_set(values[:, ~out], k))][:, out].min(axis=0)
         rows.append(
             {
                 "k": k,
                 "optimizers": tuple(costs.index[list(chosen)]),
-                "mean": np.nanmean(remaining),
-                "worst": np.nanmax(remaining),
-                "worst_backbone": kept[int(np.nanargmax(remaining))],
-                "left_out": np.nan if unknown else np.nanmean(left),
-                "left_out_worst": np.nan if unknown else np.nanmax(left),
+                "mean": remaining.mean(),
+                "worst": remaining.max(),
+                "worst_backbone": kept[int(remaining.argmax())],
+                "left_out": left.mean(),
+                "left_out_worst": left.max(),
                 "exhaustive": exhaustive,
             }
         )
@@ -69,34 +70,23 @@ def portfolio(
     return pandas.DataFrame(rows, columns=columns).set_index("k")
 
 
-def _remaining(values: np.ndarray, chosen: tuple[int, ...]) -> np.ndarray:
-    """Return the least cost over the chosen rows; NaN where none of them is known."""
-    costs = np.where(np.isnan(values[list(chosen)]), np.inf, values[list(chosen)]).min(axis=0)
-    return np.where(np.isfinite(costs), costs, np.nan)
-
-
 def _best_set(values: np.ndarray, k: int) -> tuple[int, ...]:
-    """Return the k rows with the lowest mean of the least cost, in ascending order.
-
-    What no row of a set is known on costs as much there as the worst that is known.
-    """
-    worst = np.nanmax(np.where(np.isnan(values), -np.inf, values), axis=0)
-    filled = np.where(np.isnan(values), worst, values)
+    """Return the k rows with the lowest mean of the least cost, in ascending order."""
     if math.comb(len(values), k) <= _MOST_COMBINATIONS:
         sets = np.array(list(itertools.combinations(range(len(values)), k)))
-        step = max(1, 2**22 // max(1, filled.shape[1] * k))
+        step = max(1, 2**22 // max(1, values.shape[1] * k))
         means = np.concatenate(
             [
-                filled[sets[start : start + step]].min(axis=1).mean(axis=1)
+                values[sets[start : start + step]].min(axis=1).mean(axis=1)
                 for start in range(0, len(sets), step)
             ]
         )
         return tuple(int(row) for row in sets[means.argmin()])
     chosen: list[int] = []
-    least = np.full(filled.shape[1], np.inf)
+    least = np.full(values.shape[1], np.inf)
     for _ in range(k):
-        means = np.minimum(filled, least).mean(axis=1)
+        means = np.minimum(values, least).mean(axis=1)
         means[chosen] = np.inf
         chosen.append(int(means.argmin()))
-        least = np.minimum(least, filled[chosen[-1]])
+        least = np.minimum(least, values[chosen[-1]])
     return tuple(sorted(chosen))

@@ -88,7 +88,7 @@ def recommend(table: ScoreTable, model: str, *, most: int = 3) -> Advice | None:
     noise, errors = (None, None) if backbone is None else _noise_on(table, backbone)
     noise = None if noise is None else _distance(table, noise)
     if backbone is None:
-        column, rule = costs_of(table)[regret.notna().any(axis=1)].mean(axis=1).dropna(), OVERALL
+        column, rule = _overall(table, regret), OVERALL
     elif errors is None or regret.notna().any().sum() < 2:
         column, rule = regret[backbone].dropna(), PLAIN
     else:
@@ -120,6 +120,13 @@ def recommend(table: ScoreTable, model: str, *, most: int = 3) -> Advice | None:
         unit=_unit(table),
         rule=rule,
     )
+
+
+def _overall(table: ScoreTable, regret: pandas.DataFrame) -> pandas.Series:
+    """Return the mean costs of optimizers with a score, known on at least half the backbones."""
+    costs = costs_of(table).dropna(axis=1, how="all")
+    told = regret.notna().any(axis=1) & (costs.notna().mean(axis=1) >= 0.5)
+    return costs[told].mean(axis=1)
 
 
 def _noise_on(table: ScoreTable, backbone: str) -> tuple[float | None, pandas.Series | None]:
@@ -353,12 +360,16 @@ def choose_portfolio(table: ScoreTable, size: int, model: str | None = None) -> 
       model: a backbone, for what remains there.
 
     Returns:
-      None where no two optimizers can be compared.
+      None where no two optimizers can be compared, or fewer than `size` are known on half of the
+      backbones.
     """
     costs = costs_of(table)
-    if size > len(costs) or (costs.notna().sum() < 2).all():
+    if (costs.notna().sum() < 2).all():
         return None
-    row = portfolio(costs, _families(table.backbones), largest=size).loc[size]
+    sets = portfolio(costs, _families(table.backbones), largest=size)
+    if size not in sets.index:
+        return None
+    row = sets.loc[size]
     here, best = None, None
     backbone = None if model is None else stand_in(table, model)[0]
     if backbone is not None:

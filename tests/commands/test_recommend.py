@@ -167,6 +167,14 @@ def test_general_advice_that_diverged_is_said_to():
     assert any("families of backbones: it diverged here" in s for s in recommend.sentences(advice))
 
 
+def test_an_optimizer_known_on_few_backbones_is_no_advice_for_all():
+    table = one_seed_table([[80.0] * 5, [79.0] * 5, [81, np.nan, np.nan, np.nan, np.nan]])
+    advice = recommend.recommend(table, "my_own_net")
+    assert [choice.optimizer for choice in advice.choices] == ["o0", "o1"]
+    assert recommend.choose_portfolio(table, 2).optimizers == ("o0", "o1")
+    assert recommend.choose_portfolio(table, 3) is None
+
+
 def test_one_optimizer_is_no_choice():
     frame = synthetic_runs.results(["a"], ["sgd"], rates=0, seeds=1)
     assert recommend.recommend(from_results(frame), "a") is None

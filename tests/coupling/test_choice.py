@@ -203,6 +203,21 @@ def test_a_portfolio_by_brute_force():
     assert (found["left_out"] >= found["mean"] - 1e-12).all()
 
 
+def test_a_portfolio_counts_what_is_not_known_as_the_worst():
+    # o0 is known on one easy backbone of five, o1 on four, o2 on all.
+    nan = np.nan
+    costs = pandas.DataFrame(
+        [[0, nan, nan, nan, nan], [1, 0, 0, 0, nan], [2, 3, 3, 3, 6.0], [4, 5, 6, 7, 8]],
+        index=[f"o{i}" for i in range(4)], columns=[f"b{i}" for i in range(5)],
+    )  # fmt: skip
+    found = portfolio(costs, pandas.Series(costs.columns, index=costs.columns))
+    assert found["optimizers"].tolist() == [("o1",), ("o1", "o2"), ("o1", "o2", "o3")]
+    assert found.loc[1, ["mean", "worst", "worst_backbone"]].tolist() == [9 / 5, 8, "b4"]
+    assert found["mean"][2] == 7 / 5
+    apart = costs.where(np.eye(4, 5, dtype=bool))
+    assert portfolio(apart, pandas.Series(costs.columns, index=costs.columns)).empty
+
+
 def test_a_large_portfolio_is_greedy_and_says_so():
     rng = np.random.default_rng(6)
     costs = pandas.DataFrame(rng.exponential(size=(60, 40)))
