@@ -31,7 +31,8 @@ def portfolio(
       Index k: optimizers (tuple, in the order of the table), mean and worst remaining regret,
       worst_backbone, left_out and left_out_worst (the same on each family with the set chosen from
       the other families; NaN with a single family, or in large tables), exhaustive (whether all
-      sets were tried). Without the larger k where there are fewer optimizers.
+      sets were tried). Without the larger k where there are fewer optimizers, or where nothing is
+      lost with fewer.
     """
     kept = costs.columns[costs.notna().any()]
     known = costs[kept].notna().mean(axis=1) >= 0.5
@@ -63,6 +64,8 @@ def portfolio(
                 "exhaustive": exhaustive,
             }
         )
+        if (remaining <= 1e-9).all():
+            break  # what more optimizers would add is chance
     columns = [
         "k", "optimizers", "mean", "worst", "worst_backbone", "left_out", "left_out_worst",
         "exhaustive",

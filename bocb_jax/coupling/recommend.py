@@ -356,7 +356,7 @@ def choose_portfolio(table: ScoreTable, size: int, model: str | None = None) -> 
 
     Args:
       table: any scores.
-      size: how many optimizers.
+      size: how many optimizers; fewer are returned where nothing is lost with them.
       model: a backbone, for what remains there.
 
     Returns:
@@ -367,9 +367,9 @@ def choose_portfolio(table: ScoreTable, size: int, model: str | None = None) -> 
     if (costs.notna().sum() < 2).all():
         return None
     sets = portfolio(costs, _families(table.backbones), largest=size)
-    if size not in sets.index:
+    if sets.empty or (size not in sets.index and sets["worst"].iloc[-1] > 1e-9):
         return None
-    row = sets.loc[size]
+    row = sets.iloc[-1]
     here, best = None, None
     backbone = None if model is None else stand_in(table, model)[0]
     if backbone is not None:

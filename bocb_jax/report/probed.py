@@ -154,21 +154,19 @@ def _general(analysis: Analysis, opt: str) -> list[str]:
         f"({label(own.idxmax())}); the others: {others}."
     ]
     families = analysis.taxonomy["family"]
-    with_it = portfolio(whole, families, largest=2).loc[2]
-    without = portfolio(whole.drop(index=opt), families, largest=2)
-    if len(without) == 2:
-        text = (
-            f"Of two to try, {listed(labels(with_it['optimizers']))} lose least, "
-            f"{with_unit(table, with_it['mean'])} on average"
-        )
-        if opt in with_it["optimizers"]:
-            second = without.loc[2]
-            text += (
-                f"; without {label(opt)}, {listed(labels(second['optimizers']))} lose "
-                f"{gap(table, second['mean'])}"
-            )
-        lines.append(text + ".")
-    return lines
+    with_it = portfolio(whole, families, largest=2).iloc[-1]
+    text = (
+        f"Of two to try, {_losing(with_it)} least, {with_unit(table, with_it['mean'])} on average"
+    )
+    if opt in with_it["optimizers"]:
+        without = portfolio(whole.drop(index=opt), families, largest=2).iloc[-1]
+        text += f"; without {label(opt)}, {_losing(without)} {gap(table, without['mean'])}"
+    return [*lines, text + "."]
+
+
+def _losing(row: pandas.Series) -> str:
+    names = labels(row["optimizers"])
+    return f"{listed(names)} lose" if len(names) > 1 else f"{names[0]} alone loses"
 
 
 def _edges(analysis: Analysis, opt: str) -> list[str]:

@@ -199,7 +199,9 @@ def test_a_portfolio_by_brute_force():
             filled.loc[list(rows)].min().mean() for rows in itertools.combinations(range(7), k)
         )
         assert filled.loc[chosen].min().mean() == pytest.approx(best)
-    assert found["mean"][7] == 0
+    # With as many optimizers as lose nothing it ends.
+    assert found["mean"].iloc[-1] == 0 < found["mean"].iloc[-2]
+    assert found.index[-1] <= 6
     assert (found["left_out"] >= found["mean"] - 1e-12).all()
 
 
