@@ -8,14 +8,16 @@ import numpy as np
 import pandas
 import pytest
 from helpers import synthetic_runs
+from helpers.score_tables import one_seed_table
 from matplotlib import colors
 
 from bocb_jax.coupling import curves
 from bocb_jax.coupling.analysis import analyze
+from bocb_jax.coupling.choice import freedom_curve
 from bocb_jax.coupling.scores import from_published, from_results
 from bocb_jax.coupling.tuning import Budget
 from bocb_jax.report import plots, style
-from bocb_jax.report.plots import decomposition, heat_map, optimizers, tuning
+from bocb_jax.report.plots import choice, decomposition, heat_map, optimizers, tuning
 
 BACKBONES = ["resnet_mini", "vit_mini", "swin_mini", "mixer_mini", "vgg_mini"]
 OPTIMIZERS = ["sgd", "adamw", "lamb", "lion", "adan"]
@@ -154,3 +156,20 @@ def test_budget_is_drawn_without_coupling_if_there_is_none():
     known = dict.fromkeys(Budget.__dataclass_fields__)
     budget = Budget(**known | {"curves": curves, "coupling": pandas.DataFrame()})
     assert len(tuning.draw_budget(budget, "points").axes) == 1
+
+
+def test_freedom_begins_below_what_counts_as_equal_and_below_most_distances():
+    # Differences of 5 points and more, and of at most 0.05.
+    for step in (5.0, 0.01):
+        table = one_seed_table(80 - step * np.arange(12.0).reshape(6, 2))
+        picture = choice.draw_freedom(freedom_curve(table), table)
+        start = picture.axes[0].get_xlim()[0]
+        assert start == pytest.approx(min(1.0, 6 * step) / 4)
+
+
+def test_freedom_says_which_backbones_it_does_not_name():
+    for backbones, said in ((36, False), (38, True)):
+        table = one_seed_table(np.random.default_rng(0).normal(80, 3, (4, backbones)))
+        picture = choice.draw_freedom(freedom_curve(table), table)
+        text = picture.get_supxlabel()
+        assert (f"of {backbones} backbones are only in grey" in text) == said

@@ -12,7 +12,6 @@ from bocb_jax.report.style import FAINT, INK, LINES, figure, house_style, label
 
 _PANEL_LINES = len(LINES)  # more could not be told apart
 _MOST_PANELS = 6
-_BLUE = "#0b55a5"
 
 
 def draw_freedom(
@@ -32,8 +31,7 @@ def draw_freedom(
     rows = -(-len(panels) // 2) if len(panels) > 1 else 1
     columns = 2 if len(panels) > 1 else 1
     distances = curves.index.to_numpy(float)
-    start = max(table.equal / 4, distances[distances > 0].min(initial=np.inf) / 2)
-    start = start if np.isfinite(start) and start > 0 else 1.0
+    start = _start(distances, table.equal)
     end = 1.1 * max(distances.max(initial=0.0), 2 * start, 2 * table.equal)
     with house_style():
         picture = figure(9.4 if columns == 2 else 7, (0.5 + 2.6 * rows) if columns == 2 else 3.4)
@@ -42,8 +40,12 @@ def draw_freedom(
             axes.set_axis_off()
         for axes, (title, names) in zip(grid.ravel(), panels, strict=False):
             _panel(axes, curves, names, title, (start, end), table.equal)
-        unit = table.unit
-        picture.supxlabel(f"distance to the best of the backbone, {unit} (log scale)", fontsize=9)
+        text = f"distance to the best of the backbone, {table.unit} (log scale)"
+        named = sum(len(names) for _, names in panels)
+        if named < len(curves.columns):
+            rest = len(curves.columns) - named
+            text += f"\n{rest} of {len(curves.columns)} backbones are only in grey"
+        picture.supxlabel(text, fontsize=9)
         picture.supylabel("share of the optimizers", fontsize=9)
     return picture
 
@@ -72,6 +74,13 @@ def _panels(
     return panels[:_MOST_PANELS]
 
 
+def _start(distances: np.ndarray, equal: float) -> float:
+    """Return where the axis begins: below what counts as equal and below most distances."""
+    positive = distances[distances > 1e-9]
+    ends = [equal, *([float(np.median(positive))] if len(positive) else [])]
+    return min((end for end in ends if end > 0), default=4.0) / 4
+
+
 def _panel(
     axes: Axes,
     curves: pandas.DataFrame,
@@ -86,7 +95,7 @@ def _panel(
         column = curves[name].to_numpy(float)
         return np.concatenate([column[:1], column, column[-1:]])
 
-    for name in curves.columns[:60]:
+    for name in curves.columns:
         axes.step(x, heights(str(name)), where="post", color=FAINT, lw=0.5, alpha=0.35)
     for name, (colour, dash, marker) in zip(names, LINES, strict=False):
         axes.step(
