@@ -21,7 +21,6 @@ _MOST_NAMES = 9  # of backbones in a sentence
 _MOST_USED = 3
 _MOST_AVOIDED = 2
 _HIGH = 97.0  # percent; above it a point is a large part of the errors
-_NOT_SHOWN = "No coupling is shown"
 
 
 def headline(analysis: Analysis) -> list[str]:
@@ -55,7 +54,7 @@ def headline(analysis: Analysis) -> list[str]:
     noise = _noise(analysis)
     if not plain:
         found = [noise, *shown, *words]
-    elif noise.startswith(_NOT_SHOWN):
+    elif not _is_shown(analysis):
         found = [noise, *words, *shown]
     else:
         found = [*shown, *words, noise]
@@ -137,7 +136,7 @@ def _prices(analysis: Analysis) -> str:
     text = f"General advice ({who} optimizer on other families of backbones) costs "
     if len(rest) == len(price):
         return f"{text}{_at_most(table, rest, known, unit=True)} on any of {len(rest)} backbones."
-    parts = []
+    parts: list[str] = []
     for name, row in shown.iterrows():
         whose = f" with {label(row['general'])}" if len(advised) > 1 else ""
         cost = gap(table, row["price"]) if parts else with_unit(table, row["price"])
@@ -364,7 +363,8 @@ def _words(analysis: Analysis) -> list[str]:
         names = list(free.index[free["word"] == word])
         if not names:
             continue
-        whole, apart = [], dict[tuple[str, ...], list[str]]()  # exceptions -> backbones
+        whole: list[str] = []
+        apart: dict[tuple[str, ...], list[str]] = {}  # exceptions -> backbones
         for name in names:
             but = tuple(_exceptions(analysis, name)) if word == "free" else ()
             (apart.setdefault(but, []) if but else whole).append(name)
@@ -404,15 +404,21 @@ def _noise(analysis: Analysis) -> str:
     if analysis.interaction is None:
         return ""
     p_value = analysis.interaction.p_value
-    if p_value < 1 - analysis.confidence:
+    if _is_shown(analysis):
         return (
             "That optimizers compare differently on different backbones is more than noise "
             f"({wording.p_value(p_value)})."
         )
     return (
-        f"{_NOT_SHOWN}: that optimizers compare differently on different backbones may be "
+        "No coupling is shown: that optimizers compare differently on different backbones may be "
         f"noise ({wording.p_value(p_value)})."
     )
+
+
+def _is_shown(analysis: Analysis) -> bool:
+    """Return whether the interaction is more than noise; True where that is not tested."""
+    test = analysis.interaction
+    return test is None or test.p_value < 1 - analysis.confidence
 
 
 def is_coarse(table: ScoreTable) -> bool:

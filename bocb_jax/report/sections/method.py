@@ -19,7 +19,8 @@ def build(analysis: Analysis) -> Section:
         "of other families; its price is its regret on that backbone.",
         "SGD-like optimizers scale their step with the gradient, at a fixed rate and with momentum "
         "(the paper's category a without what takes only the gradient's direction); adaptive ones "
-        "are its category b.",
+        "are its category b. What leads is judged by these two kinds; the best optimizer may be of "
+        "neither, such as AdaGrad.",
         f"Marks: {analysis.outliers.rule}: {wording.sentence(analysis.outliers.description)}",
         f"Intervals are at {100 * analysis.confidence:g} %, from {analysis.resamples} resamples "
         f"with seed {analysis.seed}.",

@@ -40,10 +40,9 @@ def _portfolio(analysis: Analysis) -> list[tuple[str, str]]:
     for _, row in analysis.portfolio.loc[:most].iterrows():
         if not is_known(row["mean"]) or len(analysis.table.optimizers) < 2:
             continue
-        lost = gap(analysis.table, row["mean"], fine=True)
+        mean, worst = (gap(analysis.table, row[key], fine=True) for key in ("mean", "worst"))
         names = " + ".join(label(name, 14) for name in row["optimizers"])
-        note = f"lost on average, {gap(analysis.table, row['worst'], fine=True)} at worst: {lost}"
-        found.append((names, note.rpartition(":")[0].replace("lost", f"{lost} lost", 1)))
+        found.append((names, f"{mean} lost on average, {worst} at worst"))
     return found
 
 
