@@ -174,7 +174,7 @@ def _remarks(table: ScoreTable, backbone: str) -> tuple[str, ...]:
 
 
 def backbone_rows(analysis: Analysis) -> list[dict[str, Any]]:
-    """Return a row for each backbone: the parts of its advice beside the figures behind them."""
+    """Return a row for each backbone: its advice, whole and in parts, and the figures behind it."""
     table, camps = analysis.table, told_camps(analysis)
     rows = []
     for name in table.backbones:
@@ -184,6 +184,7 @@ def backbone_rows(analysis: Analysis) -> list[dict[str, Any]]:
             analysis.stakes.loc[name],
         )
         row = {
+            "sentence": advice.sentence,
             "backbone": name,
             "use": f"{advice.use} ({advice.within})" if advice.within else advice.use,
             "avoid": "; ".join(part for part in (advice.avoid, *advice.remarks) if part),

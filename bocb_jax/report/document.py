@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas
 
+from bocb_jax.coupling.recommend import Advice
 from bocb_jax.report.style import label
 
 MAX_ROWS = 400  # of one table; the caption of a longer one says that it was cut
@@ -86,6 +87,9 @@ class Document:
     warnings: tuple[str, ...]
     sections: tuple[Section, ...]
     behind: tuple[Section, ...]  # the statistics, collapsed at first in HTML
+    # The figures behind two of the sections, for report.json.
+    backbones: tuple[dict[str, Any], ...]  # from `advice.backbone_rows`
+    recommendations: tuple[Advice, ...]  # for each backbone
 
 
 def format_value(

@@ -8,12 +8,10 @@ from typing import Any
 
 import pandas
 
-from bocb_jax.coupling import recommend
 from bocb_jax.coupling.result import Analysis
 from bocb_jax.errors import UserError
 from bocb_jax.patterns.cells import WeightPatterns
 from bocb_jax.report import html, markdown, plots, style
-from bocb_jax.report.advice import advise, backbone_rows
 from bocb_jax.report.document import Document
 from bocb_jax.report.heat_map_data import build_heat_map
 from bocb_jax.report.more_runs import Sweep, more_runs
@@ -131,18 +129,15 @@ def _record(
     sweep: Sweep | None,
 ) -> dict[str, Any]:
     """Return the content of report.json; docs/guides/analyze.md describes its keys."""
-    rows = backbone_rows(analysis)
-    said = {name: advise(analysis, name).sentence for name in analysis.table.backbones}
-    advice = (recommend.recommend(analysis.table, name) for name in analysis.table.backbones)
     return {
         "made_by": MADE_BY,
         "title": document.title,
         "source": document.source,
         "verdict": list(document.verdict),
-        "backbones": [{"sentence": said[row["backbone"]], **row} for row in rows],
+        "backbones": list(document.backbones),
         "more_runs": [dataclasses.asdict(wanted) for wanted in more_runs(analysis, sweep)],
         "warnings": list(document.warnings),
-        "recommendations": [dataclasses.asdict(found) for found in advice if found is not None],
+        "recommendations": [dataclasses.asdict(found) for found in document.recommendations],
         "files": list(files),
         "analysis": analysis.to_dict(),
         "weights": None if patterns is None else patterns.to_dict(),

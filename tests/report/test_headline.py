@@ -149,7 +149,7 @@ def test_general_advice_that_fails_hides_no_interval_and_is_no_measured_cost(ana
     )
     rows = {row["backbone"]: row for row in advice.backbone_rows(found)}
     assert [rows[f"net{i}"]["fails"] for i in range(8)] == [False] * 7 + [True]
-    table = backbones.build(found, ()).blocks[0]
+    table = backbones.build(found, list(rows.values()), ()).blocks[0]
     assert [row["price"] >= 0 for row in table.rows] == [True] * 7 + [False]
     assert table.rows[7]["general"] == "sgd, which does not finish"
 

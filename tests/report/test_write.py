@@ -1,5 +1,6 @@
 """The report as files: three formats with the same content, escaped, self-contained."""
 
+import collections
 import html.parser
 import json
 import re
@@ -13,7 +14,7 @@ from bocb_jax.coupling import curves, recommend
 from bocb_jax.coupling.analysis import analyze
 from bocb_jax.coupling.scores import from_published, from_results
 from bocb_jax.errors import UserError
-from bocb_jax.report import plots, summary, write
+from bocb_jax.report import advice, plots, summary, write
 
 ROOT = Path(__file__).parents[2]
 EVIL = '<img src=x onerror="document.title=`hacked`">'
@@ -205,3 +206,21 @@ def test_page_size(runs, tmp_path):
     drawn = plots.NAMES if runs > 600 else ("heat_map", "sensitivity", "training_curves")
     written = write.write(analysis, tmp_path / "report", curves=found, pictures=drawn)
     assert written.page_bytes < 15e6
+
+
+def test_each_backbone_is_judged_once_for_a_report(tmp_path, monkeypatch):
+    analysis = analyze(from_published("imagenet"), resamples=2)
+    judged = collections.Counter()
+
+    def counting(function):
+        def called(found, name):
+            judged[function.__name__, name] += 1
+            return function(found, name)
+
+        return called
+
+    monkeypatch.setattr(advice, "advise", counting(advice.advise))
+    monkeypatch.setattr(recommend, "recommend", counting(recommend.recommend))
+    write.write(analysis, tmp_path / "report", pictures=())
+    assert len(judged) == 2 * len(analysis.table.backbones)
+    assert set(judged.values()) == {1}

@@ -2,9 +2,10 @@
 
 from collections.abc import Collection, Sequence
 
+from bocb_jax.coupling import recommend
 from bocb_jax.coupling.result import Analysis
 from bocb_jax.patterns.cells import WeightPatterns
-from bocb_jax.report import summary
+from bocb_jax.report import advice, summary
 from bocb_jax.report.document import Document, Section, is_empty
 from bocb_jax.report.more_runs import Sweep
 from bocb_jax.report.sections import (
@@ -42,10 +43,13 @@ def build_document(
       sweep: that made the table, for the commands that continue it.
     """
     table = analysis.table
+    rows = advice.backbone_rows(analysis)
+    first = [recommend.recommend(table, name) for name in table.backbones]
+    recommended = tuple(found for found in first if found is not None)
     sections = [
         scores.build(analysis),
-        backbones.build(analysis, drawn),
-        recommendation.build(analysis),
+        backbones.build(analysis, rows, drawn),
+        recommendation.build(recommended),
         portfolio.build(analysis, drawn),
         more_runs.build(analysis, sweep),
         claims.build(analysis),
@@ -71,6 +75,8 @@ def build_document(
         warnings=tuple(summary.warnings(analysis)),
         sections=_filled(sections),
         behind=_filled(behind),
+        backbones=tuple(rows),
+        recommendations=recommended,
     )
 
 

@@ -1,6 +1,7 @@
 """Backbone by backbone: what to use, what the choice is worth, what to avoid."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import pandas
 
@@ -10,26 +11,32 @@ from bocb_jax.report import advice, headline, wording
 from bocb_jax.report.document import Block, Picture, Section, Table, only_drawn, table_from
 
 
-def build(analysis: Analysis, drawn: Collection[str]) -> Section:
-    """Return the section on backbones: a row each, and how much choice each leaves."""
+def build(analysis: Analysis, rows: Sequence[dict[str, Any]], drawn: Collection[str]) -> Section:
+    """Return the section on backbones: a row each, and how much choice each leaves.
+
+    Args:
+      analysis: of any table.
+      rows: from `advice.backbone_rows`.
+      drawn: names of the pictures that were drawn.
+    """
     picture = Picture(
         "freedom",
         "How much choice there is",
         "A line for each backbone: the share of the optimizers within a distance of its best.",
     )
     blocks: tuple[Block, ...] = (
-        _backbones(analysis),
+        _backbones(analysis, rows),
         *only_drawn(drawn, picture),
         _column_statistics(analysis),
     )
     return Section("backbones", "Backbone by backbone", blocks)
 
 
-def _backbones(analysis: Analysis) -> Table:
+def _backbones(analysis: Analysis, rows: Sequence[dict[str, Any]]) -> Table:
     table = analysis.table
     unit = f", {table.unit}"
     equal = wording.equal_distance(table)
-    frame = pandas.DataFrame(advice.backbone_rows(analysis))
+    frame = pandas.DataFrame(rows)
     if "fails" in frame:  # the cost of the worst stands in for what was not measured
         fails = frame["fails"].eq(True)
         frame["price"] = frame["price"].mask(fails)

@@ -1,9 +1,10 @@
 """The optimizer to try first on each backbone, and the evidence for it."""
 
+from collections.abc import Sequence
+
 import pandas
 
-from bocb_jax.coupling import recommend
-from bocb_jax.coupling.result import Analysis
+from bocb_jax.coupling.recommend import Advice
 from bocb_jax.report.document import Section, Text, table_from
 
 _SHRUNK = (
@@ -12,18 +13,17 @@ _SHRUNK = (
 )
 
 
-def build(analysis: Analysis) -> Section:
+def build(recommended: Sequence[Advice]) -> Section:
     """Return the section of recommendations, for backbones with scores of their own."""
     rows, rules, unit = [], dict[str, None](), ""
-    for name in analysis.table.backbones:
-        advice = recommend.recommend(analysis.table, name)
-        if advice is None or not advice.exact:
+    for advice in recommended:
+        if not advice.exact:
             continue
         first, unit = advice.choices[0], advice.unit
         rules[advice.rule if advice.noise is None else _SHRUNK] = None
         rows.append(
             {
-                "backbone": name,
+                "backbone": advice.backbone,
                 "optimizer": first.optimizer,
                 "learning_rate": first.learning_rate,
                 "weight_decay": first.weight_decay,
