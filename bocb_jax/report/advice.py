@@ -197,8 +197,9 @@ def backbone_rows(analysis: Analysis) -> list[dict[str, Any]]:
             "n": int(free["n"]) if is_known(free["n"]) else 0,
         }
         if name in analysis.price.index:
-            keys = ("general", "price", "price_low", "price_high", "fails")
+            keys = ("general", "price", "price_low", "price_high")
             row |= {key: analysis.price.at[name, key] for key in keys}
+            row["fails"] = bool(analysis.price.at[name, "fails"])
         rows.append(row)
     return rows
 
