@@ -76,6 +76,7 @@ RULES = {
         "numpy", "pandas", "matplotlib", "ours:errors", "ours:paper", "ours:storage",
         "ours:coupling", "ours:patterns",
     },
+    "bocb_jax/roofline": {"jax", "numpy", "ours:errors"},
     # Its worker is a process of its own that trains as `bocb train` does.
     "bocb_jax/study": {
         "rich", "scipy", "ray", "jax", "flax", "pydantic", "ours:errors", "ours:checked",

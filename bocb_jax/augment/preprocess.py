@@ -113,8 +113,9 @@ def preprocess(
       key: PRNG key of the step; None for evaluation.
       policy: None for no augmentation.
       crop_ratio: share of the shorter side that evaluation keeps, in the center.
-      mesh: mesh that the batch is sharded over. On CPUs images are augmented one by one, which the
-        compiler cannot shard by itself.
+      mesh: mesh that the batch is sharded over, whose platform is compiled for; None for one device
+        of the default backend. On CPUs images are augmented one by one, which the compiler cannot
+        shard by itself.
 
     Returns:
       (B, image_size, image_size, 3) float32.
@@ -133,7 +134,8 @@ def preprocess(
     }
     if not policy.resized_crop:
         images = geometry.resize(images, image_size)
-    branching = jax.default_backend() == "cpu"
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    branching = platform == "cpu"
     fill = tuple(min(255, round(255 * x)) for x in mean)
     normalize_image = functools.partial(normalize, mean=mean, std=std)
 
