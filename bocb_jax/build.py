@@ -37,7 +37,7 @@ from bocb_jax.engine.steps import (
     weights_of,
 )
 from bocb_jax.errors import UserError
-from bocb_jax.models import create_model
+from bocb_jax.models import create_model, platform
 from bocb_jax.models.factory import MODELS
 from bocb_jax.models.layers import BatchNorm
 from bocb_jax.models.parameters import parameter_kinds
@@ -162,8 +162,8 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
-def build_model(spec: ProgramSpec, rngs: nnx.Rngs) -> nnx.Module:
-    """Build the backbone of a spec."""
+def build_model(spec: ProgramSpec, rngs: nnx.Rngs, shards: int = 1) -> nnx.Module:
+    """Build the backbone of a spec, for batches that lie in equal shards on so many devices."""
     model = create_model(
         spec.model,
         num_classes=spec.num_classes,
@@ -175,6 +175,7 @@ def build_model(spec: ProgramSpec, rngs: nnx.Rngs) -> nnx.Module:
     for _, module in nnx.iter_graph(model):
         if isinstance(module, BatchNorm):
             module.groups = spec.batch_norm_groups
+            module.shards = shards
             if spec.batch_norm_momentum is not None:
                 module.momentum = spec.batch_norm_momentum
     return model
@@ -225,7 +226,7 @@ def build_steps(spec: ProgramSpec, mesh: Mesh) -> Steps:
         crop_ratio=spec.crop_ratio,
     )
     return Steps(
-        functools.partial(build_model, spec),
+        functools.partial(build_model, spec, shards=mesh.size),
         OptimizerFunctions(
             create_optimizer,
             optim.set_hyperparameters,
@@ -234,7 +235,7 @@ def build_steps(spec: ProgramSpec, mesh: Mesh) -> Steps:
         ),
         Preprocessing(preprocess_train, preprocess_evaluation),
         spec.step,
-        platform_of(mesh),
+        platform.target(),
     )
 
 

@@ -331,13 +331,13 @@ def _times(check: Check, cost: StepCost, chip: Chip) -> list[str]:
 def _transfers(check: Check, cost: StepCost) -> list[str]:
     """Return a line for each kind of transfer, the largest first."""
     count: Counter[tuple[str, str, str, str]] = Counter()
-    size: Counter[tuple[str, str, str, str]] = Counter()
+    size: dict[tuple[str, str, str, str], float] = {}
     for transfer in cost.collectives:
         kind = transfer.kind, transfer.stage, transfer.operation, transfer.dtype
         count[kind] += transfer.times
-        size[kind] += transfer.bytes * transfer.times
+        size[kind] = size.get(kind, 0) + transfer.bytes * transfer.times
     lines = []
-    for kind, total in size.most_common():
+    for kind, total in sorted(size.items(), key=lambda item: -item[1]):
         name, stage, operation, dtype = kind
         where = {"forward": "forward pass", "backward": "backward pass"}.get(stage, "step")
         lines.append(
@@ -440,11 +440,10 @@ def table_row(topology: str, rest: tuple[str, ...], no_search: bool, model: str)
     cost = check.cost
     assert cost is not None
     seconds = cost.seconds(opened.chip)
-    sent: Counter[str] = Counter()
+    sent: dict[str, float] = {}
     for transfer in cost.collectives:
-        sent[f"{transfer.kind} {transfer.dtype} in the {transfer.stage} pass"] += (
-            transfer.bytes * transfer.times
-        )
+        name = f"{transfer.kind} {transfer.dtype} ({transfer.stage}, {transfer.operation})"
+        sent[name] = sent.get(name, 0) + transfer.bytes * transfer.times
     return {
         "backbone": model,
         "verdict": verdict,
@@ -458,7 +457,7 @@ def table_row(topology: str, rest: tuple[str, ...], no_search: bool, model: str)
         "chip_hours": check.least_hours * opened.num_chips,
         "received": cost.received,
         "ratio": check.traffic_ratio,
-        "sent": dict(sent.most_common()),
+        "sent": dict(sorted(sent.items(), key=lambda item: -item[1])),
         "seconds": check.seconds,
     }
 

@@ -27,6 +27,8 @@ class BatchNorm(nnx.Module):
       groups: number of equal consecutive parts of the batch with separate statistics; the running
         statistics average over the parts. One part per device is unsynchronized BatchNorm, more
         are ghost BatchNorm (Hoffer et al., 2017, arXiv:1705.08741).
+      shards: number of equal consecutive parts of the batch that lie on devices of their own. Each
+        computes its own moments, which are then averaged at once; with 1, variance follows mean.
       fixed_statistics: whether training, too, normalizes by the running statistics and leaves them
         as they are, the rule of detectors that start from trained weights.
 
@@ -53,6 +55,7 @@ class BatchNorm(nnx.Module):
         self.epsilon = epsilon
         self.dtype = dtype
         self.groups = 1
+        self.shards = 1
         self.fixed_statistics = False
         self.use_running_average = False
         self.scale = nnx.Param(scale_init(rngs.params(), (num_features,), jnp.float32))
@@ -71,7 +74,8 @@ class BatchNorm(nnx.Module):
         if self.use_running_average or self.fixed_statistics:
             mean, var = self.mean[...], self.var[...]
         elif self.groups == 1:
-            mean, var = self._moments(x32)
+            whole = self.shards == 1 or len(x) % self.shards  # a trace may have a smaller batch
+            mean, var = self._moments(x32) if whole else self._moments_of_shards(x32)
             self._update_running(mean, var, x.size // x.shape[-1])
         else:
             parts = x32.reshape(self.groups, -1, *x.shape[1:])  # (groups, B / groups, ..., C)
@@ -86,6 +90,17 @@ class BatchNorm(nnx.Module):
         axes = tuple(range(x.ndim - 1))
         mean = x.mean(axes)
         return mean, jnp.square(x - per_channel(mean, x)).mean(axes)
+
+    def _moments_of_shards(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return mean and variance of a sharded batch after one exchange between devices."""
+        parts = x.reshape(self.shards, -1, *x.shape[1:])  # (shards, B / shards, ..., C)
+        means, variances = jax.vmap(self._moments)(parts)
+        # Relative to a value near the mean, or the difference of squares would lose digits.
+        near = jax.lax.stop_gradient(self.mean[...])
+        offsets = means - near[None]
+        offset, second = offsets.mean(0), (variances + jnp.square(offsets)).mean(0)
+        var = jnp.maximum(second - jnp.square(offset), 0.0)
+        return near + offset, var
 
     def _normalize(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
         gain = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)

@@ -30,6 +30,7 @@ _RANGES = {
     "color_jitter": (0, 10),
     "erase": (0, 1),
 }
+_AT_A_TIME = 128  # images that an accelerator augments together, with every operation on each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,16 +151,19 @@ def preprocess(
             return normalize_image(image)
         return erasing.erase(image, draws["erase"], draws["noise"], policy.erase, normalize_image)
 
-    if not branching or not (policy.resized_crop or kinds or policy.erase):
+    costly = policy.resized_crop or kinds or policy.erase
+    share = len(images) // (1 if mesh is None else mesh.size)
+    if not costly or (not branching and share <= _AT_A_TIME):
         return jax.vmap(augment)((images, draws))
     # A CPU processes images one by one: a switch then runs only one of its branches, and small
-    # matrix products are several times faster than one batched product.
-    return _one_by_one(augment, mesh)((images, draws))
+    # matrix products are several times faster than one batched product. Elsewhere every branch is
+    # computed, whose results for a large batch would not fit into memory.
+    return _in_parts(augment, mesh, 1 if branching else _AT_A_TIME)((images, draws))
 
 
-def _one_by_one(function: Callable[[Any], jax.Array], mesh: Mesh | None) -> Callable:
-    """Map over a batch image by image, on each device of a mesh for its own part of the batch."""
-    mapped = functools.partial(lax.map, function)
+def _in_parts(function: Callable[[Any], jax.Array], mesh: Mesh | None, size: int) -> Callable:
+    """Map over a batch, `size` images at a time, on each device of a mesh for its own images."""
+    mapped = functools.partial(lax.map, function, batch_size=size if size > 1 else None)
     if mesh is None or mesh.size == 1:
         return mapped
     split = PartitionSpec(mesh.axis_names)

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,8 +13,11 @@ from bocb_jax.roofline.chips import Chip
 from bocb_jax.roofline.topology import Topology
 
 _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# XLA's sentence for TPUs: "Used 31.05G of 15.75G hbm."
+# XLA's sentences for TPUs: of a whole program, and of its temporaries alone.
 _USED = re.compile(r"Used ([\d.]+)([BKMGT]?) of ([\d.]+)([BKMGT]?) hbm")
+_TEMPORARIES = re.compile(
+    r"temporaries \(([\d.]+)([BKMGT]?)\) exceeds available HBM \(([\d.]+)([BKMGT]?)\)"
+)
 
 
 class OutOfMemory(Exception):
@@ -100,7 +102,7 @@ class Seconds:
 
 
 def compile_step(
-    step: Callable[..., Any], state: Any, batch: Any, key: Any, topology: Topology
+    step: jax.stages.Wrapped, state: Any, batch: Any, key: Any, topology: Topology
 ) -> StepCost:
     """Compile a jitted training step for a topology.
 
@@ -121,7 +123,7 @@ def compile_step(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error) and "Ran out of memory" not in str(error):
             raise
-        raise _out_of_memory(str(error), topology) from error
+        raise out_of_memory(str(error), topology, device_bytes((state, batch))) from error
     memory, text = compiled.memory_analysis(), compiled.as_text()
     costs = compiled.cost_analysis() or {}
     found = StepCost(
@@ -140,13 +142,20 @@ def compile_step(
     return found
 
 
-def _out_of_memory(message: str, topology: Topology) -> OutOfMemory:
-    available = topology.chip.memory / topology.chip.devices
-    used = _USED.search(message)
-    if used is None:
-        return OutOfMemory(math.nan, available)
-    needed, limit = (float(used[i]) * _UNITS[used[i + 1] or "B"] for i in (1, 3))
-    return OutOfMemory(needed, limit)
+def out_of_memory(message: str, topology: Topology, arguments: float) -> OutOfMemory:
+    """Return what XLA says about memory in an error message.
+
+    Args:
+      message: of the error.
+      topology: the chips.
+      arguments: bytes of state and batch, which some messages leave out.
+    """
+    for pattern, more in ((_USED, 0.0), (_TEMPORARIES, arguments)):
+        found = pattern.search(message)
+        if found:
+            needed, limit = (float(found[i]) * _UNITS[found[i + 1] or "B"] for i in (1, 3))
+            return OutOfMemory(needed + more, limit)
+    return OutOfMemory(math.nan, topology.chip.memory / topology.chip.devices)
 
 
 def device_bytes(tree: Any) -> float:

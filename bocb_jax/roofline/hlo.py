@@ -174,7 +174,7 @@ def _updates(user: Instruction, name: str) -> bool:
 
 
 def _computations(text: str) -> Iterator[tuple[str, list[Instruction]]]:
-    name, instructions = "", []
+    name, instructions = "", list[Instruction]()
     for line in text.splitlines():
         if name and line.startswith("}"):
             yield name, instructions

@@ -72,6 +72,14 @@ def test_cpus_and_accelerators_agree():
     np.testing.assert_allclose(one_by_one, at_once, atol=1e-5)  # the noise is not in integers
 
 
+def test_large_batches_are_augmented_in_parts(monkeypatch):
+    images, key = sample_crops(10, 32), jax.random.key(3)
+    at_once = prepare(DEIT, backend="gpu")(images, key)
+    monkeypatch.setattr("bocb_jax.augment.preprocess._AT_A_TIME", 4)
+    in_parts = prepare(DEIT, backend="gpu")(images, key)  # of 4, 4 and 2
+    np.testing.assert_allclose(in_parts, at_once, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["pytorch", "deit 3"])
 def test_the_draw_depends_only_on_the_position_in_the_batch(name):
     images, key = sample_crops(16, 32), jax.random.key(0)

@@ -298,6 +298,26 @@ def test_batch_norm_in_groups_normalizes_each_part():
         np.testing.assert_allclose(getattr(whole, name)[...], mean, rtol=1e-6)
 
 
+@pytest.mark.parametrize("mean", [0.0, 1.0, 30.0])
+def test_batch_norm_of_shards_is_that_of_the_whole_batch(mean):
+    # Shards of different means and spreads; the running mean is that of earlier batches.
+    x = mean + draw(0, 8, 3, 3, 5) * np.linspace(0.5, 2, 8)[:, None, None, None]
+    weights = jnp.asarray(draw(1, 8, 3, 3, 5))
+
+    def passed(shards):
+        def loss(x):
+            norm = layers.BatchNorm(5, rngs=nnx.Rngs(0))
+            norm.shards = shards
+            norm.mean[...] = jnp.full(5, 0.9 * mean, jnp.float32)
+            return (weights * norm(x)).sum(), (norm.mean[...], norm.var[...])
+
+        return jax.tree.leaves(jax.value_and_grad(loss, has_aux=True)(jnp.asarray(x)))
+
+    for one, several in zip(passed(1), passed(4), strict=True):
+        # Float32 values around `mean` carry their spread to mean * 2^-24.
+        np.testing.assert_allclose(several, one, rtol=2e-5, atol=2e-5 * (1 + mean))
+
+
 @pytest.mark.parametrize(("k", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 1)])
 def test_pools(k, stride, padding):
     x = draw(0, 1, 7, 6, 2)

@@ -1,0 +1,88 @@
+"""`bocb preflight` with GPUs that the CPU stands in for: verdicts, settings, the table."""
+
+import dataclasses
+import json
+
+import pytest
+
+from bocb_jax import paper, preflight
+from bocb_jax.errors import UserError
+from bocb_jax.roofline import chips
+
+SMALL = ["--dataset", "digits", "--opt", "adamw", "--batch-size", "64", "--step.clip-norm", "1"]
+
+
+@pytest.fixture
+def tiny_chip(monkeypatch):
+    """A GPU of a megabyte or two."""
+
+    def shrink(size):
+        chip = dataclasses.replace(chips.CHIPS["h100"], memory=size)
+        monkeypatch.setitem(chips.CHIPS, "h100", chip)
+
+    return shrink
+
+
+def test_a_run_that_fits(capsys):
+    code = preflight.main(["--model", "vit_mini", "--topology", "h100:4", *SMALL])
+    out = capsys.readouterr().out
+    assert code == 0
+    assert out.startswith("vit_mini + adamw on h100:4 (4 chips), batch 64, bfloat16, ")
+    assert "It fits. An estimate: compiled for CPUs" in out
+    assert "all-reduce" in out
+    assert "chip-hours" in out
+
+
+def test_a_setting_that_fits_is_tried(capsys, tiny_chip):
+    run = ["--model", "vit_mini", "--topology", "h100:1", "--opt", "sgd"]
+    run += ["--dataset", "digits", "--batch-size", "1024"]
+    assert preflight.main(run) == 0
+    needed = float(capsys.readouterr().out.split("Memory")[1].split("GiB")[0]) * 2**30
+    tiny_chip(0.7 * needed)
+    assert preflight.main(run) == preflight.DOES_NOT_FIT
+    out, said = capsys.readouterr()
+    assert "It does not fit: it needs" in out
+    assert "Trying --step.accumulate" in said
+    assert "It fits." in out
+    assert " --step.accumulate " in out
+
+
+def test_nothing_is_tried_if_not_asked(capsys, tiny_chip):
+    tiny_chip(2**20)
+    run = ["--model", "vit_mini", "--topology", "h100:1", "--no-search", *SMALL]
+    assert preflight.main(run) == preflight.DOES_NOT_FIT
+    out, said = capsys.readouterr()
+    assert "It does not fit" in out
+    assert "Trying" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "vit_mini"], "--topology"),
+        (["--topology", "h100:3", "--batch-size", "64"], "64, which cannot be divided evenly"),
+        (["--topology", "h100:2", "--model", "nosuch"], "nosuch"),
+        (["--topology", "h100:4", "--parallel.fsdp", "3"], "does not divide the 4 devices"),
+        (["--topology", "v5e:4x4x", "--model", "vit_mini"], "topology"),
+        (["--topology", "h100:2", "--jobs", "0"], "--jobs"),
+    ],
+)
+def test_bad_settings_are_one_sentence(arguments, message):
+    with pytest.raises(UserError, match=message):
+        preflight.main([*arguments, "--dataset", "digits"])
+
+
+def test_the_table_is_written_and_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(paper, "backbones", lambda: ["vit_mini", "mixer_mini"])
+    table = tmp_path / "table.md"
+    asked = ["--all", "--topology", "h100:2", "--table", str(table), *SMALL]
+    assert preflight.main(asked) == 0
+    assert "2/2" in capsys.readouterr().err
+    text = table.read_text()
+    assert text.count("\n| ") == 3
+    assert "| vit_mini | " in text
+    lines = table.with_suffix(".jsonl").read_text().splitlines()
+    assert {json.loads(line)["backbone"] for line in lines} == {"vit_mini", "mixer_mini"}
+    assert preflight.main(asked) == 0
+    assert "1/" not in capsys.readouterr().err  # nothing was compiled again
+    assert table.read_text() == text
