@@ -79,9 +79,10 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         prog="bocb preflight",
         description="Compile the training step of a run for a TPU or GPU that is not here, and say "
         "what it needs.",
-        epilog="Every option of `bocb train` is understood as well; the data set is imagenet2012 "
-        "unless --dataset is given.",
+        epilog="The options of `bocb train` follow; the data set is imagenet2012 unless --dataset "
+        "is given.",
         allow_abbrev=False,
+        add_help=False,
     )
     add = parser.add_argument
     add("--topology", required=True, help="chips: v5e:16x16, v5p:4x4x4, v6e:8x8, h100:8 ...")
@@ -89,6 +90,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--table", type=value_of(FilePath), default="preflight.md", help="with --all: the file")
     add("--jobs", type=value_of(Workers), default=1, help="with --all: programs compiled at a time")
     add("--no-search", action="store_true", help="look for no other setting where it does not fit")
+    if {"-h", "--help"} & set(arguments):
+        parser.print_help()
+        parse_train(["--help"])  # and exits
     options, rest = parser.parse_known_args(arguments)
     if not any(a.startswith(("--dataset", "--config")) for a in present_flags(rest)):
         rest = ["--dataset", "imagenet2012", *rest]
