@@ -45,6 +45,7 @@ from bocb_jax.roofline.cost import (
     device_bytes,
     least_received,
 )
+from bocb_jax.roofline.table import markdown
 from bocb_jax.roofline.topology import Topology, open_topology
 from bocb_jax.storage.files import read_jsonl, write_atomically
 from bocb_jax.train import parse as parse_train
@@ -367,11 +368,6 @@ def _hours(hours: float) -> str:
 
 # --- The table of backbones --------------------------------------------------------------------
 
-_HEADINGS = (
-    "backbone", "GiB a chip", "TFLOP", "GB of memory", "least ms", "bound by", "images/s",
-    "hours", "chip-hours", "MiB sent", "of needed", "setting, and what else is sent",
-)  # fmt: skip
-
 
 def write_table(options: argparse.Namespace, rest: list[str], base: TrainConfig) -> int:
     """Check the paper's backbones with one optimizer, and write a table in Markdown.
@@ -397,14 +393,12 @@ def write_table(options: argparse.Namespace, rest: list[str], base: TrainConfig)
             known[row["backbone"]] = row
             with lines_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"question": _question(options, rest), **row}) + "\n")
-            write_atomically(
-                path, _markdown(options, base, [known[n] for n in names if n in known])
-            )
+            write_atomically(path, _text(options, base, known))
             spent = time.monotonic() - started
             remaining = duration(spent / done * (len(left) - done))
             said = f"{done}/{len(left)}  {duration(spent)}  {remaining} left"
             console.print(f"{said}  {row['backbone']}: {row['verdict']}", markup=False)
-    write_atomically(path, _markdown(options, base, [known[n] for n in names]))
+    write_atomically(path, _text(options, base, known))
     console.print(str(path), markup=False)
     return 0 if all(row["verdict"] == "fits" for row in known.values()) else DOES_NOT_FIT
 
@@ -466,39 +460,14 @@ def table_row(topology: str, rest: tuple[str, ...], no_search: bool, model: str)
     }
 
 
-def _markdown(options: argparse.Namespace, base: TrainConfig, rows: list[dict[str, Any]]) -> str:
-    """Return the table as Markdown."""
+def _text(options: argparse.Namespace, base: TrainConfig, known: dict[str, dict[str, Any]]) -> str:
+    """Return the table of what is known, in the paper's order."""
+    rows = [known[name] for name in paper.backbones() if name in known]
     batch = f"{base.batch_size:,}" if base.batch_size else "the recipe's batch"
-    spent = sum(row.get("seconds", 0) for row in rows)
-    lines = [
+    spent = duration(sum(row.get("seconds", 0) for row in rows))
+    title = (
         f"Training steps with {base.opt}, global batch {batch}, compiled for {options.topology} by "
-        f"bocb_jax {__version__} with JAX {jax.__version__}; {duration(spent)} of compiling. Times "
-        "are the least at published peaks.",
-        "",
-        "| " + " | ".join(_HEADINGS) + " |",
-        "|" + "---|" * len(_HEADINGS),
-    ]
-    for row in rows:
-        if "memory" not in row:
-            cells = [row["backbone"], *[""] * (len(_HEADINGS) - 2), row["verdict"]]
-        else:
-            others = ", ".join(
-                f"{name} {size / 2**20:.1f}" for name, size in row["sent"].items() if size > 2**17
-            )
-            told = "" if row["verdict"] == "fits" else f"{row['verdict']} "
-            cells = [
-                row["backbone"],
-                f"{row['memory'] / GIB:.2f}",
-                f"{row['flops'] / 1e12:.2f}",
-                f"{row['traffic'] / 1e9:.1f}",
-                f"{1e3 * row['least']:.1f}",
-                row["bound"],
-                f"{row['images_per_second']:,.0f}",
-                f"{row['hours']:.2f}",
-                f"{row['chip_hours']:,.0f}",
-                f"{row['received'] / 2**20:.0f}",
-                f"{row['ratio']:.2f}",
-                f"{told}{others}",
-            ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        f"bocb_jax {__version__} with JAX {jax.__version__}; {spent} of compiling. Times are the "
+        "least at published peaks."
+    )
+    return markdown(title, rows)

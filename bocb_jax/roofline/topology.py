@@ -108,8 +108,9 @@ def _needs_libtpu() -> str:
 
 
 def _stand_ins(count: int) -> tuple[jax.Device, ...]:
-    with contextlib.suppress(RuntimeError):  # the backend is in use already
-        jax.config.update("jax_num_cpu_devices", count)
+    if jax.config.read("jax_num_cpu_devices") < count:
+        with contextlib.suppress(RuntimeError):  # the backend is in use already
+            jax.config.update("jax_num_cpu_devices", count)
     found = jax.devices("cpu")
     if len(found) < count:
         raise UserError(f"This process has {len(found)} devices of the CPU already; start it anew.")
