@@ -33,10 +33,17 @@ class Diverged(Exception):
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop, and its state is saved."""
+    """A signal asked the run to stop.
 
-    def __init__(self, message: str, *, signal_number: int):
+    Args:
+      message: for the user.
+      signal_number: which it was.
+      saved: whether all processes of the run have saved its state and stop with this one.
+    """
+
+    def __init__(self, message: str, *, signal_number: int, saved: bool = True):
         super().__init__(message)
+        self.saved = saved
         self.exit_code = 128 + signal_number
 
 

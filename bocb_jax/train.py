@@ -32,7 +32,7 @@ from bocb_jax.data.registry import open_dataset
 from bocb_jax.engine import compile_cache, run_dir, signals
 from bocb_jax.engine.memory import keep_freed_memory
 from bocb_jax.engine.outcome import failure, in_a_sentence
-from bocb_jax.engine.processes import on_first, together
+from bocb_jax.engine.processes import follow_failed_partner, on_first, together
 from bocb_jax.engine.record import Record, Records
 from bocb_jax.engine.sharding import check_batch, platform_of
 from bocb_jax.engine.state import Batch, Metrics, Params, TrainState
@@ -103,6 +103,7 @@ def _train(config: TrainConfig) -> dict[str, Any]:
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         stack.enter_context(together(config))
+        stack.enter_context(in_a_sentence(config.workdir))  # which the other processes are told
         compile_cache.use_compile_cache(config.compile_cache)
         run = Run(config)
         caught = stack.enter_context(signals.catching())
@@ -131,6 +132,7 @@ def train_single(
     except (Interrupted, UserError, KeyboardInterrupt):
         raise
     except Exception as error:
+        follow_failed_partner()
         with contextlib.suppress(UserError):  # a full disk is no second error
             run.record.write_result(failure(error))
         raise
@@ -210,7 +212,7 @@ class Run:
         }
         claim = run_dir.claim(self.folder, manifest, resume=config.resume)
         on_first(lambda: stack.enter_context(claim))
-        earlier = read_result(self.folder)
+        earlier = on_first(lambda: read_result(self.folder))
         if earlier and earlier["status"] in ("finished", "diverged"):
             return earlier
         shown = (progress or config.log.progress) if jax.process_index() == 0 else "none"

@@ -51,7 +51,9 @@ def in_a_sentence(where: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         raise Interrupted(
-            f"Stopped at once, without another save; {RESUME}.", signal_number=signal.SIGINT
+            f"Stopped at once, without another save; {RESUME}.",
+            signal_number=signal.SIGINT,
+            saved=False,
         ) from error
     except UserError:
         raise

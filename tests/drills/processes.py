@@ -3,17 +3,19 @@
     python tests/drills/processes.py --processes 2 --runs 40
 
 Every run saves its state every few steps and its best weights at the same steps. It must end in
-all processes within a time limit, with losses equal to those of one process within 1e-5.
+all processes within a time limit, with the losses of one process but for rounding.
 """
 
 import argparse
 import json
+import math
 import os
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 SETTINGS = (
@@ -21,7 +23,9 @@ SETTINGS = (
     "--epochs 4 --batch-size 64 --image-size 16 --checkpoint.every-steps 11 --log.every-steps 1 "
     "--data.workers 0 --augment.only"
 )
-TOLERANCE = 1e-5  # of a loss: sums over devices come in another order
+# Of a loss, which begins near ln(10) = 2.3. Sums over devices round in another order: each of the
+# run's 88 steps adds about float32's 2**-24 of the loss.
+TOLERANCE = 2.3 * 88 * 2**-24
 
 
 def free_port() -> int:
@@ -37,6 +41,7 @@ def start(
     *options: str,
     each: list[list[str]] | None = None,
     piped: bool = False,
+    program: Sequence[str] = ("-m", "bocb_jax.train"),
 ) -> list[subprocess.Popen]:
     """Start all processes of a run.
 
@@ -47,9 +52,10 @@ def start(
       options: further settings of all of them.
       each: further settings of each.
       piped: whether their output is kept for `communicate`; with `each` it is.
+      program: of Python, that they run.
     """
     where = ["--workdir", str(workdir), "--log.progress", "none", *options]
-    command = [sys.executable, "-m", "bocb_jax.train", *SETTINGS.split(), *where]
+    command = [sys.executable, *program, *SETTINGS.split(), *where]
     env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
     env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
     pipe = subprocess.PIPE if piped or each else None
@@ -80,9 +86,12 @@ def wait(started: list[subprocess.Popen], seconds: float) -> list[int | None]:
 
 
 def losses(workdir: Path) -> list[float]:
-    """Return the training loss of every step of the only run in a folder."""
-    (path,) = workdir.glob("*/metrics.jsonl")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    """Return the training loss of every step of the only run in a folder; none if there is none."""
+    lines = [
+        json.loads(line)
+        for path in workdir.glob("*/metrics.jsonl")
+        for line in path.read_text().splitlines()
+    ]
     return [line["loss"] for line in lines if "loss" in line]
 
 
@@ -96,22 +105,27 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         cache = root / "cache"
-        assert wait(start(root / "one", cache, 1), options.seconds) == [0]
+        codes = wait(start(root / "one", cache, 1), options.seconds)
         expected = losses(root / "one")
+        if codes != [0] or not expected:
+            print(f"The run of one process failed: codes {codes}")
+            return 1
         failed = 0
         for number in range(options.runs):
             workdir = root / f"run{number}"
             began = time.monotonic()
             more = ["--parallel.fsdp", str(options.fsdp)]
             codes = wait(start(workdir, cache, options.processes, *more), options.seconds)
-            off = None
-            if codes == [0] * options.processes:
-                found = losses(workdir)
-                off = max(abs(a - b) for a, b in zip(found, expected, strict=True))
-            good = off is not None and off <= TOLERANCE
-            failed += not good
+            found = losses(workdir)
+            off = max((abs(a - b) for a, b in zip(found, expected, strict=False)), default=math.nan)
+            good = codes == [0] * options.processes and len(found) == len(expected)
+            failed += not (good and off <= TOLERANCE)
             took = time.monotonic() - began
-            print(f"run {number}: codes {codes}, losses off by {off}, {took:.0f} s", flush=True)
+            print(
+                f"run {number}: codes {codes}, {len(found)} of {len(expected)} losses, off by "
+                f"{off:.1e}, {took:.0f} s",
+                flush=True,
+            )
     print(f"{failed} of {options.runs} runs of {options.processes} processes failed")
     return int(failed > 0)
 
