@@ -25,6 +25,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from bocb_jax.engine import checksums
+from bocb_jax.engine.processes import in_all, on_first
 from bocb_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -105,20 +106,23 @@ class Checkpoints:
         weights that are damaged, which later ones may replace.
         """
         damaged = []
-        while steps := self.steps():
-            # A save that was cut off between the state and its checksums is the last to be tried.
-            step = max(steps, key=lambda step: (checksums.exist(self._path("last", step)), step))
+        while steps := on_first(self._by_preference):
+            step = steps[0]
+            restored, error = None, None
             try:
+                self._check("last", step)
                 restored = self._load("last", step, abstract_state)
-            except Exception as error:  # Orbax raises many kinds for a damaged file
+            except Exception as raised:  # Orbax raises many kinds for a damaged file
+                error = raised
+            if not in_all(error is None):
                 self._set_aside("last", step, f"The checkpoint of step {step}", error)
                 damaged.append(step)
                 continue
             if damaged:
-                logger.warning("Resuming from the checkpoint of step %d instead.", step)
+                _warn("Resuming from the checkpoint of step %d instead.", step)
             for later in steps:
                 if later > step:
-                    logger.warning(
+                    _warn(
                         "The checkpoint of step %d was cut off before its checksums were written; "
                         "resuming from that of step %d.",
                         later,
@@ -128,7 +132,7 @@ class Checkpoints:
             self._check_best()
             return restored
         if damaged:
-            logger.warning("No other checkpoint is left; the run starts from the beginning.")
+            _warn("No other checkpoint is left; the run starts from the beginning.")
         return None
 
     def discard_after(self, step: int) -> None:
@@ -136,6 +140,17 @@ class Checkpoints:
         for later in self.steps("best"):
             if later > step:
                 self._open["best"].delete(later)
+
+    def _by_preference(self) -> list[int]:
+        """Return the steps of the states on disk in the order in which to try them.
+
+        A save that was cut off between the state and its checksums is the last.
+        """
+        return sorted(
+            self.steps(),
+            key=lambda step: (checksums.exist(self._path("last", step)), step),
+            reverse=True,
+        )
 
     def _path(self, name: str, step: int) -> Path:
         return self._folder / name / str(step)
@@ -177,43 +192,66 @@ class Checkpoints:
                 saving.result()
 
     def _check(self, name: str, step: int) -> None:
-        """Raise Damaged, on every process, unless the files are those that were saved."""
-        is_first = jax.process_index() == 0
-        found = checksums.damage(self._path(name, step)) if is_first else None
-        if _as_first_process(found is not None):
-            raise Damaged(found or "the first process found it damaged")
+        """Raise Damaged, in every process, unless the files are those that were saved."""
+        damage = on_first(lambda: checksums.damage(self._path(name, step)))
+        if damage is not None:
+            raise Damaged(damage)
 
     def _load(self, name: str, step: int, abstract: Any) -> Restored:
-        self._check(name, step)
-        checkpointer = self._open[name]
-        tree = checkpointer.load_checkpointables(step, {_STATE: abstract})[_STATE]
-        progress = dict(checkpointer.checkpointables_metadata(step).custom_metadata or {})
+        path = self._path(name, step)
+        # Each process reads by itself: at Orbax's barrier after a load, the others would wait for
+        # one that has failed.
+        alone, index = ocp.Context(), jax.process_index()
+        alone.multiprocessing.primary_host = index
+        alone.multiprocessing.active_processes = {index}
+        with alone:
+            tree = ocp.load_checkpointables(path, {_STATE: abstract})[_STATE]
+            progress = dict(ocp.checkpointables_metadata(path).custom_metadata or {})
         if progress.pop("step", None) != step:
             raise Damaged("its metadata is incomplete")
         return Restored(step, tree, progress)
 
     def _check_best(self) -> None:
-        for step in self.steps("best"):
+        for step in on_first(lambda: self.steps("best")):
             try:
                 self._check("best", step)
             except Damaged as error:
                 self._set_aside("best", step, f"The best weights, of step {step},", error)
 
-    def _set_aside(self, name: str, step: int, what: str, error: Exception) -> None:
-        """Rename a checkpoint that cannot be read, and say so."""
+    def _set_aside(self, name: str, step: int, what: str, error: Exception | None) -> None:
+        """Rename a checkpoint that cannot be read, and say so.
+
+        Args:
+          name: "last" or "best".
+          step: of the checkpoint.
+          what: the checkpoint, for the message.
+          error: of this process; None where another one cannot read it.
+        """
         self._open[name].close()
-        source = self._path(name, step)
-        target = source.with_name(f"{step}.damaged")
-        number = 1
-        while target.exists():
-            number += 1
-            target = source.with_name(f"{step}.damaged-{number}")
-        if jax.process_index() == 0:
-            os.rename(source, target)
-        _as_first_process(True)  # no process looks at the folder before it is renamed
+        # No process looks at the folder before it is renamed.
+        target = on_first(lambda: _renamed(self._path(name, step)))
         reason = error if isinstance(error, Damaged) else type(error).__name__
-        logger.warning("%s cannot be read (%s); renamed to %s.", what, reason, target)
+        if error is None:
+            reason = "by another process"
+        _warn("%s cannot be read (%s); renamed to %s.", what, reason, target)
         self._open[name] = self._opened(name)
+
+
+def _renamed(source: Path) -> str:
+    """Rename a damaged checkpoint; return its new path."""
+    target = source.with_name(f"{source.name}.damaged")
+    number = 1
+    while target.exists():
+        number += 1
+        target = source.with_name(f"{source.name}.damaged-{number}")
+    os.rename(source, target)
+    return str(target)
+
+
+def _warn(text: str, *arguments: Any) -> None:
+    """Log a warning, once for all processes."""
+    if jax.process_index() == 0:
+        logger.warning(text, *arguments)
 
 
 def read_best(folder: Path) -> dict[str, np.ndarray]:
@@ -298,15 +336,6 @@ def by_path(weights: dict[str, Any]) -> dict[str, Any]:
         for part in weights.values()
         for keys, leaf in jax.tree.leaves_with_path(part)
     }
-
-
-def _as_first_process(answer: bool) -> bool:
-    """Return the answer of the first process."""
-    if jax.process_count() == 1:
-        return answer
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(answer)))
 
 
 @contextlib.contextmanager
