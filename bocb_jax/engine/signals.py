@@ -36,6 +36,8 @@ class Signals:
         if self.number is not None:  # the second request: do not wait for the save
             raise KeyboardInterrupt
         self.number = number
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX's service tells the other processes
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Several processes of one run: real ones, which are killed, differ, fail, or never come."""
 
 import json
+import signal
 import socket
 import subprocess
 import threading
@@ -89,6 +90,23 @@ def test_the_others_end_when_one_is_killed_and_the_same_command_resumes(
     again = ended(drill.start(tmp_path, cache, count, *options, piped=True))
     assert [code for code, _ in again] == [0] * count
     assert first_line(tmp_path) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "codes"), [
+    (signal.SIGTERM, {143}),
+    (signal.SIGINT, {130, 143}),  # the others are told by SIGTERM
+])  # fmt: skip
+def test_all_stop_at_one_step_when_one_is_asked_to(tmp_path, cache, number, codes):
+    started = drill.start(tmp_path, cache, 2, "--epochs", "400", piped=True)
+    deadline = time.monotonic() + 600
+    while not has_saved(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    started[1].send_signal(number)
+    found = ended(started)
+    assert {code for code, _ in found} <= codes, found
+    assert all("saved" in said for _, said in found), found
+    assert not list(tmp_path.glob("*/result.json"))
 
 
 # Work that process VICTIM fails in.
