@@ -61,7 +61,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class HeatMap:
-    """The position of the heat map of scores; its data are a `heat_map.HeatMapData`."""
+    """The position of the heat map of scores; its data are a `heat_map_data.HeatMapData`."""
 
 
 Block = Text | Table | Picture | HeatMap
