@@ -2,7 +2,7 @@
 
 | module | holds |
 |---|---|
-| `steps`, `losses`, `state` | a training step with its gradient, EMA and precise BatchNorm pass; evaluation |
+| `steps`, `losses`, `state` | training step, EMA, precise BatchNorm; evaluation |
 | `program`, `population`, `trainer` | the compiled functions of one run or of several together |
 | `sharding`, `processes` | the mesh of devices, and the processes of one run |
 | `checkpoint`, `checksums` | saving and restoring with Orbax; which state is restored |
