@@ -305,9 +305,12 @@ def attention(
     v: jax.Array,
     *,
     bias: jax.Array | None = None,
-    dropout: Callable[[jax.Array], jax.Array] = jax.nn.identity,
+    dropout: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """Return softmax attention, with float32 scores whatever the input's type.
+
+    On GPUs, long sequences in bfloat16 go through cuDNN's fused kernel, which never writes the
+    scores to memory. It has no second derivative.
 
     Args:
       q: queries (..., tokens, heads, channels), scaled here by `channels ** -0.5`.
@@ -319,6 +322,8 @@ def attention(
     Returns:
       (..., tokens, heads * channels).
     """
+    if bias is None and dropout is None and _is_for_cudnn(q):
+        return _fused_attention(q, k, v, "cudnn")
     q, k, v = (jnp.swapaxes(x, -3, -2) for x in (q, k, v))  # (..., heads, tokens, channels)
     scores = (q * q.shape[-1] ** -0.5) @ jnp.swapaxes(k, -2, -1)
     scores = scores.astype(jnp.float32)
@@ -328,6 +333,35 @@ def attention(
     largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - largest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    y = (dropout(weights).astype(v.dtype) @ v / total).astype(v.dtype)
+    if dropout is not None:
+        weights = dropout(weights)
+    y = (weights.astype(v.dtype) @ v / total).astype(v.dtype)
     y = jnp.swapaxes(y, -3, -2)
     return y.reshape(*y.shape[:-2], -1)
+
+
+_FEWEST_FUSED = 128  # tokens; with 49, products of matrices are faster (docs/measured.md)
+
+
+def _is_for_cudnn(q: jax.Array) -> bool:
+    """Whether cuDNN takes queries (..., tokens, heads, channels), and is faster."""
+    tokens, _, channels = q.shape[-3:]
+    fits = q.dtype in (jnp.bfloat16, jnp.float16) and channels <= 128 and channels % 8 == 0
+    return fits and tokens >= _FEWEST_FUSED and platform.has_cudnn()
+
+
+def _fused_attention(q: jax.Array, k: jax.Array, v: jax.Array, form: str) -> jax.Array:
+    """Return `attention` by JAX's operation of that name, in one of its implementations.
+
+    An odd number of tokens is padded by one, which nothing attends to.
+    """
+    *leading, tokens, heads, channels = q.shape
+    q, k, v = (x.reshape(-1, tokens, heads, channels) for x in (q, k, v))
+    lengths = None
+    if tokens % 2:
+        q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+        lengths = jnp.full(len(q), tokens, jnp.int32)
+    y = jax.nn.dot_product_attention(
+        q, k, v, key_value_seq_lengths=lengths, implementation=form
+    )  # scaled by channels ** -0.5
+    return y[:, :tokens].reshape(*leading, tokens, heads * channels)

@@ -21,6 +21,11 @@ def target() -> str:
     return _TARGET.value or jax.default_backend()
 
 
+def has_cudnn() -> bool:
+    """Whether the kernels of cuDNN can be traced: for a GPU, where this process has one."""
+    return target() == "gpu" == jax.default_backend()
+
+
 def tracing_for(platform: str) -> AbstractContextManager[None]:
     """Return a context in which this thread traces models for `platform`."""
     return _TARGET(platform)

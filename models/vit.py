@@ -61,10 +61,8 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1)  # (B, tokens, 3, heads, C)
-        y = layers.attention(
-            *(qkv[:, :, i] for i in range(3)),
-            dropout=functools.partial(self.attn_drop, rngs=rngs),
-        )
+        dropout = functools.partial(self.attn_drop, rngs=rngs) if self.attn_drop.rate else None
+        y = layers.attention(*(qkv[:, :, i] for i in range(3)), dropout=dropout)
         return self.proj_drop(self.proj(y), rngs=rngs)
 
 

@@ -1,6 +1,7 @@
 """Shared layers: all forms of convolution, norms, pooling, resizing, attention, parameter kinds."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -237,6 +238,31 @@ def test_attention_and_its_gradients_equal_a_softmaxs(size):
             sides.append(np.sum(exact(*moved) * weights))
         slope = (sides[0] - sides[1]) / (2 * step)
         np.testing.assert_allclose(np.sum(gradient * direction), slope, rtol=50 * unit)
+
+
+@pytest.mark.parametrize("tokens", [6, 7])
+def test_the_fused_form_of_attention_equals_the_plain_one(tokens):
+    # In XLA's implementation: cuDNN's needs a GPU, where `bocb bench --gpu` compares them.
+    q, k, v = (draw(seed, 2, 3, tokens, 2, 8) for seed in range(3))
+    weights = draw(3, 2, 3, tokens, 16)
+
+    def passed(attention):
+        loss = lambda *qkv: jnp.sum(attention(*qkv) * weights)  # noqa: E731
+        return attention(q, k, v), *jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+
+    fused = functools.partial(layers._fused_attention, form="xla")
+    for found, expected in zip(passed(fused), passed(layers.attention), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_cudnn_takes_long_sequences_in_half_precision_on_a_gpu_alone(monkeypatch):
+    long, short = (jnp.zeros((2, tokens, 3, 64), jnp.bfloat16) for tokens in (196, 49))
+    assert not layers._is_for_cudnn(long)
+    monkeypatch.setattr(layers.platform, "has_cudnn", lambda: True)
+    assert layers._is_for_cudnn(long)
+    assert not layers._is_for_cudnn(short)
+    assert not layers._is_for_cudnn(long.astype(jnp.float32))
+    assert not layers._is_for_cudnn(long[..., :60])
 
 
 def test_dropout_of_attention_drops_weights_and_keeps_their_sum():
