@@ -48,6 +48,9 @@ class Command:
 
 COMMANDS = {
     "train": Command("bocb_jax.train:main", "train one backbone with one optimizer"),
+    "transfer": Command(
+        "bocb_jax.transfer:main", "train a detector or a pose net around a backbone"
+    ),
     "sweep": Command(
         "bocb_jax.sweep:main", "train every run of a study and tabulate them", "STUDY"
     ),

@@ -28,7 +28,7 @@ from bocb_jax.engine.own import check_backbone
 from bocb_jax.engine.population import Population
 from bocb_jax.engine.program import Program, init_compiler_options
 from bocb_jax.engine.sharding import make_mesh, members_are_split, platform_of
-from bocb_jax.engine.state import Params
+from bocb_jax.engine.state import Batch, Params
 from bocb_jax.engine.steps import (
     OptimizerFunctions,
     Preprocessing,
@@ -36,14 +36,18 @@ from bocb_jax.engine.steps import (
     Steps,
     weights_of,
 )
+from bocb_jax.engine.task import Classification, Task
 from bocb_jax.errors import UserError
 from bocb_jax.models import create_model, platform
 from bocb_jax.models.factory import MODELS
 from bocb_jax.models.layers import BatchNorm
+from bocb_jax.models.maps import inspect_maps, layers_of
 from bocb_jax.models.parameters import parameter_kinds
 from bocb_jax.models.recorded import Shapes, recorded_builder
 from bocb_jax.optim import schedules
 from bocb_jax.resolve import ResolvedConfig
+from bocb_jax.tasks.kinds import KINDS, AnyDataset
+from bocb_jax.tasks.net import Net
 from bocb_jax.weight_files.read import Say, read_weights, warn
 
 
@@ -61,12 +65,15 @@ class ProgramSpec:
     crop_ratio: float
     precision: str
     schedule: schedules.Schedule  # with a peak of 1
+    net: Net | None  # around the backbone, for detection and pose estimation
+    classification: Classification  # what a backbone alone is trained for
     step: StepOptions
     augmentation: Augmentation
     mixing: Mixing
     mixed_smoothing: float  # label smoothing where batches are mixed
     batch_norm_momentum: float | None
     batch_norm_groups: int
+    layer_decay: float | None  # factor on the learning rate from each layer to the one below
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fsdp: int
@@ -74,7 +81,7 @@ class ProgramSpec:
 
 
 def program_spec(
-    config: TrainConfig, resolved: ResolvedConfig, dataset: Dataset, steps_per_epoch: int
+    config: TrainConfig, resolved: ResolvedConfig, dataset: AnyDataset, steps_per_epoch: int
 ) -> ProgramSpec:
     """Return the part of a run that is compiled in."""
     model_args, opt_args = dict(config.model_args), dict(config.opt_args)
@@ -89,20 +96,30 @@ def program_spec(
         num_classes=resolved.num_classes,
         image_size=resolved.image_size,
         test_size=resolved.test_size,
-        crop_ratio=resolved.crop_ratio if dataset.image_shape else 1.0,  # else the host crops
+        crop_ratio=resolved.crop_ratio if _has_one_shape(dataset) else 1.0,  # else the host crops
         precision=resolved.precision,
         schedule=_schedule(config, resolved, steps_per_epoch),
+        net=KINDS[config.task].net(config, resolved, dataset),
+        # Mixed targets are smooth already.
+        classification=Classification(
+            resolved.loss, 0.0 if resolved.mixup or resolved.cutmix else resolved.label_smoothing
+        ),
         step=_step_options(config, resolved),
         augmentation=Augmentation(**resolved.augmentation),
         mixing=Mixing(resolved.mixup, resolved.cutmix),
         mixed_smoothing=resolved.label_smoothing,
         batch_norm_momentum=config.step.batch_norm_momentum,
         batch_norm_groups=config.step.batch_norm_groups,
+        layer_decay=(resolved.transfer or {}).get("layer_decay"),
         mean=tuple(dataset.mean),
         std=tuple(dataset.std),
         fsdp=config.parallel.fsdp,
         devices=config.parallel.devices,
     )
+
+
+def _has_one_shape(dataset: AnyDataset) -> bool:
+    return isinstance(dataset, Dataset) and dataset.image_shape is not None
 
 
 def _schedule(
@@ -123,7 +140,8 @@ def _schedule(
             every=steps_per_epoch if resolved.schedule_by == "epoch" else 1,
         )
     if resolved.schedule == "step":
-        boundaries = tuple(round(share * total) for share in config.schedule.boundaries)
+        shares = (resolved.transfer or {}).get("boundaries", config.schedule.boundaries)
+        boundaries = tuple(round(share * total) for share in shares)
         factor = config.schedule.factor
         return schedules.step_decay(1.0, boundaries, factor, warmup, warmup_start=start)
     return schedules.constant(1.0, warmup, warmup_start=start)
@@ -132,8 +150,6 @@ def _schedule(
 def _step_options(config: TrainConfig, resolved: ResolvedConfig) -> StepOptions:
     """Fill `StepOptions` by name: from the resolved config, else from `config.step`."""
     given = dataclasses.asdict(config.step) | dataclasses.asdict(resolved)
-    if resolved.mixup or resolved.cutmix:
-        given["label_smoothing"] = 0.0  # the mixed targets are smooth already
     return StepOptions(**{f.name: given[f.name] for f in dataclasses.fields(StepOptions)})
 
 
@@ -163,15 +179,16 @@ def _tuples(value: Any) -> Any:
 
 
 def build_model(spec: ProgramSpec, rngs: nnx.Rngs, shards: int = 1) -> nnx.Module:
-    """Build the backbone of a spec, for batches that lie in equal shards on so many devices."""
-    model = create_model(
-        spec.model,
-        num_classes=spec.num_classes,
-        image_size=spec.image_size,
-        rngs=rngs,
-        dtype=jnp.dtype(spec.precision),
-        **dict(spec.model_args),
-    )
+    """Build the net of a spec: its backbone, and what is around it.
+
+    Args:
+      spec: of the program.
+      rngs: random streams; `params` draws the initial weights.
+      shards: devices on which batches lie in equal parts.
+    """
+    model = build_backbone(spec, rngs)
+    if spec.net is not None:
+        model = spec.net.around(model, dtype=jnp.dtype(spec.precision), rngs=rngs)
     for _, module in nnx.iter_graph(model):
         if isinstance(module, BatchNorm):
             module.groups = spec.batch_norm_groups
@@ -181,29 +198,72 @@ def build_model(spec: ProgramSpec, rngs: nnx.Rngs, shards: int = 1) -> nnx.Modul
     return model
 
 
+def build_backbone(spec: ProgramSpec, rngs: nnx.Rngs) -> nnx.Module:
+    """Build the backbone of a spec, with its classifier."""
+    image_size = spec.image_size
+    if spec.net is not None:
+        # A table of positions keeps the size that it was trained with, and is resized when used.
+        made_for = MODELS.resolve(spec.model)
+        image_size = made_for.image_size if made_for.has_position_tables else image_size
+    return create_model(
+        spec.model,
+        num_classes=spec.num_classes,
+        image_size=image_size,
+        rngs=rngs,
+        dtype=jnp.dtype(spec.precision),
+        **dict(spec.model_args),
+    )
+
+
 def build_optimizer(
-    spec: ProgramSpec, parameter_kinds: Any = None
+    spec: ProgramSpec,
+    parameter_kinds: Any = None,
+    lr_multipliers: dict[str, float] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Build the optimizer of a spec.
 
     Args:
       spec: of the program.
       parameter_kinds: a tree like the parameters; None to infer it from names and shapes.
+      lr_multipliers: path of a parameter -> factor on its learning rate; 1 for the others.
     """
     return optim.create_optimizer(
-        spec.opt, spec.schedule, parameter_kinds=parameter_kinds, **dict(spec.opt_args)
+        spec.opt,
+        spec.schedule,
+        parameter_kinds=parameter_kinds,
+        lr_multipliers=lr_multipliers,
+        **dict(spec.opt_args),
     )
+
+
+def lr_multipliers(spec: ProgramSpec, net: Any) -> dict[str, float] | None:
+    """Return factors on the learning rates of a backbone that fall from layer to layer below.
+
+    What is around the backbone has the whole rate, the last block `layer_decay` times it.
+    """
+    if spec.layer_decay is None:
+        return None
+    maps = inspect_maps(net.backbone, spec.image_size, spec.image_size)
+    layers = layers_of(maps.order)
+    trained = {path for path, node in nnx.iter_graph(net.backbone) if isinstance(node, nnx.Param)}
+    return {
+        "/".join(map(str, ("backbone", *path))): spec.layer_decay ** (max(layers.values()) - layer)
+        for path, layer in layers.items()
+        if path in trained
+    }
 
 
 def build_steps(spec: ProgramSpec, mesh: Mesh) -> Steps:
     """Build the functions of a spec, for the devices of a mesh."""
 
     def create_optimizer(model: nnx.Module) -> optax.GradientTransformationExtraArgs:
-        return build_optimizer(spec, parameter_kinds(model))
+        return build_optimizer(spec, parameter_kinds(model), lr_multipliers(spec, model))
 
-    def preprocess_train(
-        images: jax.Array, labels: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def create_task(model: nnx.Module) -> Task:
+        return spec.classification if spec.net is None else spec.net.task(model)
+
+    def preprocess_train(batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        images, labels = batch["image"], batch["label"]
         images = preprocess(
             images,
             image_size=spec.image_size,
@@ -218,13 +278,15 @@ def build_steps(spec: ProgramSpec, mesh: Mesh) -> Steps:
         targets = smoothed_one_hot(labels, spec.num_classes, spec.mixed_smoothing)
         return mix(images, targets, key=jax.random.fold_in(key, 1), policy=spec.mixing)
 
-    preprocess_evaluation = functools.partial(
-        preprocess,
-        image_size=spec.test_size,
-        mean=spec.mean,
-        std=spec.std,
-        crop_ratio=spec.crop_ratio,
-    )
+    def preprocess_evaluation(batch: Batch) -> jax.Array:
+        return preprocess(
+            batch["image"],
+            image_size=spec.test_size,
+            mean=spec.mean,
+            std=spec.std,
+            crop_ratio=spec.crop_ratio,
+        )
+
     return Steps(
         functools.partial(build_model, spec, shards=mesh.size),
         OptimizerFunctions(
@@ -233,7 +295,10 @@ def build_steps(spec: ProgramSpec, mesh: Mesh) -> Steps:
             optim.current_learning_rate,
             optim.optimizer_info(spec.opt).evaluation_parameters,
         ),
-        Preprocessing(preprocess_train, preprocess_evaluation),
+        Preprocessing(preprocess_train, preprocess_evaluation)
+        if spec.net is None
+        else spec.net.preprocessing(spec.mean, spec.std),
+        create_task,
         spec.step,
         platform.target(),
     )
@@ -247,7 +312,7 @@ def checked_steps(spec: ProgramSpec, mesh: Mesh) -> Steps:
         takes no images of the test size.
     """
     steps = build_steps(spec, mesh)
-    if MODELS.resolve(spec.model).own or spec.test_size != spec.image_size:
+    if spec.net is None and (MODELS.resolve(spec.model).own or spec.test_size != spec.image_size):
         check_backbone(
             steps,
             spec.model,
@@ -297,22 +362,33 @@ def starting_weights(
 
     Returns:
       "params" and "model_state", and the names of the parameters that are new: those of the
-      classifier if the source has another number of classes.
+      classifier if the source has another number of classes; of a detector or a pose net, all but
+      the backbone's.
 
     Raises:
       UserError: the source cannot be read, or belongs to another model; it names every difference.
     """
     model = nnx.eval_shape(lambda: build_model(spec, nnx.Rngs(0)))
+    filled = model
+    if spec.net is not None:
+        filled = nnx.eval_shape(lambda: build_backbone(spec, nnx.Rngs(0)))
     path = Path(source).expanduser()
     if path.is_dir() and ema:
         raise UserError(
             f"{source} is a folder of a run, which holds one set of weights; omit --init-ema."
         )
     if path.is_dir():
-        new = torch_weights.load_weights(model, read_best(path), new_head=True, say=say)
+        arrays = read_best(path)
+        if any(name.startswith("backbone.") for name in arrays):  # of a whole net
+            filled = model
+        new = torch_weights.load_weights(filled, arrays, new_head=True, say=say)
     else:
         weights = read_weights(path, ema=ema, say=say)
-        new = torch_weights.load_torch_weights(model, weights, new_head=True, say=say)
+        if spec.net is not None and any(name.startswith("backbone.") for name in weights):
+            filled, weights = model, torch_weights.renamed(model, weights, spec.net.other_name)
+        new = torch_weights.load_torch_weights(filled, weights, new_head=True, say=say)
+    if filled is not model:
+        new = torch_weights.copy_backbone(filled, model)
     leaves, structure = jax.tree.flatten(weights_of(model))
     missing = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct)]
 

@@ -47,8 +47,8 @@ from bocb_jax.errors import UserError
 EARLIER_NAMES = {"step.precise_bn_batches": "step.settling_batches"}
 # Settings that the first version did not have -> the values with which a run is as it was before
 # them. Run ids are hashes, so `TrainConfig.identity` leaves a setting out where it has this value.
-OMITTED = {"init_ema": False, "test": True, "step.ema_warmup": None}
-
+OMITTED = {"init_ema": False, "test": True, "step.ema_warmup": None, "task": "classification"}
+Task = Literal["classification", "detection", "pose"]
 
 Alpha = Annotated[Number, Field(ge=0, le=1000)]
 RandAugment = Annotated[
@@ -144,6 +144,40 @@ class StepConfig:
     batch_norm_groups: Count = 1  # parts of a batch with statistics of their own
 
 
+@settings("transfer")
+class TransferConfig:
+    """What detection and pose estimation have beside the settings of every run.
+
+    Values that are not given come from the recipe of the task.
+    """
+
+    # Detection: whose anchors, targets and losses.
+    style: Literal["mmdet", "torchvision", "torchvision_v2"] | None = None
+    # Detection: range of the shorter side, from which training draws; tests take the upper end.
+    short: tuple[Pixels, Pixels] | None = None
+    long: Pixels | None = None  # detection: the longer side is at most this
+    # Detection: padded shapes that images of all aspects are put into; each is compiled.
+    shapes: Annotated[int, Field(ge=1, le=64)] | None = None
+    width: Count | None = None  # channels of what is put around the backbone
+    frozen_stages: Annotated[int, Field(ge=0, le=64)] | None = (
+        None  # detection: 0 with random weights
+    )
+    # Detection: what of the backbone's BatchNorm is fixed.
+    batch_norm: Literal["nothing", "statistics", "all"] | None = None
+    input_size: tuple[Pixels, Pixels] | None = None  # pose: width and height of a crop
+    sigma: Annotated[int, Field(ge=1, le=1000)] | None = None  # pose: of Gaussians, on heat maps
+    augmentation: Literal["1.3", "0.26"] | None = None  # pose: as this version of MMPose
+    flip_test: bool = True  # pose: evaluate the mirrored crop as well
+    soft_nms: bool = False  # pose: lower the scores of similar persons, rather than remove them
+    boxes: FilePath | None = None  # pose: a detector's boxes of test images; None: annotated ones
+    layer_decay: Share | None = None  # factor on the learning rate from each layer to the one below
+
+    def __post_init__(self):
+        if self.short is not None:
+            check(self.short[0] <= self.short[1], "transfer.short", self.short,
+                   "two rising numbers of pixels")  # fmt: skip
+
+
 @settings("parallel")
 class ParallelConfig:
     """How the run is spread over devices."""
@@ -191,9 +225,11 @@ class LogConfig:
 class TrainConfig:
     """One run: one backbone, one optimizer, one data set, one seed."""
 
+    task: Task = "classification"  # what the net is trained for
     model: Text = "vit_s"  # a listed backbone, or an import path such as mypkg.nets:MyNet
     opt: Text = "adamw"  # a listed optimizer, or an import path
-    dataset: FilePath = "digits"  # a listed data set, tfds:NAME or folder:PATH
+    # A listed data set, tfds:NAME or folder:PATH; for detection and pose: coco:PATH or shapes.
+    dataset: FilePath = "digits"
     recipe: Text = "auto"  # auto: the paper's for the backbone; see `bocb recipes`
     hparams: Literal["default", "paper"] = "default"  # paper: the tuned lr and weight decay
     protocol: Literal["held_out", "paper"] = "held_out"  # paper: tune on the test split, as it did
@@ -225,8 +261,11 @@ class TrainConfig:
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    transfer: TransferConfig = TransferConfig()  # detection and pose
 
     def __post_init__(self) -> None:
+        if self.task != "classification" and self.dataset == "digits":  # not given
+            object.__setattr__(self, "dataset", "shapes")
         if self.init_ema and self.init is None:
             raise UserError("init_ema chooses among the weights of a file; give it as init.")
 
@@ -253,6 +292,8 @@ class TrainConfig:
             del settings["parallel"][name]
         for name in ("workers", "on_device"):  # these change no bit of the images
             del settings["data"][name]
+        if self.task == "classification":
+            del settings["transfer"]
         # The only setting of `log` that decides the result: it decides which weights are best.
         settings["log"] = {"evaluate_every_epochs": self.log.evaluate_every_epochs}
         # Run ids are hashes over these names, so a renamed setting keeps its first one here.

@@ -64,10 +64,9 @@ class _Bar(Reporter):
         self._progress.update(self._task, completed=done)
 
     def metrics(self, line: dict[str, Any]) -> None:
-        if "validation_accuracy" in line:
-            self._validation = f"  validation {line['validation_accuracy']:.1%}"
+        self._validation = _validation(line) or self._validation
         shown = (
-            f"loss {line['loss']:.3f}  accuracy {line['accuracy']:.1%}{self._validation}"
+            f"loss {line['loss']:.3f}{_accuracy(line)}{self._validation}"
             f"  {line['images_per_second']:,.0f} images/s"
         )
         self._progress.update(self._task, shown=shown)
@@ -93,15 +92,13 @@ class _Lines(Reporter):
 
     def metrics(self, line: dict[str, Any]) -> None:
         now = time.monotonic()
-        if "validation_accuracy" not in line and now - self._said < 10:
+        if not _validation(line) and now - self._said < 10:
             return
         self._said = now
         left = (self._total - line["step"]) * (now - self._begin)
         left /= max(line["step"] - self._first, 1)
         text = f"step {line['step']}/{self._total}  epoch {line['epoch']:.1f}"
-        text += f"  loss {line['loss']:.4f}  accuracy {line['accuracy']:.1%}"
-        if "validation_accuracy" in line:
-            text += f"  validation {line['validation_accuracy']:.1%}"
+        text += f"  loss {line['loss']:.4f}{_accuracy(line)}{_validation(line)}"
         text += f"  {line['images_per_second']:,.0f} images/s  {duration(left)} left"
         self.say(text)
 
@@ -131,3 +128,16 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _accuracy(line: dict[str, Any]) -> str:
+    return f"  accuracy {line['accuracy']:.1%}" if "accuracy" in line else ""
+
+
+def _validation(line: dict[str, Any]) -> str:
+    """Return the score of a line with an evaluation; empty for any other."""
+    if "validation_accuracy" in line:
+        return f"  validation {line['validation_accuracy']:.1%}"
+    if "validation_AP" in line:
+        return f"  validation AP {line['validation_AP']:.1%}, AP50 {line['validation_AP50']:.1%}"
+    return ""

@@ -55,6 +55,7 @@ class ResolvedConfig:
     precision: str
     host_crop: tuple[float, float] | None  # shares of the area, if the host crops
     augmentation: dict[str, Any]
+    transfer: dict[str, Any] | None = None  # of detection and pose, by the names of `config`
 
 
 def resolve(config: TrainConfig, dataset: Dataset) -> ResolvedConfig:
@@ -65,7 +66,7 @@ def resolve(config: TrainConfig, dataset: Dataset) -> ResolvedConfig:
         does not divide into the parts that are asked for.
     """
     model = MODELS.resolve(config.model)
-    _check_arguments(config)
+    check_arguments(config)
     if not model.own:
         _check_sizes(config.model_args)
     optimizer = optim.optimizer_info(config.opt)
@@ -80,8 +81,8 @@ def resolve(config: TrainConfig, dataset: Dataset) -> ResolvedConfig:
         # The recipe may ask for larger images than a small model was made for.
         image_size = min(recipe.image_size, model.image_size)
 
-    epochs = _first(config.epochs, recipe.epochs)
-    batch_size = _first(config.batch_size, recipe.batch_size)
+    epochs = first(config.epochs, recipe.epochs)
+    batch_size = first(config.batch_size, recipe.batch_size)
     parts = config.step.accumulate * config.step.batch_norm_groups
     if batch_size % parts:
         raise UserError(
@@ -89,7 +90,7 @@ def resolve(config: TrainConfig, dataset: Dataset) -> ResolvedConfig:
             "step.accumulate times step.batch_norm_groups; choose a multiple of it."
         )
     schedule, step, data = config.schedule, config.step, config.data
-    ema = _first(step.ema, recipe.ema) or None
+    ema = first(step.ema, recipe.ema) or None
     recipes_own = step.ema is None and epochs >= recipe.epochs  # plain, as its authors ran it
     precision = config.precision
     if precision == "auto":
@@ -105,28 +106,28 @@ def resolve(config: TrainConfig, dataset: Dataset) -> ResolvedConfig:
         epochs=epochs,
         batch_size=batch_size,
         image_size=image_size,
-        test_size=_first(config.test_size, config.image_size, recipe.test_size, image_size),
-        crop_ratio=_first(data.crop_ratio, recipe.crop_ratio),
+        test_size=first(config.test_size, config.image_size, recipe.test_size, image_size),
+        crop_ratio=first(data.crop_ratio, recipe.crop_ratio),
         num_classes=dataset.num_classes,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         hparams_source=source,
-        decay_mask="all" if recipe.decay_mask == "all" and _coupled(optimizer) else "matrices",
-        schedule=_first(schedule.name, optimizer.default_schedule),
+        decay_mask=decay_mask(recipe.decay_mask, optimizer),
+        schedule=first(schedule.name, optimizer.default_schedule),
         # The warm-up of a recipe is for long runs; it takes at most a tenth of a shorter one.
-        warmup_epochs=_first(schedule.warmup_epochs, min(recipe.warmup_epochs, epochs / 10)),
-        warmup_start=_first(schedule.warmup_start, recipe.warmup_start),
-        end_fraction=_first(schedule.end_fraction, recipe.end_fraction),
-        cosine_from=_first(schedule.cosine_from, recipe.cosine_from),
-        schedule_by=_first(schedule.by, recipe.schedule_by),
-        loss=_first(step.loss, recipe.loss),
-        label_smoothing=_first(step.label_smoothing, recipe.label_smoothing),
-        clip_norm=_first(step.clip_norm, recipe.clip_norm) or None,
+        warmup_epochs=first(schedule.warmup_epochs, min(recipe.warmup_epochs, epochs / 10)),
+        warmup_start=first(schedule.warmup_start, recipe.warmup_start),
+        end_fraction=first(schedule.end_fraction, recipe.end_fraction),
+        cosine_from=first(schedule.cosine_from, recipe.cosine_from),
+        schedule_by=first(schedule.by, recipe.schedule_by),
+        loss=first(step.loss, recipe.loss),
+        label_smoothing=first(step.label_smoothing, recipe.label_smoothing),
+        clip_norm=first(step.clip_norm, recipe.clip_norm) or None,
         ema=ema,
-        ema_warmup=ema is not None and _first(step.ema_warmup, not recipes_own),
+        ema_warmup=ema is not None and first(step.ema_warmup, not recipes_own),
         mixup=mixup,
         cutmix=cutmix,
-        repeats=_first(data.repeats, recipe.repeats),
+        repeats=first(data.repeats, recipe.repeats),
         drop_path=recipe.drop_path if has_drop_path else None,
         precision=precision,
         host_crop=host_crop,
@@ -155,7 +156,7 @@ _DECIDED = {
 _MOST, _MOST_DEPTH = 65_536, 1_000  # of a number in `model_args`; blocks are traced one by one
 
 
-def _check_arguments(config: TrainConfig) -> None:
+def check_arguments(config: TrainConfig) -> None:
     """Refuse arguments that are not for the model or optimizer to take."""
     for table, decided in _DECIDED.items():
         for name in getattr(config, table):
@@ -192,7 +193,7 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
 
 
-def _first(*values: Any) -> Any:
+def first(*values: Any) -> Any:
     """Return the first value that is not None, or None."""
     return next((value for value in values if value is not None), None)
 
@@ -221,9 +222,10 @@ def _augmentation(config: TrainConfig, recipe: Recipe) -> tuple[dict[str, Any], 
     return merged, merged.pop("mixup", 0.0), merged.pop("cutmix", 0.0)
 
 
-def _coupled(optimizer: OptimizerInfo) -> bool:
-    """Whether weight decay is added to the gradient (L2), not decoupled from it."""
-    return bool(optimizer.decays) and optimizer.decays[0] == "l2"
+def decay_mask(wanted: str, optimizer: OptimizerInfo) -> str:
+    """Return "all" if a recipe wants it and weight decay is added to the gradient (L2)."""
+    coupled = bool(optimizer.decays) and optimizer.decays[0] == "l2"
+    return "all" if wanted == "all" and coupled else "matrices"
 
 
 def _rates(config: TrainConfig, optimizer: OptimizerInfo) -> tuple[float, float, str]:
@@ -248,4 +250,4 @@ def _rates(config: TrainConfig, optimizer: OptimizerInfo) -> tuple[float, float,
     if given:
         whole = len(given) == 2
         source = "the command" if whole else f"{source}; {given[0]} from the command"
-    return _first(config.lr, rate), _first(config.weight_decay, decay), source
+    return first(config.lr, rate), first(config.weight_decay, decay), source

@@ -59,6 +59,8 @@ COLUMNS = (
     "num_classes",
     "protocol",
 )
+# Columns that follow these where a run is scored by AP (detection, pose): fractions, as accuracies.
+AP_COLUMNS = ("validation_AP", "best_validation_AP", "test_AP", "test_AP50", "test_AP75")
 _INTEGERS = ("seed", "diverged_at_step", "bytes_asked", "steps", "epochs", "parameters",
           "steps_to_target", "population", "peak_memory_bytes", "num_classes")  # fmt: skip
 _TEXTS = ("study", "run", "phase", "model", "optimizer", "dataset", "recipe", "status", "error",
@@ -94,7 +96,9 @@ def read_runs(
         raise UserError(f"There are no runs in {workdir}: no folder in it has a config.json.")
     target = read_study(workdir).get("target")
     rows = [_row(folder, target) for folder in track(folders)]
-    extra = sorted({name for row in rows for name in row} - set(COLUMNS))
+    found = {name for row in rows for name in row}
+    extra = [name for name in AP_COLUMNS if name in found]
+    extra += sorted(found - set(COLUMNS) - set(AP_COLUMNS))
     if len(extra) > MAX_SETTINGS:
         raise UserError(
             f"The config.json files in {workdir} have {len(extra)} different settings, which no "
@@ -221,7 +225,7 @@ def _row(folder: Path, target: float | None) -> dict[str, Any]:
     config, resolved = with_omitted(stored["config"]), stored.get("resolved") or {}
     if "opt" not in config:
         raise UserError(f"{folder} holds no run, but imported weights; move the folder away.")
-    row = {name: result[name] for name in COLUMNS if name in result}
+    row = {name: result[name] for name in (*COLUMNS, *AP_COLUMNS) if name in result}
     row |= {
         "study": stored.get("study"),
         "run": folder.name,

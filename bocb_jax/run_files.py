@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, Union
 
@@ -102,6 +103,7 @@ _Pair = Annotated[list[_Step | None], Field(min_length=2, max_length=2)]
 
 # Fields of `result.json` beside its status and its texts.
 _NUMBERS = ("validation_accuracy", "best_validation_accuracy", "test_accuracy", "test_loss",
+            "validation_AP", "best_validation_AP", "test_AP", "test_AP50", "test_AP75",
             "train_loss", "train_accuracy", "first_train_loss", "epochs", "wall_seconds",
             "seconds_to_first_step")  # fmt: skip
 _WHOLES = ("diverged_at_step", "bytes_asked", "best_step", "steps", "parameters", "population",
@@ -142,6 +144,14 @@ def read_result(folder: Path) -> dict[str, Any] | None:
       UserError: it cannot be read, or a field is missing or of the wrong type.
     """
     return _read(folder / "result.json", _Result)
+
+
+SCORES = ("accuracy", "AP")  # by which runs are compared: of classification, of other tasks
+
+
+def score_name(result: Mapping[str, Any]) -> str:
+    """Return which of `SCORES` the content of a `result.json`, or a line of metrics, has."""
+    return next((name for name in SCORES if f"validation_{name}" in result), SCORES[0])
 
 
 def read_study(folder: Path) -> dict[str, Any]:

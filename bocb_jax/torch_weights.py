@@ -9,7 +9,7 @@ and a replacement; as a part of another net it keeps them. Only kernels change t
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -85,6 +85,40 @@ def load_torch_weights(
     """
     named = _named_variables(model)
     return _fill(model, named, without_prefix(model, state_dict, say), new_head, say)
+
+
+def renamed(
+    model: nnx.Module, weights: Mapping[str, np.ndarray], other_name: Callable[[str], str]
+) -> dict[str, np.ndarray]:
+    """Return weights by the model's names where they have those of another reference.
+
+    Args:
+      model: net.
+      weights: arrays by names.
+      other_name: from a name of ours to the other reference's.
+    """
+    ours = {other_name(name): name for name in _named_variables(model)}
+    return {ours.get(name, name): array for name, array in weights.items()}
+
+
+def copy_backbone(backbone: nnx.Module, net: nnx.Module) -> list[str]:
+    """Copy the values of a backbone into the `backbone` of a net around it, in place.
+
+    Args:
+      backbone: with its classifier.
+      net: its `backbone` is the same, without what only the classifier needs.
+
+    Returns:
+      Names of the net's other variables, which kept their values.
+    """
+    given = dict(variables(backbone))
+    new = []
+    for path, variable in variables(net):
+        if path[0] == "backbone":
+            variable.set_value(given[path[1:]].get_value())
+        else:
+            new.append(".".join(map(str, path)))
+    return new
 
 
 def load_weights(

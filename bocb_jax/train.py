@@ -9,9 +9,7 @@ or 143 interrupted and saved.
 
 import contextlib
 import dataclasses
-import functools
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -24,11 +22,6 @@ from bocb_jax.build import compiled_program, program_spec, starting_weights
 from bocb_jax.command_line import Parser
 from bocb_jax.config import TrainConfig, dotted, from_toml, present_flags
 from bocb_jax.console import console, duration, reporter
-from bocb_jax.data.dataset import Dataset
-from bocb_jax.data.decode import RandomCrop
-from bocb_jax.data.loader import Loader
-from bocb_jax.data.pipeline import steps_per_epoch
-from bocb_jax.data.registry import open_dataset
 from bocb_jax.engine import compile_cache, run_dir, signals
 from bocb_jax.engine.memory import keep_freed_memory
 from bocb_jax.engine.outcome import failure, in_a_sentence
@@ -36,11 +29,11 @@ from bocb_jax.engine.processes import follow_failed_partner, on_first, together
 from bocb_jax.engine.record import Record, Records
 from bocb_jax.engine.sharding import check_batch, platform_of
 from bocb_jax.engine.state import Batch, Metrics, Params, TrainState
-from bocb_jax.engine.trainer import SingleTrainer, Trainer, per_run
+from bocb_jax.engine.trainer import SingleTrainer, Trainer
 from bocb_jax.errors import Diverged, Interrupted, UserError
-from bocb_jax.resolve import resolve
-from bocb_jax.run_files import read_result
+from bocb_jax.run_files import read_result, score_name
 from bocb_jax.storage.remote import is_url
+from bocb_jax.tasks.kinds import KINDS, AnyDataset
 
 # Batches of precise BatchNorm where other weights are evaluated than are trained, at most an epoch
 # (as the authors of Schedule-Free recommend).
@@ -49,23 +42,32 @@ PRECISE_BN_BATCHES = 50
 
 def main(arguments: list[str]) -> int:
     """Train the run that the command line asks for, and return the exit code."""
+    return start(parse(arguments))
+
+
+def start(config: TrainConfig) -> int:
+    """Train a run for the command line, and return the exit code."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     # Orbax logs a damaged file at length through absl; we warn in one line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     keep_freed_memory()
-    config, said = run_dir.with_other_epochs(parse(arguments))
+    config, said = run_dir.with_other_epochs(config)
     if said:
         console.print(said, markup=False, soft_wrap=True)
     result = train(config)
     return Diverged.exit_code if result["status"] == "diverged" else 0
 
 
-def parse(arguments: list[str]) -> TrainConfig:
+def parse(
+    arguments: list[str], prog: str = "bocb train", default: TrainConfig | None = None
+) -> TrainConfig:
     """Return the config of command-line arguments; `--config FILE.toml` replaces the defaults."""
-    before = Parser(prog="bocb train", add_help=False, allow_abbrev=False)
+    before = Parser(prog=prog, add_help=False, allow_abbrev=False)
     before.add_argument("--config")
     known, arguments = before.parse_known_args(present_flags(arguments))
-    default = TrainConfig() if known.config is None else from_toml(known.config)
+    if known.config is not None:
+        default = from_toml(known.config)
+    default = default or TrainConfig()
     # A config declares no arguments of a backbone or an optimizer, and tyro knows only what it
     # declares. They go into the defaults, which `--help` shows.
     model_args, arguments = dotted(arguments, "model_args")
@@ -73,7 +75,7 @@ def parse(arguments: list[str]) -> TrainConfig:
     default = dataclasses.replace(
         default, model_args=default.model_args | model_args, opt_args=default.opt_args | opt_args
     )
-    return command_line.parse(TrainConfig, arguments, prog="bocb train", default=default)
+    return command_line.parse(TrainConfig, arguments, prog=prog, default=default)
 
 
 # --- The run -----------------------------------------------------------------------------------
@@ -140,25 +142,6 @@ def train_single(
     return run.result
 
 
-def open_run_dataset(config: TrainConfig) -> Dataset:
-    """Open the data set of a run, with the splits of its protocol."""
-    dataset = _dataset(
-        os.getcwd(),  # a relative path in the name means another folder elsewhere
-        config.dataset,
-        split_seed=config.data.split_seed,
-        data_dir=config.data.dir,
-        on_corrupt=config.on_corrupt,
-    )
-    return dataset.tuned_on_test() if config.protocol == "paper" else dataset
-
-
-@functools.lru_cache(maxsize=1)
-def _dataset(here: str, name: str, **options: Any) -> Dataset:
-    """Open a data set; the next run of this process uses the images that are decoded already."""
-    del here
-    return open_dataset(name, **options)
-
-
 class Run:
     """One run: what follows from its config and, once it is open, its record and its state.
 
@@ -170,13 +153,15 @@ class Run:
       UserError: a setting is wrong.
     """
 
-    def __init__(self, config: TrainConfig, dataset: Dataset | None = None):
+    def __init__(self, config: TrainConfig, dataset: AnyDataset | None = None):
         self.config, self.folder = config, config.folder()
-        self.dataset = dataset or open_run_dataset(config)
+        self.kind = KINDS[config.task]
+        self.dataset = dataset or self.kind.open(config)
         self.resolved = resolved = dataclasses.replace(
-            resolve(config, self.dataset), **run_dir.earlier_defaults(self.folder)
+            self.kind.resolve(config, self.dataset), **run_dir.earlier_defaults(self.folder)
         )
-        self.epoch_steps = steps_per_epoch(len(self.dataset.splits["train"]), resolved.batch_size)
+        self.data = self.kind.data(config, resolved, self.dataset)
+        self.epoch_steps = self.data.epoch_steps
         self.total_steps = resolved.epochs * self.epoch_steps
         self.spec = program_spec(config, resolved, self.dataset, self.epoch_steps)
         self.program = compiled_program(self.spec)
@@ -219,6 +204,8 @@ class Run:
         record = Record(
             config,
             self.folder,
+            score=self.kind.score,
+            means=("loss", *self.program.steps.task.metrics),
             epoch_steps=self.epoch_steps,
             batch_size=resolved.batch_size,
             num_params=self.program.num_params,
@@ -248,25 +235,6 @@ class Run:
         assert state is not None, "the run is not open"
         return state
 
-    def loader(self, sharding: jax.sharding.NamedSharding) -> Loader:
-        """Return the loader of the run's data set.
-
-        Args:
-          sharding: of the batches.
-        """
-        resolved, data = self.resolved, self.config.data
-        return Loader(
-            self.dataset,
-            batch_size=resolved.batch_size,
-            image_size=resolved.image_size,
-            test_size=resolved.test_size,
-            sharding=sharding,
-            workers=data.workers,
-            crop=resolved.host_crop and RandomCrop(resolved.host_crop),
-            crop_ratio=resolved.crop_ratio,
-            on_device=data.on_device,
-        )
-
     def _starting_weights(self) -> Params | None:
         """Return the weights that `--init` names, or None; say what was chosen."""
         config, spec = self.config, self.spec
@@ -278,7 +246,9 @@ class Run:
                 console.print(text, markup=False, soft_wrap=True)
 
         weights, new = starting_weights(spec, config.init, self.key, ema=config.init_ema, say=say)
-        if new:
+        if new and spec.net is not None:
+            say(f"The backbone starts from {config.init}, what is around it from random weights.")
+        elif new:
             say(
                 f"{config.init} has another number of classes than the {spec.num_classes} of "
                 f"{config.dataset}: the classifier ({', '.join(new)}) starts from random weights."
@@ -329,7 +299,7 @@ class Loop:
         self.epoch_steps, self.total_steps = first.epoch_steps, first.total_steps
         self.records = Records([run.record for run in runs])
         self.step = first.record.step
-        self.loader = first.loader(trainer.batch_sharding)
+        self.loader = first.data.loader(trainer.batch_sharding)
         # The seed decides the order of the data: runs with the same seed share their batches.
         self.seeds = [run.config.seed for run in runs]
         self.streams = self._open_streams(stack, repeats=first.resolved.repeats)
@@ -390,7 +360,7 @@ class Loop:
     def _fetch_metrics(self) -> None:
         """Record the metrics of the dispatched steps. A value that is not finite ends its run."""
         fetched, self.pending_metrics = jax.device_get(self.pending_metrics), []
-        self.records.add([per_run(metrics, len(self.runs)) for metrics in fetched])
+        self.records.add([self.trainer.per_run(metrics) for metrics in fetched])
 
     def _validate(self) -> None:
         self._fetch_metrics()
@@ -424,22 +394,17 @@ class Loop:
         return model_state
 
     def _evaluate(self, split: str, model_state: Params) -> list[dict[str, float]]:
-        """Return mean loss and accuracy of every run over all examples of a split."""
-        sums = []
+        """Return the scores of every run over all examples of a split."""
+        found = []
         with self.loader.evaluation(split) as batches:
             for batch in batches:
-                sums.append(self.trainer.eval_step(model_state, batch))
+                found.append(self.trainer.eval_step(model_state, batch))
                 self._stop_if_asked()
-        parts = [per_run(part, len(self.runs)) for part in jax.device_get(sums)]
+        parts = [self.trainer.per_run(part) for part in jax.device_get(found)]
         scores = []
-        for index in range(len(self.runs)):
-            total = {name: sum(part[index][name] for part in parts) for name in parts[0][index]}
-            scores.append(
-                {
-                    f"{split}_loss": total["loss"] / total["count"],
-                    f"{split}_accuracy": total["correct"] / total["count"],
-                }
-            )
+        for index, run in enumerate(self.runs):
+            of_run = run.data.scores(split, [part[index] for part in parts])
+            scores.append({f"{split}_{name}": value for name, value in of_run.items()})
         return scores
 
     def _save(self) -> None:
@@ -462,6 +427,7 @@ class Loop:
 
 def closing_text(outcome: dict[str, Any], folder: Path) -> str:
     """Describe how a run ended."""
+    score = score_name(outcome)
     took = duration(outcome["wall_seconds"])
     result = folder / "result.json"
     if outcome["status"] == "diverged":
@@ -470,14 +436,14 @@ def closing_text(outcome: dict[str, Any], folder: Path) -> str:
             f"Diverged: the loss or the gradient was no longer finite at step {step}, after "
             f"{took}. {folder}"
         )
-    if "test_accuracy" not in outcome:
-        validation = f"{outcome['validation_accuracy']:.2%}"
-        return f"Validation accuracy {validation}, test split not read, {took}. {result}"
-    test = f"Test accuracy {outcome['test_accuracy']:.2%}"
+    validation = f"{outcome[f'validation_{score}']:.2%}"
+    if f"test_{score}" not in outcome:
+        return f"Validation {score} {validation}, test split not read, {took}. {result}"
+    test = f"Test {score} {outcome[f'test_{score}']:.2%}"
     if outcome.get("protocol") == "paper":
-        best = f"{outcome['best_validation_accuracy']:.2%}"
+        best = f"{outcome[f'best_validation_{score}']:.2%}"
         return f"{test}, best of all epochs {best} (the paper's protocol); {took}. {result}"
-    return f"{test} (validation {outcome['validation_accuracy']:.2%}), {took}. {result}"
+    return f"{test} (validation {validation}), {took}. {result}"
 
 
 if __name__ == "__main__":

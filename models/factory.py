@@ -82,6 +82,7 @@ class ModelEntry:
     image_size: int = 224  # side in pixels that it was designed for
     overrides: tuple[str, ...] = ()  # keyword arguments of `build` beyond the common ones
     own: bool = False  # of the user's; what it is and returns is checked
+    has_position_tables: bool = False  # whose size is that of the images it is built for
 
 
 def _entry(name: str, found: object) -> ModelEntry:
@@ -172,6 +173,7 @@ def register_family(
             dataclasses.replace(card, **(_taxonomy(name, image_size) | dict(variant.card))),
             image_size=image_size,
             overrides=tuple(field.name for field in dataclasses.fields(config)),
+            has_position_tables=bool(position_tables),
         )
         MODELS.register(name, entry, aliases=variant.aliases)
 

@@ -7,7 +7,7 @@ hold for every backbone, also for a user's own.
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -30,12 +30,14 @@ class Maps:
       sizes: (height, width) in cells.
       channels: last axis.
       used: of each map, the paths of the variables that it depends on.
+      order: the paths of all variables that a map depends on, by their first use.
     """
 
     strides: tuple[int, ...]
     sizes: tuple[tuple[int, int], ...]
     channels: tuple[int, ...]
     used: tuple[frozenset[Path], ...]
+    order: tuple[Path, ...] = ()
 
 
 class Frozen(nnx.Variable):
@@ -83,7 +85,40 @@ def inspect_maps(model: nnx.Module, height: int, width: int) -> Maps:
         used.append(frozenset(p for p, v in zip(paths, jaxpr.invars, strict=False) if v in needed))
     strides = tuple(_stride(height, m.shape[1]) for m in found)
     sizes = tuple((m.shape[1], m.shape[2]) for m in found)
-    return Maps(strides, sizes, tuple(m.shape[3] for m in found), tuple(used))
+    first: dict[Any, int] = {}
+    for number, equation in enumerate(jaxpr.eqns):
+        for variable in equation.invars:
+            if not isinstance(variable, core.Literal):
+                first.setdefault(variable, number)
+    place = {p: first[v] for p, v in zip(paths, jaxpr.invars, strict=False) if v in first}
+    order = sorted(frozenset().union(*used), key=lambda path: (place[path], str(path)))
+    channels = tuple(m.shape[3] for m in found)
+    return Maps(strides, sizes, channels, tuple(used), tuple(order))
+
+
+def layers_of(order: Sequence[Path]) -> dict[Path, int]:
+    """Return the number of the layer of each variable: 0 before the first block, then by block.
+
+    A block is an entry of a list, such as `blocks.3` or `stages.1.blocks.0`. What follows the last
+    block has the number after its, as ViTDet counts (Li et al., 2022, arXiv:2203.16527).
+
+    Args:
+      order: paths of the variables by their first use, `Maps.order`.
+    """
+    blocks = [_block(path) for path in order]
+    numbers = {block: i + 1 for i, block in enumerate(dict.fromkeys(filter(None, blocks)))}
+    found, started = {}, False
+    for path, block in zip(order, blocks, strict=True):
+        started = started or block is not None
+        after = len(numbers) + 1 if started else 0
+        found[path] = after if block is None else numbers[block]
+    return found
+
+
+def _block(path: Path) -> Path | None:
+    """Return the entry of a list, or of a list in a list, that a variable belongs to."""
+    places = [place for place, part in enumerate(path) if isinstance(part, int)][:2]
+    return path[: places[-1] + 1] if places else None
 
 
 def _with_paths(tree: Any) -> list[tuple[Any, Any]]:

@@ -5,6 +5,7 @@ The net gives maps of logits and of encoded boxes; what they mean is in `bocb_ja
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -66,6 +67,18 @@ STYLES: Mapping[str, RetinaNetConfig] = MappingProxyType(
     }
 )
 
+
+def style_of(name: str, *, channels: int, frozen_stages: int, batch_norm: str) -> RetinaNetConfig:
+    """Return the architecture of a style with other channels, and with what is frozen."""
+    config = STYLES[name]
+    return dataclasses.replace(
+        config,
+        pyramid=dataclasses.replace(config.pyramid, channels=channels),
+        frozen_stages=frozen_stages,
+        batch_norm=batch_norm,
+    )
+
+
 # (regular expression, replacement) from our names to those of torchvision's RetinaNet.
 TORCHVISION_NAMES = (
     (r"^backbone\.", "backbone.body."),
@@ -80,6 +93,14 @@ TORCHVISION_NAMES = (
     (r"^bbox_head\.retina_cls\.", "head.classification_head.cls_logits."),
     (r"^bbox_head\.retina_reg\.", "head.regression_head.bbox_reg."),
 )
+
+
+def torchvision_name(name: str) -> str:
+    """Return torchvision's name of a parameter of its RetinaNet, by MMDetection's."""
+    for pattern, replacement in TORCHVISION_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
 
 HeadMaps = tuple[list[jax.Array], list[jax.Array]]  # of classes and of boxes, by level
 

@@ -58,10 +58,15 @@ RULES = {
         "jax", "ours:errors", "ours:checked", "ours:config", "ours:recipes", "ours:paper",
         "ours:models", "ours:optim", "ours:data",
     },
+    "bocb_jax/tasks": {
+        "jax", "flax", "numpy", "ours:errors", "ours:config", "ours:resolve", "ours:models",
+        "ours:optim", "ours:data", "ours:augment", "ours:detection", "ours:pose",
+        "ours:evaluation", "ours:engine",
+    },
     "bocb_jax/build.py": {
         "jax", "flax", "optax", "numpy", "ours:errors", "ours:checked", "ours:config",
         "ours:resolve", "ours:models", "ours:optim", "ours:data", "ours:augment", "ours:engine",
-        "ours:torch_weights", "ours:weight_files",
+        "ours:torch_weights", "ours:weight_files", "ours:tasks",
     },
     "bocb_jax/coupling": {
         "numpy", "pandas", "pyarrow", "scipy", "statsmodels", "scikit_posthocs", "ours:errors",
@@ -82,7 +87,7 @@ RULES = {
         "rich", "scipy", "ray", "jax", "flax", "pydantic", "ours:errors", "ours:checked",
         "ours:config", "ours:console", "ours:results", "ours:run_files", "ours:storage",
         "ours:paper", "ours:models", "ours:optim", "ours:data", "ours:engine", "ours:resolve",
-        "ours:build", "ours:train", "ours:train_population",
+        "ours:build", "ours:tasks", "ours:train", "ours:train_population",
     },
 }  # fmt: skip
 # What a person starts. They see what they need, and nothing sees them but one another.

@@ -11,6 +11,7 @@ from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.data.arrays import from_arrays
 from bocb_jax.data.dataset import Dataset
 from bocb_jax.engine.steps import StepOptions
+from bocb_jax.engine.task import Classification
 from bocb_jax.errors import UserError
 from bocb_jax.resolve import resolve
 
@@ -113,10 +114,11 @@ def test_the_step_takes_its_options_by_name():
         },
     )
     resolved = resolve(config, dataset)
-    step = program_spec(config, resolved, dataset, 10).step
+    spec = program_spec(config, resolved, dataset, 10)
     assert resolved.mixup > 0
     assert resolved.label_smoothing > 0
-    assert step == StepOptions("bce", 0.0, 3.0, 2, 0.9, True)  # mixed targets are smoothed already
+    assert spec.step == StepOptions(3.0, 2, 0.9, True)
+    assert spec.classification == Classification("bce", 0.0)  # mixed targets are smooth already
 
 
 def test_tuned_values_of_the_paper():

@@ -320,7 +320,7 @@ def _outside_the_model(recipe: str, rounds: int, steps: int = 10) -> dict[str, A
     whole = Run(from_dict(TrainConfig, settings), dataset)
     # A recipe's loss and averages stay as they are.
     alone = Run(from_dict(TrainConfig, settings | {"augment": {"only": True}}), dataset)
-    batches = whole.loader(whole.program.batch_sharding).train(seed=0)
+    batches = whole.data.loader(whole.program.batch_sharding).train(seed=0)
     same = next(batches)
     runs = [
         TrainingSteps(whole, next_batch=lambda: next(batches)),

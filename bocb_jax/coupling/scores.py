@@ -40,7 +40,13 @@ _PUBLISHED = {
     "coco_box": ("box AP of RetinaNet", "box AP", "AP", 0.0, None),
     "coco_pose": ("keypoint AP of TopDown", "pose AP", "AP", 0.0, None),
 }
-_FRACTIONS = ("test_accuracy", "validation_accuracy", "best_validation_accuracy", "train_accuracy")
+_FRACTIONS = (
+    "test_accuracy", "validation_accuracy", "best_validation_accuracy", "train_accuracy",
+    "test_AP", "validation_AP", "best_validation_AP",
+)  # fmt: skip
+# COCO's average precision, of runs of detection and pose estimation.
+_AP = Metric("AP", "AP", True, False, ("test_ap",))
+_PLURAL = {"accuracy": "accuracies", "AP": "APs"}
 
 
 def from_published(name: str = "cifar100", *, scale: Scale = AS_MEASURED) -> ScoreTable:
@@ -106,7 +112,8 @@ def from_results(
     """Return a table from the results of a sweep, as `bocb_jax.results.load` gives them.
 
     Final runs make the table, and the runs of the search its trials. Without final runs the best
-    trial of every pair stands in, and a note says that such scores are too good.
+    trial of every pair stands in, and a note says that such scores are too good. Runs that have no
+    accuracy but an AP are scored by it.
 
     Args:
       frame: one row a run.
@@ -120,7 +127,9 @@ def from_results(
       UserError: there is no run, a column is missing or holds what it cannot, the runs are on
         several datasets, or a pair ran twice with one seed.
     """
-    if metric is None:
+    if metric is None and score == "test accuracy" and _has_only_ap(frame):
+        metric = _AP
+    elif metric is None:
         metric = metric_of(score)
         scale = dataclasses.replace(scale, log_odds=scale.log_odds or score == "log-odds")
     for column in ("model", "optimizer", "status"):
@@ -136,7 +145,7 @@ def from_results(
     if "phase" in frame:
         searched = (frame["phase"] == "search").fillna(False).to_numpy(bool)
     trials = None
-    if searched.any() and metric.name in SCORES:
+    if searched.any() and (metric.name in SCORES or metric is _AP):
         trials = without_unfinished(_runs(frame[searched], metric, validation=True), [])
     runs, source = _final_runs(frame[~searched], trials, metric, notes)
     _refuse_seed_twice(runs)
@@ -158,6 +167,16 @@ def from_results(
         described=_described(source, runs, metric),
     )
     return scale.apply(table)
+
+
+def _has_only_ap(frame: pandas.DataFrame) -> bool:
+    """Whether no run has an accuracy, but some an AP."""
+    return not _has_any(frame, "accuracy") and _has_any(frame, "AP")
+
+
+def _has_any(frame: pandas.DataFrame, score: str) -> bool:
+    names = {f"test_{score}", f"validation_{score}", f"best_validation_{score}"}
+    return any(frame[name].notna().any() for name in names & {*frame.columns})
 
 
 def _described(source: str, runs: pandas.DataFrame, metric: Metric) -> str:
@@ -237,6 +256,8 @@ def _ended(frame: pandas.DataFrame, notes: list[str]) -> pandas.DataFrame:
 
 
 def _chance(frame: pandas.DataFrame, score: str) -> float | None:
+    if score == _AP.name:
+        return 0.0
     if score not in SCORES or "num_classes" not in frame or not frame["num_classes"].notna().any():
         return None
     number = float(frame["num_classes"].dropna().iloc[0])
@@ -251,10 +272,11 @@ def _final_runs(
     """Return the runs that make the table, or the best trials instead, and what they are."""
     if len(final) or trials is None:
         runs = _runs(final, metric)
-        untested = not final.get("test_accuracy", pandas.Series()).notna().any()
-        if metric.name == "test accuracy" and untested:
+        name = "AP" if metric is _AP else "accuracy"
+        untested = not final.get(f"test_{name}", pandas.Series()).notna().any()
+        if metric.name in ("test accuracy", _AP.name) and untested:
             runs = _runs(final, metric, validation=True)
-            notes.append("No run was tested: these are accuracies on the validation split.")
+            notes.append(f"No run was tested: these are {_PLURAL[name]} on the validation split.")
         return runs, f"{len(final)} runs"
     best = trials["score"] if metric.higher_is_better else -trials["score"]
     keys = [trials["backbone"], trials["optimizer"]]
@@ -289,9 +311,10 @@ def _runs(frame: pandas.DataFrame, metric: Metric, *, validation: bool = False) 
                 )
         return np.full(len(frame), np.nan)
 
-    checked = 100 * numbers("best_validation_accuracy", "validation_accuracy")
-    if metric.name == "test accuracy":
-        scores = checked if validation else 100 * numbers("test_accuracy")
+    score = "AP" if metric is _AP else "accuracy"
+    checked = 100 * numbers(f"best_validation_{score}", f"validation_{score}")
+    if metric.name in ("test accuracy", _AP.name):
+        scores = checked if validation else 100 * numbers(f"test_{score}")
     elif metric.name == "train loss":
         scores = numbers("train_loss")
     else:

@@ -245,6 +245,14 @@ def evaluation_batches(
     return HostBatches(split.sized(image_size), plan, rows, sharding, prefetch, workers)
 
 
+def planned_batches(
+    split: Split, plan: Plan, *, sharding: Any = None, workers: int = 0
+) -> "HostBatches":
+    """Return the batches of a plan of one's own; arguments are those of `train_batches`."""
+    rows = _local_rows(plan.identity["batch_size"], sharding)
+    return HostBatches(split, plan, rows, sharding, 2, workers)
+
+
 class HostBatches(Batches):
     """Batches read on the host, ahead of their use.
 
@@ -340,7 +348,7 @@ class _Reader:
 
 
 def _local_rows(
-    batch_size: int, sharding: Any, process_index: int, process_count: int
+    batch_size: int, sharding: Any, process_index: int = 0, process_count: int = 1
 ) -> np.ndarray:
     """Return the rows of the global batch that this process reads, in increasing order."""
     if sharding is None:

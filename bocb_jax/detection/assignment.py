@@ -21,7 +21,9 @@ class Assignment(NamedTuple):
 class Targets(NamedTuple):
     """What the head is trained to say; a leading axis for the images of a batch."""
 
-    labels: jax.Array  # (anchors,) int32: the class of the box; -1 for no class
+    # (anchors,) int32: the class of the box, -1 for no class; or, where they are not from boxes,
+    # (anchors, classes) bool, any number of classes
+    labels: jax.Array
     trained: jax.Array  # (anchors,) bool: positive or negative
     positive: jax.Array  # (anchors,) bool
     boxes: jax.Array  # (anchors, 4): the box of a positive anchor, else the anchor itself

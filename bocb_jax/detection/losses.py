@@ -105,7 +105,9 @@ def image_weights(positive: jax.Array, group: int) -> jax.Array:
 
 def _class_loss(logits: jax.Array, part: Targets, rules: Rules) -> jax.Array:
     """Return the focal loss of each image (B,), summed over trained anchors and classes."""
-    wanted = part.labels[..., None] == jnp.arange(logits.shape[-1])[None, None]
+    wanted = part.labels
+    if wanted.ndim == 2:
+        wanted = wanted[..., None] == jnp.arange(logits.shape[-1])[None, None]
     loss = focal_loss(logits, wanted, rules.focal_alpha, rules.focal_gamma)
     return jnp.where(part.trained[..., None], loss, 0.0).sum((1, 2))
 

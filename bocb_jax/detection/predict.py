@@ -61,7 +61,8 @@ def detect(
         ]
         boxes, scores, labels = (jnp.concatenate(parts) for parts in zip(*found, strict=True))
         boxes = boxes / jnp.tile(factor[::-1], 2)[None]
-        number, real = suppress(boxes, scores, labels, threshold=rules.nms_iou, kept=rules.kept)
+        left = suppress(boxes, scores, labels, threshold=rules.nms_iou, kept=rules.kept)
+        number, real = left.candidate, left.real
         return Detections(
             jnp.where(real[:, None], boxes[number], 0.0),
             jnp.where(real, scores[number], 0.0),

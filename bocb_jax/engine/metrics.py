@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,8 @@ from bocb_jax.storage.files import json_line, read_damaged_jsonl, write_atomical
 
 logger = logging.getLogger(__name__)
 
-MEANS = ("loss", "accuracy")  # metrics of a line that are means over its steps
+# Metrics of a line that are means over its steps, of classification; other tasks have others.
+MEANS = ("loss", "accuracy")
 
 
 class Writer(Protocol):
@@ -37,14 +38,22 @@ class JsonLines:
       after: step that the run resumes from. Lines of later steps are removed, since they will be
         written again.
       count: how many lines there were up to that step; None if it is not known.
+      means: names of the metrics that every line has.
 
     Attributes:
       count: lines written so far.
     """
 
-    def __init__(self, path: Path, *, after: int = 0, count: int | None = None):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        after: int = 0,
+        count: int | None = None,
+        means: Sequence[str] = MEANS,
+    ):
         self._path = path
-        lines = kept_lines(path, after, count)
+        lines = kept_lines(path, after, count, means)
         write_atomically(path, "".join(map(json_line, lines)))
         # Without a buffer, which would be written once more when a full disk closes the file.
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed in close()
@@ -65,20 +74,23 @@ class JsonLines:
         self._file.close()
 
 
-def kept_lines(path: Path, after: int, count: int | None) -> list[dict[str, Any]]:
+def kept_lines(
+    path: Path, after: int, count: int | None, means: Sequence[str] = MEANS
+) -> list[dict[str, Any]]:
     """Return the whole lines of `metrics.jsonl` up to a step, and one for each gap among them.
 
     Args:
       path: the file.
       after: the step.
       count: how many lines there must be; None if it is not known.
+      means: names of the metrics that every line has.
     """
     kept: list[dict[str, Any]] = []
     damaged: list[int] = []  # for each damaged line, how many whole ones come before it
     lines = read_damaged_jsonl(path)
     for line, following in zip(lines, _following_steps(lines), strict=True):
         before = kept[-1]["step"] if kept else 0
-        if line is None or not _is_whole(line, before, following):
+        if line is None or not _is_whole(line, before, following, means):
             damaged.append(len(kept))
         elif line["step"] <= after:
             kept.append(line)
@@ -113,18 +125,21 @@ def _following_steps(lines: list[dict[str, Any] | None]) -> list[int | None]:
     return found[::-1]
 
 
-def _is_whole(line: dict[str, Any], before: int, following: int | None) -> bool:
+def _is_whole(
+    line: dict[str, Any], before: int, following: int | None, means: Sequence[str]
+) -> bool:
     """Whether a line of `metrics.jsonl` has what each has, and its step lies between the others.
 
     Args:
       line: the line.
       before: step of the line kept before it.
       following: step of the next line; None if there is none.
+      means: names of the metrics that it must have.
     """
     step = _step(line)
     if step is None or step <= before:
         return False
-    if "gap" not in line and not all(_is_number(line.get(name, "")) for name in MEANS):
+    if "gap" not in line and not all(_is_number(line.get(name, "")) for name in means):
         return False
     return following is None or step < following or following <= before
 
@@ -180,7 +195,7 @@ class WandB:
 
 
 def open_writers(
-    config: TrainConfig, folder: Path, after: int, count: int | None
+    config: TrainConfig, folder: Path, after: int, count: int | None, means: Sequence[str]
 ) -> tuple[JsonLines, list[Writer]]:
     """Open the writers that a config asks for; return `metrics.jsonl`, and all.
 
@@ -189,8 +204,9 @@ def open_writers(
       folder: where they write.
       after: step that the run resumes from.
       count: how many lines there are up to that step; None if it is not known.
+      means: names of the metrics that every line has.
     """
-    lines = JsonLines(folder / "metrics.jsonl", after=after, count=count)
+    lines = JsonLines(folder / "metrics.jsonl", after=after, count=count, means=means)
     writers: list[Writer] = [lines]
     if config.log.tensorboard:
         writers.append(TensorBoard(folder / "tensorboard", after=after))
@@ -220,18 +236,22 @@ class Window:
 
     The values of every step are kept on the host, in order, and saved with each checkpoint: a run
     that resumes in the middle of a window writes the same line as an uninterrupted one.
+
+    Args:
+      rows: of the steps so far.
+      means: names of the metrics that are averaged.
     """
 
-    def __init__(self, rows: Iterable[dict[str, float]] = ()):
-        self.rows = [dict(row) for row in rows]
+    def __init__(self, rows: Iterable[dict[str, float]] = (), means: Sequence[str] = MEANS):
+        self.rows, self._means = [dict(row) for row in rows], means
 
     def add(self, row: dict[str, float]) -> None:
         self.rows.append(row)
 
     def flush(self) -> dict[str, float]:
-        """Return the means of loss and accuracy, and the other metrics at the last step."""
+        """Return the means of the loss and its like, and the other metrics at the last step."""
         averaged = {
-            name: math.fsum(row[name] for row in self.rows) / len(self.rows) for name in MEANS
+            name: math.fsum(row[name] for row in self.rows) / len(self.rows) for name in self._means
         }
         line = {**self.rows[-1], **averaged}
         self.rows = []

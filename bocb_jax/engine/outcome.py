@@ -6,7 +6,7 @@ import itertools
 import re
 import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bocb_jax.errors import Interrupted, UserError
@@ -97,17 +97,25 @@ def _bytes_asked(error: BaseException) -> int | None:
     return int(asked.group(1)) if asked else None
 
 
-def summary(lines: list[dict[str, Any]], epoch_steps: int) -> dict[str, Any]:
+def summary(
+    lines: list[dict[str, Any]],
+    epoch_steps: int,
+    *,
+    score: str = "accuracy",
+    means: Sequence[str] = ("loss", "accuracy"),
+) -> dict[str, Any]:
     """Summarize the lines of `metrics.jsonl`.
 
     Args:
       lines: in order; each covers the steps since the one before. One with "gap" stands for lines
         that were lost, see `metrics.JsonLines`.
       epoch_steps: steps per epoch.
+      score: name of the score of an evaluation.
+      means: names of the metrics that every line has.
 
     Returns:
-      "first_train_loss": of the first line; "train_loss" and "train_accuracy": means over the
-      steps of the last epoch; "evaluations": [step, validation accuracy] of each evaluation;
+      "first_train_loss": of the first line; "train_loss", "train_accuracy" and the like: means over
+      the steps of the last epoch; "evaluations": [step, validation score] of each evaluation;
       "evaluation_seconds": when each took place, in seconds of training since the start.
     """
     if not lines:
@@ -128,11 +136,11 @@ def summary(lines: list[dict[str, Any]], epoch_steps: int) -> dict[str, Any]:
             return None  # all lost
         return sum(v * w for v, w in zip(values, weights, strict=True) if w) / sum(weights)
 
-    evaluations = [line for line in lines if "validation_accuracy" in line]
+    validation = f"validation_{score}"
+    evaluations = [line for line in lines if validation in line]
     return {
         "first_train_loss": lines[0].get("loss"),
-        "train_loss": mean("loss"),
-        "train_accuracy": mean("accuracy"),
-        "evaluations": [[line["step"], line["validation_accuracy"]] for line in evaluations],
+        **{f"train_{name}": mean(name) for name in means},
+        "evaluations": [[line["step"], line[validation]] for line in evaluations],
         "evaluation_seconds": [line.get("seconds") for line in evaluations],
     }

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ class Progress:
     logged: int = 0  # step of the last line of metrics
     lines: int | None = None  # of metrics, up to that one; None in checkpoints of earlier versions
     evaluated: int = 0  # step of the last evaluation on the validation split
-    validation_accuracy: float | None = None
-    best_validation_accuracy: float | None = None
+    validation_accuracy: float | None = None  # or the score of another task
+    best_validation_accuracy: float | None = None  # likewise
     best_step: int | None = None
     rows: list[dict[str, float]] = dataclasses.field(default_factory=list)  # since `logged`
     data: dict[str, Any] | None = None  # position in the data
@@ -52,6 +52,8 @@ class Record:
     Args:
       config: of the run.
       folder: where everything is written.
+      score: name of the score that tells the best weights.
+      means: names of the metrics that every line has, beside those of the optimizer.
       epoch_steps: steps per epoch.
       batch_size: images per step.
       num_params: number of learned values of the backbone.
@@ -64,6 +66,8 @@ class Record:
         config: TrainConfig,
         folder: Path,
         *,
+        score: str,
+        means: Sequence[str],
         epoch_steps: int,
         batch_size: int,
         num_params: int,
@@ -71,6 +75,7 @@ class Record:
         started: float,
     ):
         self.config, self.folder, self.report = config, folder, report
+        self._score, self._means = score, tuple(means)
         self._epoch_steps, self._batch_size, self._num_params = epoch_steps, batch_size, num_params
         self._started = self._begun = started
         self._population = 1
@@ -100,11 +105,13 @@ class Record:
           population: how many runs train together, this one included.
         """
         self._population = population
-        self._window = Window(self.progress.rows)
+        self._window = Window(self.progress.rows, self._means)
         if self._writes:
             progress = self.progress
             count = progress.lines if progress.logged else 0
-            self._lines, writers = open_writers(self.config, self.folder, progress.logged, count)
+            self._lines, writers = open_writers(
+                self.config, self.folder, progress.logged, count, self._means
+            )
             self._writers = Writers(writers)
         self.report.start(total_steps, self.step)
         now = time.monotonic()
@@ -192,14 +199,14 @@ class Record:
         """Write the scores of the validation split; return whether they are the best so far.
 
         Args:
-          scores: "validation_accuracy" and "validation_loss".
+          scores: "validation_accuracy" and "validation_loss", or those of another task.
           seconds: what the evaluation took, which does not count as training.
         """
         self._mark_time += seconds
         self.write_line(scores)
         progress = self.progress
         progress.evaluated = self.step
-        progress.validation_accuracy = scores["validation_accuracy"]
+        progress.validation_accuracy = scores[f"validation_{self._score}"]
         best = progress.best_validation_accuracy
         if best is not None and progress.validation_accuracy <= best:
             return False
@@ -220,9 +227,9 @@ class Record:
         """
         progress = self.progress
         if self._best_weights is not None:
-            accuracy = {"validation_accuracy": progress.best_validation_accuracy}
+            score = {f"validation_{self._score}": progress.best_validation_accuracy}
             assert progress.best_step is not None
-            self._checkpoints.save_best(progress.best_step, self._best_weights, accuracy)
+            self._checkpoints.save_best(progress.best_step, self._best_weights, score)
             self._best_weights = None
         progress.elapsed = time.monotonic() - self._begun
         progress.lines = self._lines.count if self._lines else None
@@ -246,8 +253,8 @@ class Record:
         return self.write_result(
             {
                 "status": "finished",
-                "validation_accuracy": progress.validation_accuracy,
-                "best_validation_accuracy": progress.best_validation_accuracy,
+                f"validation_{self._score}": progress.validation_accuracy,
+                f"best_validation_{self._score}": progress.best_validation_accuracy,
                 "best_step": progress.best_step,
                 **test,
             }
@@ -260,7 +267,12 @@ class Record:
             "protocol": self.config.protocol,
             "steps": self.step,
             "parameters": self._num_params,
-            **summary(read_jsonl(self.folder / "metrics.jsonl"), self._epoch_steps),
+            **summary(
+                read_jsonl(self.folder / "metrics.jsonl"),
+                self._epoch_steps,
+                score=self._score,
+                means=self._means,
+            ),
             "peak_memory_bytes": peak_memory(),
             "wall_seconds": time.monotonic() - self._begun,
             "seconds_to_first_step": self._seconds_to_first_step,

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import jax
 
 Params: TypeAlias = dict[str, Any]  # a nested dict of arrays
-Batch: TypeAlias = dict[str, jax.Array]  # "image", "label" and, in evaluation, "weight"
+Batch: TypeAlias = dict[str, jax.Array]  # "image", what the task needs and, to evaluate, "weight"
 Metrics: TypeAlias = dict[str, jax.Array]  # name -> scalar
 
 

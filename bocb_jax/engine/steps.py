@@ -15,16 +15,14 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from bocb_jax.engine import losses
 from bocb_jax.engine.state import Batch, Metrics, Params, TrainState
+from bocb_jax.engine.task import Outputs, Size, Targets, Task
 
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
     """What a training step does besides the plain gradient."""
 
-    loss: str = "cross_entropy"  # a name that `losses.loss` knows
-    label_smoothing: float = 0.0
     clip_norm: float | None = None  # largest global norm of the gradient
     accumulate: int = 1  # parts of a batch, whose gradients are averaged
     ema: float | None = None  # decay of the moving average of the weights
@@ -47,17 +45,16 @@ class OptimizerFunctions:
 class Preprocessing:
     """From the images of a batch to the inputs of the model, on the device."""
 
-    # (uint8 images, labels, key) -> augmented, normalized images; labels or, if mixed, (batch,
-    # classes) probabilities
-    train: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-    evaluation: Callable[[jax.Array], jax.Array]  # uint8 images -> normalized images
+    # (batch, key) -> augmented, normalized images, and the targets that the task's loss takes
+    train: Callable[[Batch, jax.Array], tuple[jax.Array, Targets]]
+    evaluation: Callable[[Batch], jax.Array]  # batch -> normalized images
 
 
 class Microbatch(NamedTuple):
     """A part of a batch whose gradients are accumulated; with a leading axis, all parts of it."""
 
     images: jax.Array  # (batch, height, width, channels), normalized
-    targets: jax.Array  # (batch,) labels or (batch, classes) probabilities
+    targets: Targets
     key: jax.Array  # of the dropout
 
 
@@ -68,7 +65,7 @@ class ExtraArgs(NamedTuple):
     key: jax.Array  # of the optimizer's random numbers at this step
     batch_size: int  # examples of a gradient
     value_and_grad_fn: Callable[[Params], tuple[jax.Array, Params]]  # params -> loss, gradient
-    # (params, key) -> gradient for labels drawn from the model's predictions
+    # (params, key) -> gradient for targets drawn from the model's predictions
     sampled_label_grad_fn: Callable[[Params, jax.Array], Params]
 
 
@@ -76,8 +73,8 @@ class Forward(NamedTuple):
     """What a pass over a part gives besides its loss."""
 
     model_state: Params  # with BatchNorm's running statistics updated
-    accuracy: jax.Array  # ()
-    logits: jax.Array  # (batch, classes)
+    metrics: Metrics  # of the task
+    outputs: Outputs
 
 
 class Gradient(NamedTuple):
@@ -86,7 +83,7 @@ class Gradient(NamedTuple):
     grads: Params  # mean over the parts, clipped
     norm: jax.Array  # (), global norm before clipping
     loss: jax.Array  # ()
-    accuracy: jax.Array  # ()
+    metrics: Metrics  # of the task, means over the parts
     model_state: Params  # after the pass
 
 
@@ -97,6 +94,7 @@ class Steps:
       build_model: from `nnx.Rngs` to the backbone.
       optimizer: the functions of the optimizer.
       preprocessing: for training and evaluation.
+      create_task: from the abstract model to what it is trained for.
       options: the rest of the step.
       platform: "cpu", "gpu" or "tpu", which it will be compiled for.
     """
@@ -106,6 +104,7 @@ class Steps:
         build_model: Callable[[nnx.Rngs], nnx.Module],
         optimizer: OptimizerFunctions,
         preprocessing: Preprocessing,
+        create_task: Callable[[nnx.Module], Task],
         options: StepOptions,
         platform: str,
     ):
@@ -122,6 +121,7 @@ class Steps:
             "rngs" in inspect.signature(type(self.abstract_model).__call__).parameters
         )
         self._optimizer = optimizer.create(self.abstract_model)
+        self.task = create_task(self.abstract_model)
 
     @property
     def eval_params_differ(self) -> bool:
@@ -153,10 +153,10 @@ class Steps:
 
     # --- Training ---------------------------------------------------------------------------------
 
-    def prepare(self, step: jax.Array, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def prepare(self, step: jax.Array, batch: Batch, key: jax.Array) -> tuple[jax.Array, Targets]:
         """Return the augmented images and the targets of a batch at a step."""
         key = jax.random.fold_in(jax.random.fold_in(key, step), 0)
-        return self._preprocessing.train(batch["image"], batch["label"], key)
+        return self._preprocessing.train(batch, key)
 
     def train_step(
         self, state: TrainState, batch: Batch, key: jax.Array
@@ -165,7 +165,7 @@ class Steps:
 
         Args:
           state: before the step.
-          batch: "image" (batch, height, width, channels), uint8; "label" (batch,).
+          batch: "image" (batch, height, width, channels), uint8, and what the task needs.
           key: of the run; every random number follows from it and the number of the step.
         """
         images, targets = self.prepare(state.step, batch, key)
@@ -186,7 +186,7 @@ class Steps:
             ema = optax.incremental_update(params, ema, self._ema_share(state.step))
         metrics = {
             "loss": found.loss,
-            "accuracy": found.accuracy,
+            **found.metrics,
             "learning_rate": jnp.asarray(self._functions.learning_rate(opt_state), jnp.float32),
             "grad_norm": found.norm,
         }
@@ -220,22 +220,24 @@ class Steps:
         """
 
         def accumulate(carry: Any, part: Microbatch) -> tuple[Any, None]:
-            model_state, grads, loss, accuracy = carry
+            model_state, grads, loss, metrics = carry
             (part_loss, forward), part_grads = self._value_and_grad(params, model_state, part)
             grads = jax.tree.map(jnp.add, grads, part_grads)
-            return (forward.model_state, grads, loss + part_loss, accuracy + forward.accuracy), None
+            loss, metrics = loss + part_loss, jax.tree.map(jnp.add, metrics, forward.metrics)
+            return (forward.model_state, grads, loss, metrics), None
 
         zeros = jax.tree.map(jnp.zeros_like, params)
-        carry = (model_state, zeros, jnp.zeros(()), jnp.zeros(()))
+        metrics = {name: jnp.zeros(()) for name in self.task.metrics}
+        carry = (model_state, zeros, jnp.zeros(()), metrics)
         if self.options.accumulate == 1:
             carry, _ = accumulate(carry, _first(parts))
         else:
             carry, _ = jax.lax.scan(accumulate, carry, parts, unroll=self._unroll)
-        model_state, grads, loss, accuracy = carry
+        model_state, grads, loss, metrics = carry
         share = 1 / self.options.accumulate
-        grads, loss, accuracy = jax.tree.map(lambda x: x * share, (grads, loss, accuracy))
+        grads, loss, metrics = jax.tree.map(lambda x: x * share, (grads, loss, metrics))
         norm = optax.tree.norm(grads)
-        return Gradient(self._clip(grads, norm), norm, loss, accuracy, model_state)
+        return Gradient(self._clip(grads, norm), norm, loss, metrics, model_state)
 
     def _clip(self, grads: Params, norm: jax.Array) -> Params:
         """Return the gradient, scaled down to `clip_norm` where its global norm is larger."""
@@ -260,30 +262,31 @@ class Steps:
             return found.loss, found.grads
 
         def sampled_label_grad_fn(params: Params, key: jax.Array) -> Params:
-            labels = self._sample_labels(params, state.model_state, parts, key)
-            return self.gradient(params, state.model_state, parts._replace(targets=labels)).grads
+            drawn = self._sample_targets(params, state.model_state, parts, key)
+            return self.gradient(params, state.model_state, parts._replace(targets=drawn)).grads
 
         batch_size = parts.images.shape[0] * parts.images.shape[1]
         return ExtraArgs(loss, key, batch_size, value_and_grad_fn, sampled_label_grad_fn)
 
-    def _sample_labels(
+    def _sample_targets(
         self, params: Params, model_state: Params, parts: Microbatch, key: jax.Array
-    ) -> jax.Array:
-        """Return labels (parts, batch // parts) drawn from the model's predictions.
+    ) -> Targets:
+        """Return targets (parts, batch // parts, ...) drawn from the model's predictions.
 
         The random numbers of an example do not depend on the number of parts.
         """
 
-        def predict(model_state: Params, part: Microbatch) -> tuple[Params, jax.Array]:
+        def predict(model_state: Params, part: Microbatch) -> tuple[Params, Outputs]:
             _, forward = self._loss(params, model_state, part)
-            return forward.model_state, jax.lax.stop_gradient(forward.logits)
+            return forward.model_state, jax.lax.stop_gradient(forward.outputs)
 
         if self.options.accumulate == 1:
-            logits = predict(model_state, _first(parts))[1][None]
+            outputs = jax.tree.map(lambda x: x[None], predict(model_state, _first(parts))[1])
         else:
-            _, logits = jax.lax.scan(predict, model_state, parts, unroll=self._unroll)
-        labels = jax.random.categorical(key, _join_parts(logits))
-        return _split_into_parts(labels, self.options.accumulate)
+            _, outputs = jax.lax.scan(predict, model_state, parts, unroll=self._unroll)
+        outputs, targets = jax.tree.map(_join_parts, (outputs, parts.targets))
+        drawn = self.task.sample(key, outputs, targets, _size(parts.images))
+        return _split_into_parts(drawn, self.options.accumulate)
 
     def _value_and_grad(
         self, params: Params, model_state: Params, part: Microbatch
@@ -294,14 +297,11 @@ class Steps:
         self, params: Params, model_state: Params, part: Microbatch
     ) -> tuple[jax.Array, Forward]:
         """Return the mean loss of a part in training mode."""
-        logits, model_state = self._apply(
+        outputs, model_state = self._apply(
             self._train_graph, params, model_state, part.images, part.key
         )
-        loss = losses.loss(
-            self.options.loss, logits, part.targets, self.options.label_smoothing
-        ).mean()
-        accuracy = losses.correct(logits, part.targets).mean()
-        return loss, Forward(model_state, accuracy, logits)
+        loss, metrics = self.task.loss(outputs, part.targets, _size(part.images))
+        return loss, Forward(model_state, metrics, outputs)
 
     def _apply(
         self,
@@ -310,10 +310,10 @@ class Steps:
         model_state: Params,
         images: jax.Array,
         key: jax.Array | None,
-    ) -> tuple[jax.Array, Params]:
-        """Return float32 logits (batch, classes), and the model state after the pass."""
-        logits, model_state = self._call(graph, params, model_state, images, key)
-        return logits.astype(jnp.float32), model_state
+    ) -> tuple[Outputs, Params]:
+        """Return float32 outputs, and the model state after the pass."""
+        outputs, model_state = self._call(graph, params, model_state, images, key)
+        return jax.tree.map(lambda x: x.astype(jnp.float32), outputs), model_state
 
     def _call(
         self,
@@ -367,23 +367,18 @@ class Steps:
     # --- Evaluation -------------------------------------------------------------------------------
 
     def eval_step(self, state: TrainState, batch: Batch) -> Metrics:
-        """Return the sums of "loss", "correct" and "count" over a batch.
-
-        The loss is the cross entropy, whatever loss is trained.
+        """Return what the host needs to score a batch, see `Task.evaluate`.
 
         Args:
           state: what is evaluated.
-          batch: "image" and "label" as in training; "weight" (batch,), 0 for padding, else 1.
+          batch: as in training, and "weight" (batch,), 0 for padding, else 1.
         """
         params = self.eval_params(state)
-        images = self._preprocessing.evaluation(batch["image"])
-        logits, _ = self._apply(self._eval_graph, params, state.model_state, images, None)
-        weight = batch["weight"]
-        return {
-            "loss": jnp.sum(weight * losses.cross_entropy(logits, batch["label"])),
-            "correct": jnp.sum(weight * losses.correct(logits, batch["label"])),
-            "count": jnp.sum(weight),
-        }
+
+        def forward(images: jax.Array) -> Outputs:
+            return self._apply(self._eval_graph, params, state.model_state, images, None)[0]
+
+        return self.task.evaluate(forward, self._preprocessing.evaluation(batch), batch)
 
     def eval_params(self, state: TrainState) -> Params:
         """Return the parameters to evaluate: average, optimizer's choice, or the trained ones."""
@@ -405,7 +400,7 @@ class Steps:
           key: of the augmentation and the dropout of this batch.
         """
         augment_key, dropout_key = (jax.random.fold_in(key, i) for i in range(2))
-        images, _ = self._preprocessing.train(batch["image"], batch["label"], augment_key)
+        images, _ = self._preprocessing.train(batch, augment_key)
         params = self.eval_params(state)
         return self._apply(self._train_graph, params, model_state, images, dropout_key)[1]
 
@@ -422,24 +417,29 @@ def weights_of(model: nnx.Module) -> Params:
     return {"params": nnx.to_pure_dict(params), "model_state": nnx.to_pure_dict(model_state)}
 
 
-def _split(images: jax.Array, targets: jax.Array, key: jax.Array, parts: int) -> Microbatch:
+def _split(images: jax.Array, targets: Targets, key: jax.Array, parts: int) -> Microbatch:
     """Split a batch into (parts, batch // parts, ...), with one dropout key per part."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(parts))
     return Microbatch(_split_into_parts(images, parts), _split_into_parts(targets, parts), keys)
 
 
-def _split_into_parts(x: jax.Array, parts: int) -> jax.Array:
-    """Split (batch, ...) into (parts, batch // parts, ...).
+def _split_into_parts(tree: Any, parts: int) -> Any:
+    """Split arrays of (batch, ...) into (parts, batch // parts, ...).
 
     Part p takes the examples p, p + parts, ...: if the batch is sharded over devices, every part
     is sharded over all of them too.
     """
-    return jnp.moveaxis(x.reshape((-1, parts, *x.shape[1:])), 1, 0)
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape((-1, parts, *x.shape[1:])), 1, 0), tree)
 
 
 def _join_parts(x: jax.Array) -> jax.Array:
     """Undo `_split_into_parts`."""
     return jnp.moveaxis(x, 0, 1).reshape((-1, *x.shape[2:]))
+
+
+def _size(images: jax.Array) -> Size:
+    height, width = images.shape[-3:-1]
+    return height, width
 
 
 def _first(parts: Microbatch) -> Microbatch:

@@ -1,11 +1,12 @@
 """What the training loop drives: one run, or several in step with one another.
 
 A trainer owns the states on the devices, and the compiled functions that advance them. The loop
-hands it one batch per run; `per_run` takes what comes back apart.
+hands it one batch per run, and lets it take apart what comes back.
 """
 
 import dataclasses
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -39,7 +40,10 @@ class Trainer(Protocol):
         """Advance every run by a step on its batch; return its metrics, still on the devices."""
 
     def eval_step(self, model_state: Params, batch: Batch) -> Metrics:
-        """Return the sums over a batch that all runs see, still on the devices."""
+        """Return what scores a batch that all runs see, still on the devices."""
+
+    def per_run(self, fetched: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        """Return what a step gave, fetched, as one dict per run: numbers, and arrays of its own."""
 
     def update_batch_stats(self, model_state: Params, batches: list[Batch], number: int) -> Params:
         """Return the model state after the training batches of this number (precise BatchNorm)."""
@@ -77,6 +81,9 @@ class SingleTrainer:
 
     def eval_step(self, model_state: Params, batch: Batch) -> Metrics:
         return self._program.eval_step(self._with(model_state), batch)
+
+    def per_run(self, fetched: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        return [{name: _plain(value) for name, value in fetched.items()}]
 
     def update_batch_stats(self, model_state: Params, batches: list[Batch], number: int) -> Params:
         assert self._program.update_batch_stats is not None
@@ -130,6 +137,13 @@ class PopulationTrainer:
     def eval_step(self, model_state: Params, batch: Batch) -> Metrics:
         return self._population.eval_step(self._with(model_state), batch)
 
+    def per_run(self, fetched: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        # Members that only repeat the last run are left out.
+        return [
+            {name: _plain(value[index]) for name, value in fetched.items()}
+            for index in range(len(self._run_keys))
+        ]
+
     def update_batch_stats(self, model_state: Params, batches: list[Batch], number: int) -> Params:
         assert self._population.update_batch_stats is not None
         keys = [jax.random.fold_in(key, number) for key in self._run_keys]
@@ -150,12 +164,6 @@ class PopulationTrainer:
         return dataclasses.replace(self._states, model_state=model_state)
 
 
-def per_run(metrics: Metrics, runs: int) -> list[dict[str, float]]:
-    """Return fetched metrics, or sums, as one dict of numbers per run.
-
-    Args:
-      metrics: arrays of () for a single run, of (members,) for a population.
-      runs: number of runs; members of a population that only repeat the last one are left out.
-    """
-    flat = {name: np.reshape(value, -1).tolist() for name, value in metrics.items()}
-    return [{name: values[index] for name, values in flat.items()} for index in range(runs)]
+def _plain(value: np.ndarray) -> Any:
+    """Return an array of no axes as a number, any other as it is."""
+    return value.item() if np.ndim(value) == 0 else value

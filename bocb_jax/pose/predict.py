@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bocb_jax.pose.codec import mirror_back
-from bocb_jax.pose.oks import oks_nms, person_scores
+from bocb_jax.pose.oks import oks_nms, person_scores, soft_oks_nms
 from bocb_jax.pose.skeleton import Skeleton
 
 _IMAGES_AT_A_TIME = 32
@@ -38,6 +38,7 @@ def score_persons(
     *,
     joint_threshold: float = 0.2,
     threshold: float = 0.9,
+    soft: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the score of each person, and which of each image's persons are no duplicates.
 
@@ -50,6 +51,7 @@ def score_persons(
       sigmas: of the K joints.
       joint_threshold: see `person_scores`.
       threshold: see `oks_nms`.
+      soft: keep the persons that `soft_oks_nms` takes.
 
     Returns:
       (P,) float32 and (P,) booleans.
@@ -66,7 +68,7 @@ def score_persons(
     place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     table = np.full((len(counts), capacity), -1)
     table[image[order], place] = order
-    keep = _nms(tuple(sigmas), threshold)
+    keep = _nms(tuple(sigmas), threshold, soft)
     valid = table >= 0
     found = keep((joints[table], scores[table], areas[table], valid))
     kept[table[valid]] = np.asarray(found)[valid]
@@ -75,13 +77,16 @@ def score_persons(
 
 @functools.cache
 def _nms(
-    sigmas: tuple[float, ...], threshold: float
+    sigmas: tuple[float, ...], threshold: float, soft: bool
 ) -> Callable[[tuple[np.ndarray, ...]], jax.Array]:
-    """Return a compiled `oks_nms` over the images of arrays with a first axis for them."""
+    """Return which persons remain, compiled for arrays with a first axis for the images."""
 
     def of_image(arrays: tuple[jax.Array, ...]) -> jax.Array:
         joints, scores, areas, valid = arrays
-        return oks_nms(joints, scores, areas, valid, sigmas, threshold)
+        if not soft:
+            return oks_nms(joints, scores, areas, valid, sigmas, threshold)
+        taken = soft_oks_nms(joints, scores, areas, valid, sigmas, threshold)
+        return (jnp.arange(len(scores))[:, None] == taken[None]).any(1)
 
     return jax.jit(
         lambda arrays: jax.lax.map(

@@ -16,6 +16,7 @@ from bocb_jax.config import TrainConfig
 from bocb_jax.data.synthetic import open_or_synthetic
 from bocb_jax.engine.outcome import is_out_of_memory
 from bocb_jax.engine.trainer import PopulationTrainer, SingleTrainer, Trainer
+from bocb_jax.tasks.kinds import KINDS, AnyDataset
 from bocb_jax.train import Run
 
 MEASURED_PIXELS = 8 * 224**2  # of a batch at most, on a CPU
@@ -28,12 +29,16 @@ def seconds_per_image(config: TrainConfig) -> float:
     Noise stands in for a data set that is not on this machine. On a CPU, where an image takes as
     long whatever the batch size, a large batch is cut to about `MEASURED_PIXELS`.
     """
-    dataset, _ = open_or_synthetic(
-        config.dataset,
-        split_seed=config.data.split_seed,
-        data_dir=config.data.dir,
-        on_corrupt=config.on_corrupt,
-    )
+    dataset: AnyDataset
+    if config.task == "classification":
+        dataset, _ = open_or_synthetic(
+            config.dataset,
+            split_seed=config.data.split_seed,
+            data_dir=config.data.dir,
+            on_corrupt=config.on_corrupt,
+        )
+    else:
+        dataset = KINDS[config.task].open(config)
     run = Run(config, dataset)
     if jax.default_backend() == "cpu":
         parts = config.step.accumulate * config.step.batch_norm_groups  # these divide a batch
@@ -105,7 +110,7 @@ class TrainingSteps:
             population = compiled_population(run.spec, members)
             self._trainer = PopulationTrainer(population, run.program, states, keys)
         if next_batch is None:
-            batches = run.loader(self._trainer.batch_sharding).train(seed=0)
+            batches = run.data.loader(self._trainer.batch_sharding).train(seed=0)
             next_batch = batches.__next__
         self._next_batch, self._members = next_batch, members
         self._images = members * run.resolved.batch_size

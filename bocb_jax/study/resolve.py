@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bocb_jax.build import ProgramSpec
     from bocb_jax.data.registry import Dataset
     from bocb_jax.resolve import ResolvedConfig
+    from bocb_jax.tasks.kinds import AnyDataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +125,7 @@ def find_pairs(study: Study, *, stand_in: bool = False) -> list[Pair]:
                         variant=variant.name,
                         train=settings,
                         **size,
-                        **_optimizer(study, backbone, optimizer),
+                        **_optimizer(study, backbone, optimizer, settings),
                     )
                 )
     return pairs
@@ -180,15 +181,19 @@ class _Run:
 
 def _run(backbone: str, optimizer: str, train: dict[str, Any], stand_in: bool) -> _Run:
     from bocb_jax.build import program_spec
-    from bocb_jax.data.pipeline import steps_per_epoch
-    from bocb_jax.resolve import resolve
+    from bocb_jax.tasks.kinds import KINDS
 
     config = from_dict(TrainConfig, {**train, "model": backbone, "opt": optimizer})
-    dataset, has_data = _dataset(
-        config.dataset, config.data, config.on_corrupt, config.protocol, stand_in
-    )
-    resolved = resolve(config, dataset)
-    epoch_steps = steps_per_epoch(len(dataset.splits["train"]), resolved.batch_size)
+    kind, has_data = KINDS[config.task], True
+    dataset: AnyDataset
+    if config.task == "classification":
+        dataset, has_data = _dataset(
+            config.dataset, config.data, config.on_corrupt, config.protocol, stand_in
+        )
+    else:
+        dataset = kind.open(config)
+    resolved = kind.resolve(config, dataset)
+    epoch_steps = kind.data(config, resolved, dataset).epoch_steps
     return _Run(
         resolved, program_spec(config, resolved, dataset, epoch_steps), epoch_steps, has_data
     )
@@ -259,16 +264,22 @@ def _dataset(
     return dataset.tuned_on_test() if protocol == "paper" else dataset, is_real
 
 
-def _optimizer(study: Study, backbone: str, optimizer: str) -> dict[str, Any]:
+def _optimizer(
+    study: Study, backbone: str, optimizer: str, train: dict[str, Any]
+) -> dict[str, Any]:
     """Return the fields of `Pair` that follow from the optimizer and from the paper."""
     from bocb_jax import optim, paper
+    from bocb_jax.tasks.resolve import usual_rates
 
     info = optim.optimizer_info(optimizer)
     lr, weight_decay = info.search_center
-    if study.search.kind == "around":  # as in the paper: around its most frequent values
+    config = from_dict(TrainConfig, {**train, "model": backbone, "opt": optimizer})
+    if config.task != "classification":
+        lr, weight_decay = usual_rates(config)
+    elif study.search.kind == "around":  # as in the paper: around its most frequent values
         lr = (*info.paper_learning_rate, lr)[0]
         weight_decay = (*info.paper_weight_decay, weight_decay)[0]
-    tuned = paper.tuned(backbone, optimizer)
+    tuned = paper.tuned(backbone, optimizer) if config.task == "classification" else None
     return {
         "category": info.category,
         "state_per_parameter": info.state_per_parameter,

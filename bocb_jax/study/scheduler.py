@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bocb_jax.run_files import read_result
+from bocb_jax.run_files import read_result, score_name
 from bocb_jax.storage.remote import Workdir, saved_steps
 from bocb_jax.study.grouping import Grouping
 from bocb_jax.study.messages import Answer, Event, EventKind, Request, Task
@@ -317,8 +317,9 @@ def read_outcome(folder: Path) -> Outcome | None:
     found = read_result(folder)
     if found is None:
         return None
+    score = score_name(found)
     return Outcome(
         found["status"],
-        found.get("validation_accuracy"),
-        found.get("best_validation_accuracy"),
+        found.get(f"validation_{score}"),
+        found.get(f"best_validation_{score}"),
     )

@@ -12,6 +12,7 @@ from flax import nnx
 
 from bocb_jax import optim
 from bocb_jax.engine.steps import OptimizerFunctions, Preprocessing, StepOptions, Steps
+from bocb_jax.engine.task import Classification
 from bocb_jax.errors import UserError
 
 SIDE, CLASSES, BATCH = 4, 5, 16
@@ -68,7 +69,11 @@ def steps_of(opt, net=Net, opt_args=None, **options):
             optim.set_hyperparameters,
             optim.current_learning_rate,
         ),
-        Preprocessing(lambda images, labels, key: (scale(images), labels), scale),
+        Preprocessing(
+            lambda batch, key: (scale(batch["image"]), batch["label"]),
+            lambda batch: scale(batch["image"]),
+        ),
+        lambda model: Classification(),
         StepOptions(**options),
         "gpu",  # a loop over the parts, which compiles faster than the unrolled one of CPUs
     )
@@ -176,7 +181,7 @@ def asked(opt_update, **options):
     functions = OptimizerFunctions(
         create, lambda state, **rates: state, lambda state: jnp.float32(0)
     )
-    steps = Steps(Norm, functions, steps._preprocessing, steps.options, "gpu")
+    steps = Steps(Norm, functions, steps._preprocessing, lambda _: steps.task, steps.options, "gpu")
     state = start(steps, 0.1, Norm)
 
     @jax.jit

@@ -21,6 +21,7 @@ from bocb_jax.engine.metrics import JsonLines
 from bocb_jax.engine.population import Population
 from bocb_jax.engine.program import Program
 from bocb_jax.engine.steps import OptimizerFunctions, Preprocessing, StepOptions, Steps
+from bocb_jax.engine.task import Classification
 from bocb_jax.errors import Interrupted, UserError
 from bocb_jax.models import layers
 from bocb_jax.train import Run, train
@@ -245,9 +246,9 @@ class ConvNet(nnx.Module):
 
 
 def program(opt="sgd", devices=1, **options):
-    def scale(images, *targets_and_key):
-        images = images.astype(jnp.float32) / 128 - 1
-        return (images, targets_and_key[0]) if targets_and_key else images
+    def scale(batch, *key):
+        images = batch["image"].astype(jnp.float32) / 128 - 1
+        return (images, batch["label"]) if key else images
 
     return Program(
         Steps(
@@ -258,6 +259,7 @@ def program(opt="sgd", devices=1, **options):
                 optim.current_learning_rate,
             ),
             Preprocessing(scale, scale),
+            lambda model: Classification(),
             StepOptions(**options),
             "cpu",
         ),

@@ -14,19 +14,20 @@ from bocb_jax import optim
 from bocb_jax.engine import losses, sharding
 from bocb_jax.engine.program import Program
 from bocb_jax.engine.steps import OptimizerFunctions, Preprocessing, StepOptions, Steps
+from bocb_jax.engine.task import Classification
 from bocb_jax.errors import UserError
 from bocb_jax.models import create_model
 
 SIDE, CLASSES, BATCH = 32, 10, 16
 
 
-def scale(images):
-    return images.astype(jnp.float32) / 128 - 1
+def scale(batch):
+    return batch["image"].astype(jnp.float32) / 128 - 1
 
 
-def scale_both(images, targets, key):
+def scale_both(batch, key):
     del key
-    return scale(images), targets
+    return scale(batch), batch["label"]
 
 
 PLAIN = StepOptions()
@@ -45,6 +46,7 @@ def program(model="vit_mini", opt="sgd", mesh=None, options=PLAIN, build=None, *
                 optim.current_learning_rate,
             ),
             Preprocessing(scale_both, scale),
+            lambda model: Classification(),
             options,
             "cpu",
         ),

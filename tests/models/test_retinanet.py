@@ -5,7 +5,6 @@ Weights and images are functions of name and seed on both sides.
 
 import functools
 import pathlib
-import re
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ from bocb_jax.errors import UserError
 from bocb_jax.models import maps, pyramid, retinanet
 from bocb_jax.models.maps import Frozen, Maps
 from bocb_jax.models.parameters import count_params
-from bocb_jax.models.retinanet import STYLES, TORCHVISION_NAMES, RetinaNet
+from bocb_jax.models.retinanet import STYLES, RetinaNet, torchvision_name
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "transfer"
 MMDET = np.load(GOLDEN / "retinanet_mmdet_net.npz")
@@ -151,12 +150,6 @@ def test_gradients_equal_mmdetections():
 
 
 # --- torchvision ----------------------------------------------------------------------------------
-
-
-def torchvision_name(name):
-    for pattern, replacement in TORCHVISION_NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 @pytest.mark.slow  # the gradients of two ResNet-50 more

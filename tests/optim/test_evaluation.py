@@ -16,6 +16,7 @@ from bocb_jax.data.registry import open_dataset
 from bocb_jax.engine.program import Program
 from bocb_jax.engine.sharding import make_mesh
 from bocb_jax.engine.steps import OptimizerFunctions, Preprocessing, StepOptions, Steps
+from bocb_jax.engine.task import Classification
 from bocb_jax.models import create_model, layers
 from bocb_jax.optim.schedules import Schedule, WarmupCosine
 from bocb_jax.resolve import resolve
@@ -66,6 +67,7 @@ def program(opt, model=f"{__name__}:NormNet", ema=None):
                 optim.optimizer_info(opt).evaluation_parameters,
             ),
             Preprocessing(scale_both, scale),
+            lambda model: Classification(),
             StepOptions(ema=ema),
             "cpu",
         ),
@@ -73,13 +75,13 @@ def program(opt, model=f"{__name__}:NormNet", ema=None):
     )
 
 
-def scale(images):
-    return images.astype(jnp.float32) / 128 - 1
+def scale(batch):
+    return batch["image"].astype(jnp.float32) / 128 - 1
 
 
-def scale_both(images, targets, key):
+def scale_both(batch, key):
     del key
-    return scale(images), targets
+    return scale(batch), batch["label"]
 
 
 def batch(seed):

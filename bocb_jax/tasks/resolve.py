@@ -1,0 +1,171 @@
+"""Fill in what the config of a detector or a pose net leaves open."""
+
+import dataclasses
+from typing import Any
+
+from bocb_jax import optim
+from bocb_jax.config import TrainConfig
+from bocb_jax.data.annotated import AnnotatedDataset
+from bocb_jax.errors import UserError
+from bocb_jax.models import platform
+from bocb_jax.models.factory import MODELS
+from bocb_jax.optim.registry import OptimizerInfo
+from bocb_jax.resolve import ResolvedConfig, check_arguments, decay_mask, first
+from bocb_jax.tasks.recipes import TransferRecipe, recipe_of
+
+
+def usual_rates(config: TrainConfig) -> tuple[float, float]:
+    """Return learning rate and weight decay that the recipe has for the optimizer.
+
+    Raises:
+      UserError: the recipe or the optimizer is unknown.
+    """
+    _, recipe = recipe_of(config.task, config.recipe, config.dataset)
+    batch_size = first(config.batch_size, recipe.batch_size)
+    return _rates(recipe, optim.optimizer_info(config.opt), batch_size)
+
+
+def _rates(recipe: TransferRecipe, optimizer: OptimizerInfo, batch: int) -> tuple[float, float]:
+    rate, decay = recipe.rates.get(
+        optimizer.name,
+        (optimizer.default_learning_rate * recipe.rate_factor, optimizer.default_weight_decay),
+    )
+    if recipe.scaled_batch and optimizer.name == "sgd":
+        rate *= batch / recipe.scaled_batch
+    return rate, decay
+
+
+def resolve(config: TrainConfig, dataset: AnnotatedDataset, images: int) -> ResolvedConfig:
+    """Return the values of a run: those of the config, else of the recipe of its task.
+
+    Args:
+      config: of a run of detection or pose estimation.
+      dataset: its data.
+      images: number of training examples.
+
+    Raises:
+      UserError: the recipe is unknown, or a setting has no meaning for the task.
+    """
+    check_arguments(config)
+    _refuse(config)
+    name, recipe = recipe_of(config.task, config.recipe, config.dataset)
+    optimizer = optim.optimizer_info(config.opt)
+    epochs = first(config.epochs, recipe.epochs)
+    batch_size = first(config.batch_size, recipe.batch_size)
+    rate, decay = _rates(recipe, optimizer, batch_size)
+    step, schedule = config.step, config.schedule
+    ema = step.ema or None
+    precision = config.precision
+    if precision == "auto":
+        precision = "float32" if platform.target() == "cpu" else "bfloat16"
+    special = (_of_detector if config.task == "detection" else _of_pose)(config, recipe)
+    given = [n for n in ("lr", "weight_decay") if getattr(config, n) is not None]
+    source = f"the recipe {name} for {config.opt}"
+    if given:
+        source = "the command" if len(given) == 2 else f"{source}; {given[0]} from the command"
+    side = special["short"][1] if config.task == "detection" else special["input_size"][1]
+    warmup = recipe.warmup_steps * batch_size / images  # in epochs
+    return ResolvedConfig(
+        recipe=name,
+        epochs=epochs,
+        batch_size=batch_size,
+        image_size=side,
+        test_size=side,
+        crop_ratio=1.0,
+        num_classes=dataset.num_classes,
+        learning_rate=first(config.lr, rate),
+        weight_decay=first(config.weight_decay, decay),
+        hparams_source=source,
+        decay_mask=decay_mask("all", optimizer),
+        # An optimizer that keeps its rate, as Schedule-Free, keeps it here.
+        schedule=first(
+            schedule.name, "step" if optimizer.default_schedule == "cosine" else "constant"
+        ),
+        warmup_epochs=first(schedule.warmup_epochs, min(warmup, epochs / 10)),
+        warmup_start=first(schedule.warmup_start, recipe.warmup_start),
+        end_fraction=first(schedule.end_fraction, 0.0),
+        cosine_from=first(schedule.cosine_from, "warmup"),
+        schedule_by=first(schedule.by, "step"),
+        loss="focal" if config.task == "detection" else "heat maps",
+        label_smoothing=0.0,
+        clip_norm=first(step.clip_norm, recipe.clip_norm) or None,
+        ema=ema,
+        ema_warmup=ema is not None and first(step.ema_warmup, True),
+        mixup=0.0,
+        cutmix=0.0,
+        repeats=1,
+        drop_path=None,
+        precision=precision,
+        host_crop=None,
+        augmentation={},
+        transfer=special,
+    )
+
+
+def _of_detector(config: TrainConfig, recipe: TransferRecipe) -> dict[str, Any]:
+    given = config.transfer
+    short, long = recipe.short, recipe.long
+    if config.image_size is not None:
+        factor = config.image_size / recipe.short[1]
+        short = (round(recipe.short[0] * factor), config.image_size)
+        long = round(recipe.long * factor)
+    short = first(given.short, short)
+    long = max(first(given.long, long), short[1])
+    # Random weights must be trained, and their BatchNorm has no statistics yet.
+    pretrained = config.init is not None
+    return {
+        **_common(config, recipe),
+        "style": first(given.style, recipe.style),
+        "short": list(short),
+        "long": long,
+        "shapes": first(given.shapes, recipe.shapes),
+        "frozen_stages": first(given.frozen_stages, 1 if pretrained else 0),
+        "batch_norm": first(given.batch_norm, "statistics" if pretrained else "nothing"),
+    }
+
+
+def _of_pose(config: TrainConfig, recipe: TransferRecipe) -> dict[str, Any]:
+    given = config.transfer
+    size = recipe.input_size
+    if config.image_size is not None:  # the height
+        size = (round(size[0] * config.image_size / size[1]), config.image_size)
+    return {
+        **_common(config, recipe),
+        "input_size": list(first(given.input_size, size)),
+        "sigma": first(given.sigma, recipe.sigma),
+        "augmentation": first(given.augmentation, "1.3"),
+    }
+
+
+def _common(config: TrainConfig, recipe: TransferRecipe) -> dict[str, Any]:
+    boundaries = config.schedule.boundaries
+    family = MODELS.canonical(config.model).partition("_")[0]
+    unset = boundaries == type(config.schedule)().boundaries
+    return {
+        "boundaries": list(recipe.boundaries if unset else boundaries),
+        "width": first(config.transfer.width, recipe.width),
+        "layer_decay": first(
+            config.transfer.layer_decay,
+            recipe.layer_decay.get(family) if config.init is not None else None,
+        ),
+    }
+
+
+def _refuse(config: TrainConfig) -> None:
+    """Refuse settings that only classification has."""
+    given = {
+        "hparams": config.hparams != "default" and "the paper has published none for this task",
+        "on_corrupt": config.on_corrupt != "fail" and "a damaged image ends the run",
+        "test_size": config.test_size is not None and "tests resize as training does",
+        "data.crop_ratio": config.data.crop_ratio is not None and "images are not cropped",
+        "data.repeats": config.data.repeats is not None and "images are not repeated",
+        "step.loss": config.step.loss is not None and "the task has its own",
+        "step.label_smoothing": config.step.label_smoothing is not None and "there are no labels",
+        "augment": any(
+            value not in (None, False) for value in dataclasses.asdict(config.augment).values()
+        )
+        and "the recipe of the task decides it",
+    }
+    for setting, why in given.items():
+        if why:
+            raise UserError(f"{setting} is for classification; for {config.task}, {why}.")
