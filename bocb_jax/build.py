@@ -61,6 +61,7 @@ class ProgramSpec:
     opt_args: tuple[tuple[str, Any], ...]
     num_classes: int
     image_size: int
+    backbone_size: int  # side in pixels that the backbone is built for
     test_size: int
     crop_ratio: float
     precision: str
@@ -95,6 +96,7 @@ def program_spec(
         opt_args=_hashable("opt_args", opt_args),
         num_classes=resolved.num_classes,
         image_size=resolved.image_size,
+        backbone_size=(resolved.transfer or {}).get("backbone_size", resolved.image_size),
         test_size=resolved.test_size,
         crop_ratio=resolved.crop_ratio if _has_one_shape(dataset) else 1.0,  # else the host crops
         precision=resolved.precision,
@@ -200,15 +202,10 @@ def build_model(spec: ProgramSpec, rngs: nnx.Rngs, shards: int = 1) -> nnx.Modul
 
 def build_backbone(spec: ProgramSpec, rngs: nnx.Rngs) -> nnx.Module:
     """Build the backbone of a spec, with its classifier."""
-    image_size = spec.image_size
-    if spec.net is not None:
-        # A table of positions keeps the size that it was trained with, and is resized when used.
-        made_for = MODELS.resolve(spec.model)
-        image_size = made_for.image_size if made_for.has_position_tables else image_size
     return create_model(
         spec.model,
         num_classes=spec.num_classes,
-        image_size=image_size,
+        image_size=spec.backbone_size,
         rngs=rngs,
         dtype=jnp.dtype(spec.precision),
         **dict(spec.model_args),

@@ -158,6 +158,7 @@ class TransferConfig:
     long: Pixels | None = None  # detection: the longer side is at most this
     # Detection: padded shapes that images of all aspects are put into; each is compiled.
     shapes: Annotated[int, Field(ge=1, le=64)] | None = None
+    finest_stride: Count | None = None  # detection: of the pyramid's first level, in pixels
     width: Count | None = None  # channels of what is put around the backbone
     frozen_stages: Annotated[int, Field(ge=0, le=64)] | None = (
         None  # detection: 0 with random weights

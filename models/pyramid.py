@@ -181,7 +181,7 @@ class SimplePyramid(nnx.Module):
       config: of the pyramid; the first coarser level comes from the coarsest one made here.
       in_features: channels of the map.
       stride: of the map, in pixels.
-      strides: of the levels made from the map: powers of two times its stride, from 1/4 to 1/2.
+      strides: of the levels made from the map: powers of two times its stride, from 1/4 to 4.
       dtype: type of the computation.
       rngs: random streams; `params` draws the initial weights.
     """
@@ -241,10 +241,10 @@ def _resizing(
         return [Upsample(features, features // 2, **kwargs)], features // 2
     if scale == 1:
         return [], features
-    if scale == 0.5:
-        return [_halve], features
+    if scale in (0.5, 0.25):
+        return [_halve] * round(1 / scale / 2), features
     raise UserError(
-        f"A map cannot be resized by {scale} for a pyramid; the factors are 4, 2, 1 and 0.5. "
+        f"A map cannot be resized by {scale} for a pyramid; the factors are 4, 2, 1, 0.5 and 0.25. "
         "Choose another finest_stride."
     )
 

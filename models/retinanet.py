@@ -68,12 +68,15 @@ STYLES: Mapping[str, RetinaNetConfig] = MappingProxyType(
 )
 
 
-def style_of(name: str, *, channels: int, frozen_stages: int, batch_norm: str) -> RetinaNetConfig:
-    """Return the architecture of a style with other channels, and with what is frozen."""
+def style_of(
+    name: str, *, channels: int, finest_stride: int | None, frozen_stages: int, batch_norm: str
+) -> RetinaNetConfig:
+    """Return the architecture of a style with another pyramid, and with what is frozen."""
     config = STYLES[name]
+    pyramid = dataclasses.replace(config.pyramid, channels=channels, finest_stride=finest_stride)
     return dataclasses.replace(
         config,
-        pyramid=dataclasses.replace(config.pyramid, channels=channels),
+        pyramid=pyramid,
         frozen_stages=frozen_stages,
         batch_norm=batch_norm,
     )

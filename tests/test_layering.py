@@ -61,7 +61,7 @@ RULES = {
     "bocb_jax/tasks": {
         "jax", "flax", "numpy", "ours:errors", "ours:config", "ours:resolve", "ours:models",
         "ours:optim", "ours:data", "ours:augment", "ours:detection", "ours:pose",
-        "ours:evaluation", "ours:engine",
+        "ours:evaluation", "ours:engine", "ours:run_files",
     },
     "bocb_jax/build.py": {
         "jax", "flax", "optax", "numpy", "ours:errors", "ours:checked", "ours:config",

@@ -257,6 +257,7 @@ class _Detection(_Transfer):
             retinanet.style_of(
                 special["style"],
                 channels=special["width"],
+                finest_stride=special["finest_stride"],
                 frozen_stages=special["frozen_stages"],
                 batch_norm=special["batch_norm"],
             ),

@@ -31,6 +31,7 @@ class TransferRecipe:
       short: range of the shorter side; of a detector.
       long: of a detector.
       shapes: number of padded shapes; of a detector.
+      finest_stride: of its pyramid; None: a quarter of the backbone's coarsest.
       input_size: (width, height) of crops; of a pose net.
       sigma: of Gaussians on heat maps; of a pose net.
       layer_decay: first part of a backbone's name -> factor on the learning rate from each layer to
@@ -51,6 +52,7 @@ class TransferRecipe:
     short: tuple[int, int] = (800, 800)
     long: int = 1333
     shapes: int = 2
+    finest_stride: int | None = None
     input_size: tuple[int, int] = (192, 256)
     sigma: int = 2
     layer_decay: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -84,14 +86,15 @@ RECIPES: dict[str, dict[str, TransferRecipe]] = {
             epochs=12,
             batch_size=16,
             boundaries=(0.75, 0.92),
-            rates={},
-            rate_factor=2.0,
+            rates={"sgd": (0.02, 1e-4)},
+            rate_factor=4.0,
             warmup_steps=100,
             clip_norm=10.0,
             width=64,
             short=(128, 128),
             long=128,
             shapes=1,
+            finest_stride=4,
         ),
     },
     "pose": {

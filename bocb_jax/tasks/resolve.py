@@ -1,6 +1,7 @@
 """Fill in what the config of a detector or a pose net leaves open."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from bocb_jax import optim
@@ -11,6 +12,7 @@ from bocb_jax.models import platform
 from bocb_jax.models.factory import MODELS
 from bocb_jax.optim.registry import OptimizerInfo
 from bocb_jax.resolve import ResolvedConfig, check_arguments, decay_mask, first
+from bocb_jax.run_files import read_config
 from bocb_jax.tasks.recipes import TransferRecipe, recipe_of
 
 
@@ -59,11 +61,12 @@ def resolve(config: TrainConfig, dataset: AnnotatedDataset, images: int) -> Reso
     if precision == "auto":
         precision = "float32" if platform.target() == "cpu" else "bfloat16"
     special = (_of_detector if config.task == "detection" else _of_pose)(config, recipe)
+    side = special["short"][1] if config.task == "detection" else special["input_size"][1]
+    special["backbone_size"] = _backbone_size(config, side)
     given = [n for n in ("lr", "weight_decay") if getattr(config, n) is not None]
     source = f"the recipe {name} for {config.opt}"
     if given:
         source = "the command" if len(given) == 2 else f"{source}; {given[0]} from the command"
-    side = special["short"][1] if config.task == "detection" else special["input_size"][1]
     warmup = recipe.warmup_steps * batch_size / images  # in epochs
     return ResolvedConfig(
         recipe=name,
@@ -119,6 +122,7 @@ def _of_detector(config: TrainConfig, recipe: TransferRecipe) -> dict[str, Any]:
         "short": list(short),
         "long": long,
         "shapes": first(given.shapes, recipe.shapes),
+        "finest_stride": first(given.finest_stride, recipe.finest_stride),
         "frozen_stages": first(given.frozen_stages, 1 if pretrained else 0),
         "batch_norm": first(given.batch_norm, "statistics" if pretrained else "nothing"),
     }
@@ -149,6 +153,23 @@ def _common(config: TrainConfig, recipe: TransferRecipe) -> dict[str, Any]:
             recipe.layer_decay.get(family) if config.init is not None else None,
         ),
     }
+
+
+def _backbone_size(config: TrainConfig, side: int) -> int:
+    """Return the side in pixels that the backbone is built for.
+
+    It decides the stem of some backbones, and the size of tables of positions, which are resized
+    when other images are seen.
+    """
+    if config.init is not None:
+        source = Path(config.init)
+        for folder in (source, *source.parents[:2]):  # of a run, or checkpoints/best in it
+            found = (read_config(folder) or {}) if folder.is_dir() else {}
+            size = (found.get("resolved") or {}).get("transfer") or found.get("resolved") or {}
+            if "backbone_size" in size or "image_size" in size:
+                return size.get("backbone_size") or size["image_size"]
+    model = MODELS.resolve(config.model)
+    return model.image_size if model.has_position_tables else side
 
 
 def _refuse(config: TrainConfig) -> None:

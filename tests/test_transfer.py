@@ -1,0 +1,341 @@
+"""Detection and pose estimation, end to end, as a user starts them."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from flax import nnx
+from helpers.coco_files import annotation, changed, write
+
+import bocb_jax
+from bocb_jax import optim, results, torch_weights, transfer
+from bocb_jax.build import compiled_program, lr_multipliers, starting_weights
+from bocb_jax.commands.weights import ImportOptions, import_weights
+from bocb_jax.config import TrainConfig, from_dict, run_id
+from bocb_jax.coupling.scores import from_results
+from bocb_jax.engine.checkpoint import read_best
+from bocb_jax.errors import UserError
+from bocb_jax.tasks.kinds import KINDS
+from bocb_jax.tasks.resolve import usual_rates
+from bocb_jax.train import Run, train
+
+BACKBONE = "helpers.tiny_features:Net"
+
+
+def files(folder):
+    """Eight images, of which two are held out and all are tested."""
+    names = [f"{i}.png" for i in range(1, 9)]
+
+    def change(data):
+        data["images"] = [
+            {"id": i + 1, "file_name": n, "width": 64, "height": 48} for i, n in enumerate(names)
+        ]
+        data["annotations"] = [annotation(i + 1, i + 1) for i in range(len(names))]
+
+    data = changed(change)
+    return write(folder, train=data, val=data, images=names)
+
+
+def settings(task, **changes):
+    given = {
+        "task": task,
+        "model": BACKBONE,
+        "opt": "adamw",
+        "epochs": 2,
+        "batch_size": 2,
+        "image_size": 64,
+        "parallel": {"devices": 1},
+        "log": {"every_steps": 2, "progress": "none"},
+        "transfer": {"width": 8},
+    }
+    return {**given, **changes}
+
+
+@pytest.fixture
+def config(tmp_path, compile_cache):
+    def make(task="detection", **changes):
+        data = f"coco:{files(tmp_path / 'coco')}"
+        changes = {"dataset": data, "workdir": str(tmp_path / "runs"), **changes}
+        return from_dict(TrainConfig, settings(task, compile_cache=compile_cache, **changes))
+
+    return make
+
+
+# --- The door -------------------------------------------------------------------------------------
+
+
+def test_the_task_decides_what_is_not_given():
+    found = transfer.parse([])
+    assert (found.task, found.dataset, found.opt) == ("detection", "shapes", "adamw")
+    words = ["--task", "pose", "--data", "coco:/there", "--opt", "sgd", "--transfer.sigma", "3"]
+    found = transfer.parse(words)
+    assert (found.task, found.dataset, found.opt) == ("pose", "coco:/there", "sgd")
+    assert found.transfer.sigma == 3
+    assert transfer.parse(["--data=shapes"]).dataset == "shapes"
+
+
+def test_classification_keeps_its_names():
+    plain = TrainConfig()
+    assert "task" not in plain.identity()
+    assert "transfer" not in plain.identity()
+    assert run_id(plain) == run_id(dataclasses.replace(plain, task="classification"))
+    other = TrainConfig(task="detection").identity()
+    assert (other["task"], other["dataset"], other["transfer"]["width"]) == (
+        "detection", "shapes", None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("task", ["detection", "pose"])
+def test_a_run_leaves_its_record(task, config):
+    outcome = train(config(task))
+    folder = config(task).folder()
+    assert json.loads((folder / "result.json").read_text()) == outcome
+    assert outcome["status"] == "finished"
+    for name in ("validation_AP", "best_validation_AP", "test_AP", "test_AP50", "test_AP75"):
+        assert 0 <= outcome[name] <= 1
+    assert outcome["steps"] == 2 * 3 if task == "pose" else 2 * 4
+    assert len(outcome["evaluations"]) == 2
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    parts = {"class_loss", "box_loss"} if task == "detection" else set()
+    for line in lines:
+        assert parts <= line.keys()
+        assert "accuracy" not in line
+    if task == "detection":
+        assert lines[0]["loss"] == pytest.approx(lines[0]["class_loss"] + lines[0]["box_loss"])
+    assert train(config(task)) == outcome  # it has ended already
+    weights = read_best(folder)
+    assert any(name.startswith("backbone.stem") for name in weights)
+
+    frame = results.read_runs(folder.parent)
+    assert frame["test_AP"].tolist() == [outcome["test_AP"]]
+    assert frame["config.task"].tolist() == [task]
+
+
+def test_tables_of_runs_are_scored_by_ap(config):
+    frame = results.read_runs(made_runs(config))
+    table = from_results(frame)
+    assert (table.score, table.unit, table.chance) == ("AP", "AP", 0.0)
+    assert table.matrix().to_numpy().tolist() == [[30.0], [40.0]]
+
+
+def made_runs(config):
+    """Two runs that ended, with all but their files left out."""
+    given = config()
+    for opt, score in (("adamw", 0.3), ("sgd", 0.4)):
+        run = dataclasses.replace(given, opt=opt, run_id=opt)
+        folder = run.folder()
+        folder.mkdir(parents=True)
+        about = {"config": run.identity(), "resolved": {}, "label": "tiny", "study": None}
+        (folder / "config.json").write_text(json.dumps(about))
+        scores = {"validation_AP": score, "best_validation_AP": score, "test_AP": score}
+        (folder / "result.json").write_text(json.dumps({"status": "finished", **scores}))
+    return folder.parent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["detection", "pose"])
+def test_a_killed_run_leaves_the_same_bits(task, config, tmp_path):
+    """The run is killed three times, right after a checkpoint."""
+    every = {"checkpoint": {"every_steps": 1}, "epochs": 4}
+    undisturbed = config(task, run_id="undisturbed", **every)
+    train(undisturbed)
+    killed = config(task, run_id="killed", **every)
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(dataclasses.asdict(killed)))
+    code = (
+        "import json, sys; from bocb_jax.config import *; from bocb_jax.train import train;"
+        "train(from_dict(TrainConfig, json.load(open(sys.argv[1]))))"
+    )
+    last = killed.folder() / "checkpoints" / "last"
+    for step in (2, 5, 9):
+        process = subprocess.Popen([sys.executable, "-c", code, str(file)])
+        while process.poll() is None and not any(
+            path.name.isdigit() and int(path.name) >= step for path in last.glob("*")
+        ):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (killed.folder() / "result.json").exists()
+    train(killed)
+    ours, theirs = read_best(killed.folder()), read_best(undisturbed.folder())
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+# --- What a config leaves open --------------------------------------------------------------------
+
+
+def resolved(task, **changes):
+    given = from_dict(TrainConfig, {"task": task, **changes})
+    kind = KINDS[task]
+    return kind.resolve(given, kind.open(given))
+
+
+def test_recipes_are_the_references(config):
+    data = config().dataset
+    found = resolved("detection", model="resnet50", opt="sgd", dataset=data, init="r50.pth")
+    assert (found.recipe, found.epochs, found.batch_size) == ("1x", 12, 16)
+    assert (found.learning_rate, found.weight_decay, found.decay_mask) == (0.01, 1e-4, "all")
+    special = found.transfer
+    assert (special["short"], special["long"], special["shapes"]) == ([800, 800], 1333, 2)
+    assert (special["frozen_stages"], special["batch_norm"]) == (1, "statistics")
+    assert special["boundaries"] == [8 / 12, 11 / 12]
+    more = resolved("detection", model="resnet50", opt="sgd", dataset=data, batch_size=32)
+    assert more.learning_rate == 0.02  # linear in the batch
+    assert (more.transfer["frozen_stages"], more.transfer["batch_norm"]) == (0, "nothing")
+    longer = resolved("detection", model="swin_t", dataset=data, recipe="3x")
+    assert (longer.epochs, longer.transfer["short"]) == (36, [640, 800])
+    assert (longer.learning_rate, longer.weight_decay) == (1e-4, 0.05)
+    small = resolved("detection", model="resnet50", dataset=data, image_size=400)
+    assert (small.transfer["short"], small.transfer["long"]) == ([400, 400], 666)
+    vit = resolved("detection", model="deit_s", dataset=data, init="deit.pth")
+    assert vit.transfer["layer_decay"] == 0.7
+
+    pose = resolved("pose", model="resnet50", opt="adam", dataset=data)
+    assert (pose.recipe, pose.epochs, pose.batch_size) == ("210e", 210, 512)
+    assert (pose.learning_rate, pose.weight_decay) == (5e-4, 0.0)
+    assert (pose.transfer["input_size"], pose.transfer["sigma"]) == ([192, 256], 2)
+    assert pose.transfer["boundaries"] == [170 / 210, 200 / 210]
+
+
+def test_every_optimizer_has_usual_rates():
+    for name in optim.list_optimizers():
+        for task in ("detection", "pose"):
+            rate, decay = usual_rates(TrainConfig(task=task, opt=name))
+            assert rate > 0
+            assert decay >= 0
+
+
+REFUSED = {
+    "recipe": ({"recipe": "4x"}, "no recipe '4x' for detection. There are: 1x, 3x, shapes"),
+    "data": ({"dataset": "cifar100"}, "'cifar100' is no data set for detection: give coco:PATH"),
+    "folder": ({"dataset": "coco:/lost"}, "lost' is not there"),
+    "mixup": ({"augment": {"mixup": 0.2}}, "augment is for classification"),
+    "paper": ({"hparams": "paper"}, "hparams is for classification; for detection, the paper has"),
+    "corrupt": ({"on_corrupt": "skip"}, "a damaged image ends the run"),
+    "batch": ({"task": "pose", "batch_size": 5000}, "fewer than one batch of 5000"),
+    "short": ({"transfer": {"short": [9, 8]}}, "transfer.short is .* two rising numbers of pixels"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refuses(name, tmp_path):
+    changes, says = REFUSED[name]
+    changed = settings("detection", workdir=str(tmp_path)) | changes
+    with pytest.raises(UserError, match=says):
+        Run(from_dict(TrainConfig, changed))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_image_ends_the_run_in_a_sentence(config, tmp_path):
+    given = config()
+    (tmp_path / "coco" / "images" / "5.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"5.png' cannot be decoded .*Replace it"):
+        train(given)
+
+
+# --- Starting weights -----------------------------------------------------------------------------
+
+
+def spec_of(model, task="detection", **changes):
+    given = {"task": task, "model": model, "image_size": 64, **changes}
+    return Run(from_dict(TrainConfig, given)).spec
+
+
+def filled(model, seed):
+    """A backbone with its classifier, of 10 classes, and random values everywhere."""
+    found = bocb_jax.create_model(model, num_classes=10, image_size=32, rngs=nnx.Rngs(seed))
+    draw = np.random.default_rng(seed)
+    for _, variable in torch_weights.variables(found):
+        value = draw.standard_normal(variable.shape).astype(np.float32)
+        variable.set_value(value)
+    return found
+
+
+# What a file does not say of a backbone that was built for small images.
+STEMS = {"resnet_mini": {"stem": "cifar"}, "vit_mini": {}}
+
+
+@pytest.mark.parametrize("task", ["detection", "pose"])
+@pytest.mark.parametrize("model", STEMS)
+def test_starts_from_a_file_with_pytorchs_names(model, task, tmp_path):
+    import safetensors.numpy
+
+    source = filled(model, 3)
+    path = tmp_path / "weights.safetensors"
+    safetensors.numpy.save_file(torch_weights.to_torch_state_dict(source), path)
+    check_backbone_is(source, spec_of(model, task, model_args=STEMS[model]), str(path))
+
+
+def test_starts_from_a_run(tmp_path):
+    import safetensors.numpy
+
+    source = filled("resnet_mini", 3)
+    path = tmp_path / "weights.safetensors"
+    safetensors.numpy.save_file(torch_weights.to_torch_state_dict(source), path)
+    run = import_weights(ImportOptions(str(path), "resnet_mini", out=str(tmp_path / "run")))
+    spec = spec_of("resnet_mini", init=str(run))
+    assert (spec.image_size, spec.backbone_size) == (64, 32)  # as the run's, with its stem
+    check_backbone_is(source, spec, str(run))
+    assert spec_of("vit_mini").backbone_size == 32  # that of its table of positions
+    assert spec_of("resnet_mini").backbone_size == 64
+
+
+def check_backbone_is(source, spec, path):
+    import jax
+
+    weights, new = starting_weights(spec, path, jax.random.key(0), say=lambda text: None)
+    assert new
+    assert not any(name.startswith("backbone.") for name in new)
+    given = {".".join(map(str, p)): v.get_value() for p, v in torch_weights.variables(source)}
+    both = [*leaves(weights["params"]), *leaves(weights["model_state"])]
+    taken = {name.removeprefix("backbone."): v for name, v in both if name.startswith("backbone.")}
+    taken = {name: v for name, v in taken.items() if name in given}
+    assert len(taken) > len(given) - 8  # all but the classifier's
+    for name, value in taken.items():
+        np.testing.assert_array_equal(value, given[name], err_msg=name)
+
+
+def leaves(tree):
+    import jax
+
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    return [(".".join(str(key.key) for key in path), leaf) for path, leaf in found]
+
+
+def test_rates_fall_from_layer_to_layer():
+    spec = dataclasses.replace(spec_of("vit_mini"), layer_decay=0.5)
+    model = compiled_program(spec).steps.abstract_model
+    factors = lr_multipliers(spec, model)
+    assert factors["backbone/patch_embed/proj/kernel"] == 0.5**5
+    assert factors["backbone/pos_embed"] == 0.5**5
+    assert factors["backbone/blocks/0/attn/qkv/kernel"] == 0.5**4
+    assert factors["backbone/blocks/3/mlp/fc1/kernel"] == 0.5
+    assert factors["backbone/norm/scale"] == 1
+    assert lr_multipliers(dataclasses.replace(spec, layer_decay=None), model) is None
+
+
+# --- Every optimizer ------------------------------------------------------------------------------
+
+FEW = ("sophia", "sam+sgd", "lion")  # those that ask for other gradients; all with `-m slow`
+
+
+@pytest.mark.parametrize(
+    "opt",
+    [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in optim.list_optimizers()],
+)
+def test_every_optimizer_takes_two_steps_of_detection(opt, config):
+    run = Run(config(opt=opt))
+    state = run.init_state()
+    with run.data.loader(run.program.batch_sharding).train(seed=0) as batches:
+        for _ in range(2):
+            state, metrics = run.program.train_step(state, next(batches), run.key)
+    assert int(state.step) == 2
+    assert np.isfinite(metrics["loss"])
+    assert np.isfinite(metrics["grad_norm"])
