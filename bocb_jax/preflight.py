@@ -35,6 +35,7 @@ from bocb_jax.data.pipeline import steps_per_epoch
 from bocb_jax.data.synthetic import open_or_synthetic
 from bocb_jax.engine.program import Program
 from bocb_jax.engine.sharding import check_batch, replicated
+from bocb_jax.errors import UserError
 from bocb_jax.models import platform
 from bocb_jax.resolve import ResolvedConfig, resolve
 from bocb_jax.roofline.chips import GIB, Chip
@@ -172,6 +173,8 @@ def compile_run(config: TrainConfig, topology: Topology) -> Check:
     Raises:
       UserError: a setting is wrong.
     """
+    if config.task != "classification":
+        raise UserError("bocb preflight compiles runs of classification; leave out --task.")
     dataset, _ = open_or_synthetic(
         config.dataset, split_seed=config.data.split_seed, data_dir=config.data.dir
     )
