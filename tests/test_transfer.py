@@ -213,7 +213,7 @@ def test_every_optimizer_has_usual_rates():
 
 
 REFUSED = {
-    "recipe": ({"recipe": "4x"}, "no recipe '4x' for detection. There are: 1x, 3x, shapes"),
+    "recipe": ({"recipe": "4x"}, "no recipe '4x' for detection. There are: 1x, 3x, small"),
     "data": ({"dataset": "cifar100"}, "'cifar100' is no data set for detection: give coco:PATH"),
     "folder": ({"dataset": "coco:/lost"}, "lost' is not there"),
     "mixup": ({"augment": {"mixup": 0.2}}, "augment is for classification"),

@@ -3,7 +3,7 @@
 Sources: MMDetection 2.26 (`retinanet_r50_fpn_1x_coco.py`, `retinanet_r50_fpn_mstrain_640-800_3x`,
 `retinanet_r50_fpn_rsb-pretrain_1x_coco.py`), MMPose 1.3 (`td-hm_res50_8xb64-210e_coco-256x192.py`,
 `td-hm_ViTPose-base-simple_8xb64-210e_coco-256x192.py`), ViTDet (Li et al., 2022, arXiv 2203.16527).
-The recipes `shapes` are ours.
+The recipes `small` are ours.
 """
 
 import dataclasses
@@ -82,7 +82,7 @@ RECIPES: dict[str, dict[str, TransferRecipe]] = {
             _DETECTOR, epochs=36, boundaries=(27 / 36, 33 / 36), short=(640, 800)
         ),
         # Nets of a few 100,000 parameters from random weights.
-        "shapes": TransferRecipe(
+        "small": TransferRecipe(
             epochs=12,
             batch_size=16,
             boundaries=(0.75, 0.92),
@@ -100,7 +100,7 @@ RECIPES: dict[str, dict[str, TransferRecipe]] = {
     "pose": {
         "210e": _POSE,
         "384x288": dataclasses.replace(_POSE, input_size=(288, 384), sigma=3),
-        "shapes": TransferRecipe(
+        "small": TransferRecipe(
             epochs=12,
             batch_size=32,
             boundaries=(0.75, 0.92),
@@ -119,7 +119,7 @@ def recipe_of(task: str, name: str, dataset: str) -> tuple[str, TransferRecipe]:
 
     Args:
       task: "detection" or "pose".
-      name: of the recipe; "auto" for `shapes` on that data set, else the first.
+      name: of the recipe; "auto" for `small` on the drawn data, else the first.
       dataset: name of the data set.
 
     Raises:
@@ -127,7 +127,7 @@ def recipe_of(task: str, name: str, dataset: str) -> tuple[str, TransferRecipe]:
     """
     table = RECIPES[task]
     if name == "auto":
-        name = "shapes" if dataset == "shapes" else next(iter(table))
+        name = "small" if dataset == "shapes" else next(iter(table))
     if name not in table:
         raise UserError(f"There is no recipe '{name}' for {task}. There are: {', '.join(table)}.")
     return name, table[name]
