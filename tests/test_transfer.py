@@ -20,6 +20,8 @@ from bocb_jax.config import TrainConfig, from_dict, run_id
 from bocb_jax.coupling.scores import from_results
 from bocb_jax.engine.checkpoint import read_best
 from bocb_jax.errors import UserError
+from bocb_jax.study.resolve import find_pairs
+from bocb_jax.study.spec import study_from_dict
 from bocb_jax.tasks.kinds import KINDS
 from bocb_jax.tasks.resolve import usual_rates
 from bocb_jax.train import Run, train
@@ -212,6 +214,7 @@ def test_every_optimizer_has_usual_rates():
             assert decay >= 0
 
 
+SHARED = ("task", "epochs", "batch_size", "image_size", "transfer")
 REFUSED = {
     "recipe": ({"recipe": "4x"}, "no recipe '4x' for detection. There are: 1x, 3x, small"),
     "data": ({"dataset": "cifar100"}, "'cifar100' is no data set for detection: give coco:PATH"),
@@ -238,6 +241,22 @@ def test_a_damaged_image_ends_the_run_in_a_sentence(config, tmp_path):
     (tmp_path / "coco" / "images" / "5.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"5.png' cannot be decoded .*Replace it"):
         train(given)
+
+
+def test_a_study_has_the_rates_of_its_task(config):
+    few = {name: value for name, value in settings("detection").items() if name in SHARED}
+    study = study_from_dict(
+        {
+            "backbones": [BACKBONE],
+            "optimizers": ["adamw", "sgd"],
+            "train": {**few, "dataset": config().dataset},
+        }
+    )
+    adamw, sgd = find_pairs(study)
+    assert (adamw.center, adamw.tuned) == ((1e-4, 0.05), None)
+    assert sgd.center == (0.01 * 2 / 16, 1e-4)
+    assert (adamw.epochs, adamw.images, adamw.has_data) == (2, 2 * 8, True)
+    assert adamw.macs > 0
 
 
 # --- Starting weights -----------------------------------------------------------------------------
