@@ -7,8 +7,10 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 from helpers.coco_files import annotation, changed, write
 
@@ -284,8 +286,6 @@ STEMS = {"resnet_mini": {"stem": "cifar"}, "vit_mini": {}}
 @pytest.mark.parametrize("task", ["detection", "pose"])
 @pytest.mark.parametrize("model", STEMS)
 def test_starts_from_a_file_with_pytorchs_names(model, task, tmp_path):
-    import safetensors.numpy
-
     source = filled(model, 3)
     path = tmp_path / "weights.safetensors"
     safetensors.numpy.save_file(torch_weights.to_torch_state_dict(source), path)
@@ -293,8 +293,6 @@ def test_starts_from_a_file_with_pytorchs_names(model, task, tmp_path):
 
 
 def test_starts_from_a_run(tmp_path):
-    import safetensors.numpy
-
     source = filled("resnet_mini", 3)
     path = tmp_path / "weights.safetensors"
     safetensors.numpy.save_file(torch_weights.to_torch_state_dict(source), path)
@@ -307,8 +305,6 @@ def test_starts_from_a_run(tmp_path):
 
 
 def check_backbone_is(source, spec, path):
-    import jax
-
     weights, new = starting_weights(spec, path, jax.random.key(0), say=lambda text: None)
     assert new
     assert not any(name.startswith("backbone.") for name in new)
@@ -322,8 +318,6 @@ def check_backbone_is(source, spec, path):
 
 
 def leaves(tree):
-    import jax
-
     found = jax.tree_util.tree_leaves_with_path(tree)
     return [(".".join(str(key.key) for key in path), leaf) for path, leaf in found]
 
@@ -338,6 +332,51 @@ def test_rates_fall_from_layer_to_layer():
     assert factors["backbone/blocks/3/mlp/fc1/kernel"] == 0.5
     assert factors["backbone/norm/scale"] == 1
     assert lr_multipliers(dataclasses.replace(spec, layer_decay=None), model) is None
+
+
+# --- Every backbone -------------------------------------------------------------------------------
+
+MINIS = bocb_jax.list_models("*_mini")
+
+
+def small_run(model, task):
+    """A run at 64 pixels, square for backbones that take no other images."""
+    given = settings(task, model=model, dataset="shapes")
+    given["transfer"] = {"width": 8, "input_size": [64, 64] if "mixer" in model else [48, 64]}
+    return Run(from_dict(TrainConfig, given))
+
+
+# One of each kind: maps as they are, after a norm, after a pool, one map, images of one size.
+KINDS_OF_MAPS = {"resnet_mini", "swin_mini", "vgg_mini", "vit_mini", "mixer_mini"}
+
+
+@pytest.mark.parametrize("task", ["detection", "pose"])
+@pytest.mark.parametrize(
+    "model",
+    [n if n in KINDS_OF_MAPS else pytest.param(n, marks=pytest.mark.slow) for n in MINIS],
+)
+def test_every_backbone_has_a_training_step(model, task):
+    run = small_run(model, task)
+    batch = run.data.splits["train"].gather(np.arange(2))
+    state, metrics = jax.eval_shape(
+        run.program.steps.train_step, run.program.abstract_state, batch, run.key
+    )
+    assert metrics["loss"].shape == ()
+    assert jax.tree.structure(state) == jax.tree.structure(run.program.abstract_state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["detection", "pose"])
+@pytest.mark.parametrize("model", MINIS)
+def test_every_backbone_takes_a_step(model, task):
+    run = small_run(model, task)
+    state = run.init_state()
+    before = jax.tree.map(np.asarray, state.params)
+    batch = run.data.splits["train"].gather(np.arange(2))
+    state, metrics = run.program.train_step(state, batch, run.key)
+    assert np.isfinite(metrics["loss"])
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, state.params)
+    assert any(jax.tree.leaves(moved))
 
 
 # --- Every optimizer ------------------------------------------------------------------------------

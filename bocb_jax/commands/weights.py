@@ -126,6 +126,9 @@ def export_weights(options: ExportOptions) -> Path:
     if stored is None:
         raise UserError(f"{run} is not a run directory: there is no config.json in it.")
     name = stored["config"]["model"]
+    task = stored["config"].get("task", "classification")
+    if task != "classification":
+        raise UserError(f"{run} is a net for {task}; export-weights writes backbones alone.")
     entry = _recorded_entry(name, options.model)
     file_name = re.sub(r"[^A-Za-z0-9_.-]+", "_", MODELS.canonical(name))
     out = _new(Path(options.out or run / f"{file_name}.safetensors"))

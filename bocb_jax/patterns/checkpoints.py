@@ -20,7 +20,7 @@ from rich.progress import track
 
 from bocb_jax.errors import UserError
 from bocb_jax.patterns.spectra import METRICS, analyze_weights, layer_name, random_weights
-from bocb_jax.run_files import read_config, read_result
+from bocb_jax.run_files import read_config, read_result, score_name
 from bocb_jax.storage.files import check_regular
 from bocb_jax.weight_files.read import (
     SUFFIXES,
@@ -117,9 +117,9 @@ def read_record(path: Path) -> tuple[dict[str, Any], Initialization | None]:
     """Return what a run directory says about its run.
 
     Returns:
-      backbone (with its variant), optimizer, seed, score (test accuracy, or else the best one on
-      validation, in percent) and failed (whether the run ended without finishing), each None if it
-      is not known, as for a file of weights; and the run's initialization.
+      backbone (with its variant), optimizer, seed, score (test accuracy or AP, or else the best one
+      on validation, in percent) and failed (whether the run ended without finishing), each None if
+      it is not known, as for a file of weights; and the run's initialization.
 
     Raises:
       UserError: config.json or result.json cannot be read.
@@ -134,7 +134,8 @@ def read_record(path: Path) -> tuple[dict[str, Any], Initialization | None]:
     result = read_result(path)
     if result is not None:
         about["failed"] = result["status"] != "finished"
-        score = result.get("test_accuracy", result.get("best_validation_accuracy"))
+        name = score_name(result)
+        score = result.get(f"test_{name}", result.get(f"best_validation_{name}"))
         about["score"] = None if score is None else 100 * score
     return about, _initialization(config, resolved)
 
@@ -143,6 +144,8 @@ def _initialization(
     config: Mapping[str, Any], resolved: Mapping[str, Any]
 ) -> Initialization | None:
     if not {"num_classes", "image_size", "precision"} <= set(resolved) or "seed" not in config:
+        return None
+    if config.get("task", "classification") != "classification":  # a whole net, not a backbone
         return None
     arguments = dict(config.get("model_args") or {})
     if resolved.get("drop_path") is not None:
