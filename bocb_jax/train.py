@@ -260,6 +260,7 @@ class Run:
         resolved, mesh = self.resolved, self.program.mesh
         resumed = f", from step {self.record.step}" if self.record.step else ""
         data = f"{self.dataset.describe()}\n" if self.dataset.notes else ""
+        data += self.data.said
         return (
             f"{self.config.model} ({self.program.num_params:,} parameters) with {self.config.opt} "
             f"on {self.config.dataset}, recipe {resolved.recipe}; lr {resolved.learning_rate:g}, "

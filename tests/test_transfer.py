@@ -225,6 +225,7 @@ REFUSED = {
     "paper": ({"hparams": "paper"}, "hparams is for classification; for detection, the paper has"),
     "corrupt": ({"on_corrupt": "skip"}, "a damaged image ends the run"),
     "batch": ({"task": "pose", "batch_size": 5000}, "fewer than one batch of 5000"),
+    "odd": ({"batch_size": 3}, "A batch of 3 images does not divide into groups of 2"),
     "short": ({"transfer": {"short": [9, 8]}}, "transfer.short is .* two rising numbers of pixels"),
 }
 
@@ -236,6 +237,11 @@ def test_refuses(name, tmp_path):
     with pytest.raises(UserError, match=says):
         Run(from_dict(TrainConfig, changed))
     assert not list(tmp_path.iterdir())
+
+
+def test_says_how_many_shapes_are_compiled(config):
+    text = Run(config()).data.said
+    assert text == "Images are put into one padded shape (128x64 pixels); each is compiled.\n"
 
 
 def test_a_damaged_image_ends_the_run_in_a_sentence(config, tmp_path):

@@ -42,6 +42,7 @@ def seconds_per_image(config: TrainConfig) -> float:
     run = Run(config, dataset)
     if jax.default_backend() == "cpu":
         parts = config.step.accumulate * config.step.batch_norm_groups  # these divide a batch
+        parts *= 2 if config.task == "detection" else 1  # and so do pairs of images
         few = max(1, MEASURED_PIXELS // run.resolved.image_size**2 // parts) * parts
         batch_size = min(run.resolved.batch_size, few)
         run = Run(dataclasses.replace(config, batch_size=batch_size), dataset)

@@ -50,6 +50,10 @@ class RunData(Protocol):
     def epoch_steps(self) -> int:
         """Training batches in an epoch."""
 
+    @property
+    def said(self) -> str:
+        """What a run says of its batches before it starts; may be empty."""
+
     def loader(self, sharding: jax.sharding.NamedSharding) -> BatchSource:
         """Return where batches come from, put on devices as `sharding` says."""
 
@@ -115,6 +119,8 @@ def _dataset(here: str, name: str, **options: Any) -> Dataset:
 
 
 class _LabelledImages:
+    said = ""
+
     def __init__(self, config: TrainConfig, resolved: ResolvedConfig, dataset: Dataset):
         self._config, self._resolved, self._dataset = config, resolved, dataset
         examples = len(dataset.splits["train"])
@@ -183,6 +189,13 @@ class _BoxedData:
         self._workers, self._batch_size = config.data.workers, resolved.batch_size
         self.epoch_steps = self.train(0).steps
 
+    @property
+    def said(self) -> str:
+        used = {split.shapes[group] for split in self.splits.values() for group in split.groups}
+        listed = ", ".join(f"{width}x{height}" for height, width in sorted(used))
+        shapes = "one padded shape" if len(used) == 1 else f"{len(used)} padded shapes"
+        return f"Images are put into {shapes} ({listed} pixels); each is compiled.\n"
+
     def train(self, seed: int) -> pipeline.Plan:
         return self.splits["train"].train_plan(self._batch_size, seed)
 
@@ -197,6 +210,8 @@ class _BoxedData:
 
 
 class _PersonData:
+    said = ""
+
     def __init__(self, config: TrainConfig, resolved: ResolvedConfig, dataset: AnnotatedDataset):
         special = resolved.transfer
         assert special is not None
@@ -246,7 +261,16 @@ class _Transfer:
 
 class _Detection(_Transfer):
     def resolve(self, config: TrainConfig, dataset: AnnotatedDataset) -> ResolvedConfig:
-        return resolve(config, dataset, len(dataset.annotations.trained_images))
+        resolved = resolve(config, dataset, len(dataset.annotations.trained_images))
+        assert resolved.transfer is not None
+        group = STYLES[resolved.transfer["style"]].group
+        part = resolved.batch_size // config.step.accumulate
+        if part > 1 and part % group:
+            raise UserError(
+                f"A batch of {part} images does not divide into groups of {group}, over which the "
+                "losses are normalized; choose a multiple."
+            )
+        return resolved
 
     def net(
         self, config: TrainConfig, resolved: ResolvedConfig, dataset: AnnotatedDataset
