@@ -88,7 +88,9 @@ def scale_by_adafactor(
                 factors = Factors(row, column)
                 # In this order, since the product of two small means would be zero in float32.
                 variance = row / jnp.maximum(row.mean(axes[0], keepdims=True), low) * column
-            u = g * jax.lax.rsqrt(jnp.maximum(variance, low**2))
+            # The variance of gradients that are all zero may underflow, and 0 * rsqrt(0) is NaN.
+            least = max(float(low) ** 2, float(jnp.finfo(g.dtype).tiny))
+            u = g * jax.lax.rsqrt(jnp.maximum(variance, least))
             return u / jnp.maximum(1, root_mean_square(u) / clipping_threshold), factors
 
         updates, factors = map_leaves(direction, updates, state.factors, kinds(params))

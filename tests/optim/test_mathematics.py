@@ -119,3 +119,19 @@ def test_the_mathematics_composes_with_optax_alone():
     values = np.linalg.svd(update["w"], compute_uv=False)
     assert values.min() > 0.65
     assert values.max() < 1.25
+
+
+@pytest.mark.parametrize("name", ["adafactor", "adafactor@openmixup"])
+def test_rows_and_columns_without_a_gradient_do_not_move(name):
+    # As of a 3x3 kernel on a map of one cell: its second moments would underflow.
+    params = {"conv": {"kernel": jnp.ones((3, 3, 2, 2))}}
+    gradient = np.zeros((3, 3, 2, 2), np.float32)
+    gradient[1, 1] = 0.1
+    optimizer = bocb_jax.optim.create_optimizer(name, 1e-3, weight_decay=0.0)
+    updates, _ = optimizer.update(
+        {"conv": {"kernel": jnp.asarray(gradient)}}, optimizer.init(params), params
+    )
+    moved = np.asarray(updates["conv"]["kernel"])
+    assert np.isfinite(moved).all()
+    assert moved[1, 1].all()
+    assert not moved[0].any()
