@@ -10,6 +10,7 @@ Exit codes: 0 it fits, 1 it does not, 2 a setting is wrong.
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import json
@@ -31,13 +32,11 @@ from bocb_jax.checked import FilePath, Workers
 from bocb_jax.command_line import Parser, value_of
 from bocb_jax.config import TrainConfig, present_flags
 from bocb_jax.console import console, duration, output
-from bocb_jax.data.pipeline import steps_per_epoch
 from bocb_jax.data.synthetic import open_or_synthetic
 from bocb_jax.engine.program import Program
-from bocb_jax.engine.sharding import check_batch, replicated
-from bocb_jax.errors import UserError
+from bocb_jax.engine.sharding import batch_sharding, check_batch, make_mesh, replicated
 from bocb_jax.models import platform
-from bocb_jax.resolve import ResolvedConfig, resolve
+from bocb_jax.resolve import ResolvedConfig
 from bocb_jax.roofline.chips import GIB, Chip
 from bocb_jax.roofline.cost import (
     OutOfMemory,
@@ -49,7 +48,9 @@ from bocb_jax.roofline.cost import (
 from bocb_jax.roofline.table import markdown
 from bocb_jax.roofline.topology import Topology, open_topology
 from bocb_jax.storage.files import read_jsonl, write_atomically
+from bocb_jax.tasks.kinds import KINDS, RunData
 from bocb_jax.train import parse as parse_train
+from bocb_jax.transfer import parse as parse_transfer
 
 MOST_TRIES = 6  # settings that are compiled where the first does not fit
 MARGIN = 0.95  # of the memory that a setting is chosen to fill at most
@@ -62,7 +63,7 @@ def main(arguments: list[str]) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"
     jax.config.update("jax_platforms", "cpu")
     topology = open_topology(options.topology)
-    config = parse_train(rest)
+    config = run_config(rest)
     if options.all:
         return write_table(options, rest, config)
     check = compile_run(config, topology)
@@ -96,9 +97,17 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         parser.print_help()
         parse_train(["--help"])  # and exits
     options, rest = parser.parse_known_args(arguments)
-    if not any(a.startswith(("--dataset", "--config")) for a in present_flags(rest)):
-        rest = ["--dataset", "imagenet2012", *rest]
     return options, rest
+
+
+def run_config(arguments: list[str]) -> TrainConfig:
+    """Return the run that arguments describe: as `bocb train` reads them, or `bocb transfer`."""
+    flags = present_flags(arguments)
+    if any(flag.partition("=")[0] == "--task" for flag in flags):
+        return parse_transfer(arguments)
+    if not any(flag.startswith(("--dataset", "--config")) for flag in flags):
+        arguments = ["--dataset", "imagenet2012", *arguments]
+    return parse_train(arguments)
 
 
 # --- One run -----------------------------------------------------------------------------------
@@ -173,22 +182,32 @@ def compile_run(config: TrainConfig, topology: Topology) -> Check:
     Raises:
       UserError: a setting is wrong.
     """
-    if config.task != "classification":
-        raise UserError("bocb preflight compiles runs of classification; leave out --task.")
-    dataset, _ = open_or_synthetic(
-        config.dataset, split_seed=config.data.split_seed, data_dir=config.data.dir
-    )
+    kind = KINDS[config.task]
+    dataset: Any
+    if config.task == "classification":
+        dataset, _ = open_or_synthetic(
+            config.dataset, split_seed=config.data.split_seed, data_dir=config.data.dir
+        )
+    else:
+        dataset = kind.open(config)
     started = time.monotonic()
     with platform.tracing_for(topology.chip.platform):
-        resolved = resolve(config, dataset)
-        epoch_steps = steps_per_epoch(len(dataset.splits["train"]), resolved.batch_size)
+        resolved = kind.resolve(config, dataset)
+        data = kind.data(config, resolved, dataset)
+        epoch_steps = data.epoch_steps
         spec = program_spec(config, resolved, dataset, epoch_steps)
         mesh = topology.mesh(config.parallel.fsdp)
         check_batch(resolved.batch_size, mesh, config.step.accumulate)
         program = Program(checked_steps(spec, mesh), mesh)
         state = program.abstract_state
-        shape = dataset.image_shape or (resolved.image_size, resolved.image_size, 3)
-        batch, key = _batch(program, (resolved.batch_size, *shape))
+        if config.task == "classification":
+            side = resolved.image_size
+            shape = (resolved.batch_size, *(dataset.image_shape or (side, side, 3)))
+            batch, key = _batch(
+                program, {"image": (shape, jnp.uint8), "label": (shape[:1], jnp.int32)}
+            )
+        else:
+            batch, key = _batch(program, _first_batch(data))
         cost, shortage = None, None
         try:
             cost = compile_step(program.train_step, state, batch, key, topology)
@@ -207,16 +226,22 @@ def compile_run(config: TrainConfig, topology: Topology) -> Check:
     )
 
 
-def _batch(program: Program, shape: tuple[int, ...]) -> tuple[Any, Any]:
+def _batch(program: Program, arrays: dict[str, tuple[tuple[int, ...], Any]]) -> tuple[Any, Any]:
     """Return shapes, types and shardings of a batch and of the key of a run."""
-    sharding = program.batch_sharding
     batch = {
-        "image": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding),
-        "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=sharding),
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=program.batch_sharding)
+        for name, (shape, dtype) in arrays.items()
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
     everywhere = replicated(program.mesh)
     return batch, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
+
+
+def _first_batch(data: RunData) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Return shapes and types of the first batch that a run trains on."""
+    batches = data.loader(batch_sharding(make_mesh(devices=1))).train(seed=0)
+    with contextlib.closing(batches):
+        return {name: (array.shape, array.dtype) for name, array in next(batches).items()}
 
 
 def find_setting(config: TrainConfig, topology: Topology, check: Check) -> Check | None:
@@ -428,7 +453,7 @@ def table_row(topology: str, rest: tuple[str, ...], no_search: bool, model: str)
     """
     jax.config.update("jax_platforms", "cpu")
     opened = open_topology(topology)
-    config = dataclasses.replace(parse_train(list(rest)), model=model)
+    config = dataclasses.replace(run_config(list(rest)), model=model)
     check = compile_run(config, opened)
     verdict = "fits"
     if check.cost is None:

@@ -33,6 +33,14 @@ def test_a_run_that_fits(capsys):
     assert "chip-hours" in out
 
 
+@pytest.mark.parametrize("task", ["detection", "pose"])
+def test_other_tasks(task, capsys):
+    assert preflight.main(["--task", task, "--topology", "h100:2", "--batch-size", "8"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("resnet_mini + ")
+    assert "It fits." in out
+
+
 def test_a_setting_that_fits_is_tried(capsys, tiny_chip):
     run = ["--model", "vit_mini", "--topology", "h100:1", "--opt", "sgd"]
     run += ["--dataset", "digits", "--batch-size", "1024"]
