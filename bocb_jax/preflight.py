@@ -325,14 +325,13 @@ def _memory(cost: StepCost, topology: Topology) -> list[str]:
     held = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
     chip = topology.chip
     each = "chip" if chip.devices == 1 else "device (half a chip)"
-    available = chip.memory / chip.devices / GIB
-    return [f"Memory      {cost.memory / GIB:.2f} GiB of {available:.0f} a {each}: {held}"]
+    room = f"{cost.memory / GIB:.2f} GiB of {chip.memory / chip.devices / GIB:.0f} a {each}"
+    return [f"Memory      {room}: {held}"]
 
 
 def _times(check: Check, cost: StepCost, chip: Chip) -> list[str]:
     seconds = cost.seconds(chip)
-    share = 1 / chip.devices
-    lines = []
+    share, lines = 1 / chip.devices, []
     if math.isfinite(cost.flops):
         lines.append(
             f"Arithmetic  {cost.flops / 1e12:.2f} TFLOP: {_ms(seconds.compute)} at "
@@ -372,7 +371,7 @@ def _transfers(check: Check, cost: StepCost) -> list[str]:
     lines = []
     for kind, total in sorted(size.items(), key=lambda item: -item[1]):
         name, stage, operation, dtype = kind
-        where = {"forward": "forward pass", "backward": "backward pass"}.get(stage, "step")
+        where = f"{stage} pass" if stage != "other" else "step"
         lines.append(
             f"  {name} x {count[kind]}: {total / 2**20:.2f} MiB of {dtype}, {where}, {operation}"
         )
