@@ -226,7 +226,6 @@ class LogConfig:
 class TrainConfig:
     """One run: one backbone, one optimizer, one data set, one seed."""
 
-    task: Task = "classification"  # what the net is trained for
     model: Text = "vit_s"  # a listed backbone, or an import path such as mypkg.nets:MyNet
     opt: Text = "adamw"  # a listed optimizer, or an import path
     # A listed data set, tfds:NAME or folder:PATH; for detection and pose: coco:PATH or shapes.
@@ -262,7 +261,8 @@ class TrainConfig:
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
-    transfer: TransferConfig = TransferConfig()  # detection and pose
+    task: Task = "classification"  # what the net is trained for
+    transfer: TransferConfig = TransferConfig()  # of detection and pose
 
     def __post_init__(self) -> None:
         if self.task != "classification" and self.dataset == "digits":  # not given

@@ -7,6 +7,13 @@ PAPER = "analyze --published cifar100"
 
 # Words after `bocb`, and what the sentence says.
 LINES = [
+    ("transfer --task sorting", "--task: invalid choice: 'sorting'"),
+    ("transfer --data coco:none", "The folder '.*none' is not there; give the folder of the data"),
+    ("transfer --data digits2", "'digits2' is no data set for detection: give coco:PATH"),
+    ("transfer --recipe 9x", "There is no recipe '9x' for detection. There are: 1x, 3x, small"),
+    ("transfer --batch-size 3", "A batch of 3 images does not divide into groups of 2"),
+    ("transfer --task pose --augment.mixup 0.2", "augment is for classification; for pose"),
+    ("transfer --transfer.short 9 8", "transfer.short is .*; it must be two rising numbers"),
     ("analyze", "one of the arguments RUNS --published is required. .bocb analyze --help. lists"),
     ("analyze none", "none.* cannot be read|There is no none"),
     ("analyze --published cifar10", "There is no published table of scores 'cifar10'"),
