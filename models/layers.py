@@ -9,7 +9,7 @@ evaluation.
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -350,7 +350,9 @@ def _is_for_cudnn(q: jax.Array) -> bool:
     return fits and tokens >= _FEWEST_FUSED and platform.has_cudnn()
 
 
-def _fused_attention(q: jax.Array, k: jax.Array, v: jax.Array, form: str) -> jax.Array:
+def _fused_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, form: Literal["xla", "cudnn"]
+) -> jax.Array:
     """Return `attention` by JAX's operation of that name, in one of its implementations.
 
     An odd number of tokens is padded by one, which nothing attends to.
