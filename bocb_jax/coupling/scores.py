@@ -16,6 +16,7 @@ from bocb_jax.coupling.own_scores import from_file, from_frame, per_cell, withou
 from bocb_jax.coupling.scale import AS_MEASURED, Scale
 from bocb_jax.coupling.score_table import SCORES, ScoreTable
 from bocb_jax.errors import UserError
+from bocb_jax.paper.pretraining import starts as paper_starts
 
 __all__ = [
     "Columns",
@@ -40,6 +41,7 @@ _PUBLISHED = {
     "coco_box": ("box AP of RetinaNet", "box AP", "AP", 0.0, None),
     "coco_pose": ("keypoint AP of TopDown", "pose AP", "AP", 0.0, None),
 }
+_TASKS = {"coco_box": "detection", "coco_pose": "pose"}
 _FRACTIONS = (
     "test_accuracy", "validation_accuracy", "best_validation_accuracy", "train_accuracy",
     "test_AP", "validation_AP", "best_validation_AP",
@@ -82,8 +84,10 @@ def from_published(name: str = "cifar100", *, scale: Scale = AS_MEASURED) -> Sco
         if column not in runs:
             runs[column] = np.nan
     rows, columns = matrix.shape
+    runs = runs[list(RUN_COLUMNS)]
+    task = _TASKS.get(name)
     table = ScoreTable(
-        runs=runs[list(RUN_COLUMNS)],
+        runs=runs if task is None else _with_starts(runs, task),
         trials=None,
         score=score,
         unit=unit,
@@ -96,6 +100,17 @@ def from_published(name: str = "cifar100", *, scale: Scale = AS_MEASURED) -> Sco
         described=f"the paper's table {name}: {rows} optimizers x {columns} backbones, {what}",
     )
     return scale.apply(table)
+
+
+def _with_starts(runs: pandas.DataFrame, task: str) -> pandas.DataFrame:
+    """Return runs of the paper with `replicates.START_COLUMNS`."""
+    known = paper_starts(task)
+    starts = [known[column] for column in runs["backbone"]]
+    return runs.assign(
+        base_backbone=[start.backbone for start in starts],
+        pretrained_with=[start.pretrained_with for start in starts],
+        start=runs["backbone"],
+    )
 
 
 # -- from the results of a sweep -------------------------------------------------------------------
