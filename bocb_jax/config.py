@@ -235,6 +235,7 @@ class TrainConfig:
     protocol: Literal["held_out", "paper"] = "held_out"  # paper: tune on the test split, as it did
     init: FilePath | None = None  # weights to start from: .safetensors, .pth or a run directory
     init_ema: bool = False  # of a checkpoint that holds both, take the averaged weights
+    pretrained_with: Text | None = None  # the optimizer that trained them; None: as their run says
     epochs: Count | None = None  # passes over the training split
     batch_size: Count | None = None  # over all devices together
     lr: Rate | None = None  # peak learning rate
@@ -269,12 +270,15 @@ class TrainConfig:
             object.__setattr__(self, "dataset", "shapes")
         if self.init_ema and self.init is None:
             raise UserError("init_ema chooses among the weights of a file; give it as init.")
+        if self.pretrained_with is not None and self.init is None:
+            raise UserError("pretrained_with is about the weights of a file; give it as init.")
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide the result: not where it is stored or what is logged."""
         settings = to_dict(self)
         for name in (
             "label",
+            "pretrained_with",
             "study",
             "workdir",
             "scratch",

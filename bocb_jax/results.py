@@ -59,6 +59,8 @@ COLUMNS = (
     "num_classes",
     "protocol",
 )
+# Columns that follow these in tables with runs that start from weights of a known optimizer.
+START_COLUMNS = ("pretrained_with",)
 # Columns that follow these where a run is scored by AP (detection, pose): fractions, as accuracies.
 AP_COLUMNS = ("validation_AP", "best_validation_AP", "test_AP", "test_AP50", "test_AP75")
 _INTEGERS = ("seed", "diverged_at_step", "bytes_asked", "steps", "epochs", "parameters",
@@ -97,8 +99,8 @@ def read_runs(
     target = read_study(workdir).get("target")
     rows = [_row(folder, target) for folder in track(folders)]
     found = {name for row in rows for name in row}
-    extra = [name for name in AP_COLUMNS if name in found]
-    extra += sorted(found - set(COLUMNS) - set(AP_COLUMNS))
+    extra = [name for name in (*START_COLUMNS, *AP_COLUMNS) if name in found]
+    extra += sorted(found - set(COLUMNS) - set(extra))
     if len(extra) > MAX_SETTINGS:
         raise UserError(
             f"The config.json files in {workdir} have {len(extra)} different settings, which no "
@@ -242,6 +244,8 @@ def _row(folder: Path, target: float | None) -> dict[str, Any]:
         "device": (stored.get("device") or {}).get("kind"),
         "protocol": config.get("protocol"),
     }
+    if stored.get("pretrained_with"):
+        row["pretrained_with"] = stored["pretrained_with"]
     if "steps" in result:  # absent in runs of versions that trained each run alone
         row.setdefault("population", 1)
     row |= _time_to(target, result)

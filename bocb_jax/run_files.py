@@ -92,6 +92,7 @@ class _RunConfig(TypedDict):
     config: _Config
     resolved: NotRequired[_Resolved | None]
     label: NotRequired[Text | None]
+    pretrained_with: NotRequired[Text | None]
     study: NotRequired[Text | None]
     versions: NotRequired[dict[str, Text]]
     device: NotRequired[_Device | None]
@@ -135,6 +136,23 @@ def read_config(folder: Path) -> dict[str, Any] | None:
       UserError: it cannot be read, or a field is missing or of the wrong type.
     """
     return _read(folder / "config.json", _RunConfig)
+
+
+def optimizer_of(weights: str) -> str | None:
+    """Return the optimizer that trained weights, if they are those of a run; else None.
+
+    Args:
+      weights: a run directory, its `checkpoints/best`, or a file of weights.
+
+    Raises:
+      UserError: the config.json of the run cannot be read.
+    """
+    path = Path(weights).expanduser()
+    for folder in (path, path.parent.parent):
+        if path.is_dir() and (folder / "config.json").is_file():
+            stored = read_config(folder)
+            return None if stored is None else stored["config"].get("opt")
+    return None
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ from bocb_jax.engine.sharding import check_batch, platform_of
 from bocb_jax.engine.state import Batch, Metrics, Params, TrainState
 from bocb_jax.engine.trainer import SingleTrainer, Trainer
 from bocb_jax.errors import Diverged, Interrupted, UserError
-from bocb_jax.run_files import read_result, score_name
+from bocb_jax.run_files import optimizer_of, read_result, score_name
 from bocb_jax.storage.remote import is_url
 from bocb_jax.tasks.kinds import KINDS, AnyDataset
 
@@ -195,6 +195,8 @@ class Run:
             "label": config.label or config.model,
             "study": config.study,
         }
+        if config.init is not None:
+            manifest["pretrained_with"] = config.pretrained_with or optimizer_of(config.init)
         claim = run_dir.claim(self.folder, manifest, resume=config.resume)
         on_first(lambda: stack.enter_context(claim))
         earlier = on_first(lambda: read_result(self.folder))

@@ -13,6 +13,7 @@
 | `outliers`, `failures`, `caveats` | what stands out, and what limits the verdict |
 | `ranking`, `structure` | rankings and profiles, axes and clusters |
 | `tuning`, `trials` | cost of tuning, the expected best of k trials |
+| `replicates`, `pretraining`, `starts` | does the optimizer of pre-training constrain the choice |
 | `recommend`, `placement` | what to try first, and published backbones that are similar |
 """
 

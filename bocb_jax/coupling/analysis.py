@@ -36,6 +36,7 @@ from bocb_jax.coupling.decomposition import Decomposition
 from bocb_jax.coupling.features import features_of, predict
 from bocb_jax.coupling.interaction import interaction_test
 from bocb_jax.coupling.outliers import Outliers, column_statistics, find_outliers
+from bocb_jax.coupling.pretraining import analyze_pretraining
 from bocb_jax.coupling.result import Analysis
 from bocb_jax.coupling.score_table import ScoreTable, regret_of
 from bocb_jax.coupling.structure import Structure
@@ -103,6 +104,7 @@ def analyze(
         column_statistics=column_statistics(table, outliers),
         regret=regret,
         taxonomy=taxonomy,
+        pretraining=analyze_pretraining(table, **draws.options()),
         failures=failures.label(table, outliers, regret),
         profiles=ranking.profile(table),
         claims=pandas.DataFrame(),

@@ -5,6 +5,7 @@ columns of one backbone are put together again by the optimizer that trained the
 """
 
 import dataclasses
+import re
 
 import numpy as np
 import pandas
@@ -19,9 +20,25 @@ START_COLUMNS = (
 )
 
 
-def has_pretraining(table: ScoreTable) -> bool:
-    """Return whether a backbone starts from weights of two optimizers at least, with scores."""
-    return any(True for _ in tables_by_backbone(table))
+_PRETRAINED = re.compile(r"( \(|, )pre-trained with [^,()]+(?=\)$)")
+
+
+def with_pretraining(backbone: str, optimizer: str) -> str:
+    """Return what tables call a backbone that an optimizer pre-trained.
+
+    >>> with_pretraining("vit_s", "lamb"), with_pretraining("vit_s (layer norm)", "lamb")
+    ('vit_s (pre-trained with lamb)', 'vit_s (layer norm, pre-trained with lamb)')
+    """
+    start = f"{backbone[:-1]}, " if backbone.endswith(")") else f"{backbone} ("
+    return f"{start}pre-trained with {optimizer})"
+
+
+def without_pretraining(backbone: str) -> str:
+    """Undo `with_pretraining`; other names stay as they are."""
+    found = _PRETRAINED.search(backbone)
+    if found is None:
+        return backbone
+    return backbone[: found.start()] + ")" * (found[1] == ", ")
 
 
 def tables_by_backbone(table: ScoreTable) -> dict[str, ScoreTable]:

@@ -13,6 +13,7 @@ from bocb_jax.coupling.contrasts import CategoryContrast
 from bocb_jax.coupling.decomposition import Decomposition
 from bocb_jax.coupling.interaction import InteractionTest
 from bocb_jax.coupling.outliers import Outliers
+from bocb_jax.coupling.pretraining import Pretraining
 from bocb_jax.coupling.ranking import Profiles
 from bocb_jax.coupling.score_table import ScoreTable
 from bocb_jax.coupling.significance import Friedman, Nemenyi
@@ -65,6 +66,9 @@ class Analysis:
     preference: pandas.DataFrame  # SGD-like or adaptive, see `camps.preference`
     camps: Camps
     portfolio: pandas.DataFrame  # see `portfolio.portfolio`
+    # The optimizer of pre-training as a third factor; None where runs do not start from weights of
+    # several.
+    pretraining: Pretraining | None
     regret: pandas.DataFrame  # best of the column minus the cell, >= 0, optimizers x backbones
     # Residuals of the median polish, optimizers x backbones; positive is better than additive.
     coupling: pandas.DataFrame

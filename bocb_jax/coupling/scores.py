@@ -13,6 +13,7 @@ from bocb_jax.coupling.columns import Columns
 from bocb_jax.coupling.figures import status_of
 from bocb_jax.coupling.metrics import Metric, metric_of, plain_name
 from bocb_jax.coupling.own_scores import from_file, from_frame, per_cell, without_unfinished
+from bocb_jax.coupling.replicates import with_pretraining, without_pretraining
 from bocb_jax.coupling.scale import AS_MEASURED, Scale
 from bocb_jax.coupling.score_table import SCORES, ScoreTable
 from bocb_jax.errors import UserError
@@ -41,6 +42,10 @@ _PUBLISHED = {
     "coco_box": ("box AP of RetinaNet", "box AP", "AP", 0.0, None),
     "coco_pose": ("keypoint AP of TopDown", "pose AP", "AP", 0.0, None),
 }
+_RECIPES = (
+    "Its pre-trainings of R-50 differ in recipe and length (100 to 600 epochs) and not in the "
+    "optimizer alone; three of them have the same one, LAMB (RSB A1, A2 and A3)."
+)
 _TASKS = {"coco_box": "detection", "coco_pose": "pose"}
 _FRACTIONS = (
     "test_accuracy", "validation_accuracy", "best_validation_accuracy", "train_accuracy",
@@ -95,7 +100,10 @@ def from_published(name: str = "cifar100", *, scale: Scale = AS_MEASURED) -> Sco
         chance=chance,
         source=f"Li et al., arXiv 2410.06373, published table '{name}'",
         dataset=name.partition("_")[0],
-        notes=("The paper gives one figure per cell and no spread over seeds.",),
+        notes=(
+            "The paper gives one figure per cell and no spread over seeds.",
+            *[_RECIPES] * (name == "coco_box"),
+        ),
         test_images=test_images,
         described=f"the paper's table {name}: {rows} optimizers x {columns} backbones, {what}",
     )
@@ -338,7 +346,7 @@ def _runs(frame: pandas.DataFrame, metric: Metric, *, validation: bool = False) 
     status = frame["status"].to_numpy(object)
     if metric.censored:
         status = np.where((status == "finished") & np.isnan(scores), "not_reached", status)
-    return pandas.DataFrame(
+    found = pandas.DataFrame(
         {
             "backbone": frame["model"].astype(str).to_numpy(object),
             "optimizer": frame["optimizer"].astype(str).to_numpy(object),
@@ -356,6 +364,33 @@ def _runs(frame: pandas.DataFrame, metric: Metric, *, validation: bool = False) 
             "seconds_to_target": numbers("seconds_to_target"),
             "wall_seconds": numbers("wall_seconds"),
         }
+    )
+    return _started(found, frame)
+
+
+def _started(runs: pandas.DataFrame, frame: pandas.DataFrame) -> pandas.DataFrame:
+    """Return runs with `replicates.START_COLUMNS`, if some start from weights of an optimizer.
+
+    A backbone counts once for each optimizer that pre-trained it, and is called so.
+    """
+    if "pretrained_with" not in frame or not frame["pretrained_with"].notna().any():
+        return runs
+    known = frame["pretrained_with"].notna().to_numpy(bool)
+    for name in frame["pretrained_with"][known].unique():
+        check_name(str(name), "pretrained_with", "The results")
+    names = frame["pretrained_with"].astype(object).where(known, None).to_numpy(object)
+    base, called = [], []
+    for label, name in zip(runs["backbone"], names, strict=True):
+        plain = label if name is None else without_pretraining(label)
+        base.append(plain)
+        called.append(plain if name is None else with_pretraining(plain, name))
+    unknown = pandas.Series("", index=frame.index, dtype=object)
+    start = frame.get("config.init", unknown).astype(object).fillna("").astype(str).to_numpy(object)
+    return runs.assign(
+        backbone=called,
+        base_backbone=np.where(known, base, None),
+        pretrained_with=names,
+        start=[f"{name}: {one}" if one else name for name, one in zip(names, start, strict=True)],
     )
 
 

@@ -5,6 +5,7 @@
 | `tables` | the published tables, one CSV file each in `published/` |
 | `taxonomy` | what is known of each backbone, and which family a name belongs to |
 | `categories` | the category a to d of each optimizer, also of those that came after the paper |
+| `pretraining` | which weights the columns of the COCO table start from |
 | `tuned_values` | tuned learning rates and weight decays, and the pairs that stand in for others |
 """
 

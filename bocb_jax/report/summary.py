@@ -5,7 +5,7 @@ no cause.
 """
 
 from bocb_jax.coupling.result import Analysis
-from bocb_jax.report import advice, wording
+from bocb_jax.report import advice, pretraining, wording
 from bocb_jax.report.headline import headline
 from bocb_jax.report.style import label
 from bocb_jax.report.wording import (
@@ -22,7 +22,7 @@ _TERMS = ("backbone", "optimizer", "interaction")
 
 def verdict(analysis: Analysis) -> list[str]:
     """Return what the whole table shows in a few sentences, the most important first."""
-    return headline(analysis)
+    return [*headline(analysis), *pretraining.sentences(analysis)[:1]]
 
 
 def warnings(analysis: Analysis) -> list[str]:
@@ -44,6 +44,7 @@ def statistics(analysis: Analysis) -> list[str]:
         _categories(analysis),
         _ranks(analysis),
         "" if analysis.budget is None else sentence(analysis.budget.verdict),
+        *pretraining.sentences(analysis)[1:],
     ]
     return [text for text in found if text]
 

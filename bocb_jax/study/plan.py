@@ -121,6 +121,9 @@ class Cell:
             if not test and self.study.checkpoints == "final":
                 settings["checkpoint"] = {**settings.get("checkpoint", {}), "discard": True}
             settings["log"] = {"progress": "none"} | settings.get("log", {})
+            if pair.inits:
+                turn = self.study.final.seeds.index(seed) if test else 0
+                settings["init"] = pair.inits[turn % len(pair.inits)]
             config = from_dict(TrainConfig, settings)
             phase = "final" if test else "search"
             self._made[key] = Planned(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bocb_jax.config import DataConfig, TrainConfig, from_dict
 from bocb_jax.errors import UserError
+from bocb_jax.study.pretrained import Weights, find_weights
 from bocb_jax.study.spec import Study, study_from_dict
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Pair:
     macs: int  # multiply-accumulates of one image, forward
     has_data: bool  # whether the data set is on this machine
     state_per_parameter: float  # numbers that the optimizer keeps per parameter
+    inits: tuple[str, ...] = ()  # weights that the final runs start from in turn; none: `train`'s
 
     @property
     def label(self) -> str:
@@ -100,6 +102,7 @@ def find_pairs(study: Study, *, stand_in: bool = False) -> list[Pair]:
     stray = ", ".join(sorted(set(study.opt_args) - set(optimizers)))
     if stray:
         raise UserError(f"opt_args names {stray}, which is not among the study's optimizers.")
+    trained_by = _expand(study.pretrained.optimizers, _optimizers, "pretrained.optimizers")
     pairs = []
     for variant in study.variants:
         chosen = backbones
@@ -112,23 +115,34 @@ def find_pairs(study: Study, *, stand_in: bool = False) -> list[Pair]:
                     "backbones."
                 )
         for backbone in chosen:
-            train = _merged(study.train, variant.train)
-            size = _size(backbone, train, stand_in)
-            for optimizer in optimizers:
-                opt_args = study.opt_args.get(optimizer)
-                settings = {**train, "opt_args": opt_args} if opt_args else train
-                _check_optimizer(backbone, optimizer, settings, stand_in)
-                pairs.append(
-                    Pair(
-                        backbone=backbone,
-                        optimizer=optimizer,
-                        variant=variant.name,
-                        train=settings,
-                        **size,
-                        **_optimizer(study, backbone, optimizer, settings),
+            train, size = _merged(study.train, variant.train), None
+            for weights in find_weights(study.pretrained, backbone, trained_by, stand_in=stand_in):
+                if weights.inits:
+                    train |= {"init": weights.inits[0], "pretrained_with": weights.optimizer}
+                size = size or _size(backbone, train, stand_in)
+                for optimizer in optimizers:
+                    opt_args = study.opt_args.get(optimizer)
+                    settings = {**train, "opt_args": opt_args} if opt_args else dict(train)
+                    _check_optimizer(backbone, optimizer, settings, stand_in)
+                    pairs.append(
+                        Pair(
+                            backbone=backbone,
+                            optimizer=optimizer,
+                            variant=_variant(variant.name, weights),
+                            train=settings,
+                            inits=weights.inits,
+                            **size,
+                            **_optimizer(study, backbone, optimizer, settings),
+                        )
                     )
-                )
     return pairs
+
+
+def _variant(name: str, weights: Weights) -> str:
+    """Return what tables call a variant that starts from weights."""
+    if weights.optimizer is None:
+        return name
+    return ", ".join([*[name] * bool(name), f"pre-trained with {weights.optimizer}"])
 
 
 def _expand(patterns: tuple[str, ...], find: Callable[[str], list[str]], what: str) -> list[str]:

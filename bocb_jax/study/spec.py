@@ -12,6 +12,7 @@ from pydantic import Field
 
 from bocb_jax.checked import (
     Decay,
+    FilePath,
     Number,
     Rate,
     Rule,
@@ -108,6 +109,18 @@ class Variant:
     train: Table = dataclasses.field(default_factory=dict)  # settings that differ
 
 
+@settings("pretrained")
+class Pretrained:
+    """Whose weights the runs start from: each optimizer that trained some is a third factor.
+
+    The run with the first of `final.seeds` starts from the weights with the least seed, the second
+    from the next, and so on in turn; the search starts from the first.
+    """
+
+    runs: FilePath | None = None  # a folder of runs; None: random weights, or `train.init`
+    optimizers: tuple[Text, ...] = ()  # names, patterns, "category:b", or "paper"; none: all there
+
+
 @settings()
 class Study:
     """Backbones x variants x optimizers, each pair with its search and its final runs."""
@@ -116,6 +129,7 @@ class Study:
     backbones: Names = ()  # names, patterns such as "conv*_mini", or "paper"
     optimizers: Names = ()  # names, patterns, "category:b", or "paper"
     variants: tuple[Variant, ...] = (Variant(),)
+    pretrained: Pretrained = Pretrained()
     target: Share | None = None  # validation accuracy whose "time to target" the table gives
     train: Table = dataclasses.field(default_factory=dict)  # settings of every run
     opt_args: Table = dataclasses.field(default_factory=dict)  # of each optimizer, by name
@@ -129,6 +143,10 @@ class Study:
             check(bool(getattr(self, name)), name, getattr(self, name), _NAMES)
         for optimizer, given in self.opt_args.items():
             check(isinstance(given, dict), f"opt_args.{optimizer}", given, "a table of settings")
+        if self.pretrained.runs is not None:
+            for where in (self.train, *(variant.train for variant in self.variants)):
+                twice = ", ".join(sorted({"init", "pretrained_with"} & {*where}))
+                check(not twice, "train", twice, "left out where pretrained.runs is given")
         labels = [variant.name for variant in self.variants]
         check(len(set(labels)) == len(labels), "variants", labels, "named differently")
         _check_train("train", self.train)

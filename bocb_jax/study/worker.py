@@ -186,6 +186,8 @@ def write_failure(
     if not (folder / "config.json").exists():
         config = from_dict(TrainConfig, config_dict)
         about = {"label": config.label or config.model, "study": config.study}
+        if config.pretrained_with is not None:
+            about["pretrained_with"] = config.pretrained_with
         write_json(folder / "config.json", {"config": config.identity(), "resolved": None, **about})
     write_json(folder / "result.json", result)
     workdir.publish(f"{run}/config.json")
