@@ -5,6 +5,7 @@ of any table: does the pair interact, and what does it cost not to know the othe
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pandas
@@ -87,7 +88,7 @@ def analyze_pretraining(
     tables = tables_by_backbone(table)
     if not tables:
         return None
-    options = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    options: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
     repeated = {name: replicates_of(part) for name, part in tables.items()}
     rows = {name: _backbone(part, **options) for name, part in repeated.items()}
     backbones = pandas.DataFrame.from_dict(rows, orient="index").rename_axis("backbone")
@@ -167,7 +168,7 @@ def _backbone(
 ) -> dict[str, object]:
     """Return a row of `Pretraining.backbones`, and match_error and match_df."""
     table = repeated.within
-    options = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    options: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
     failing = margins.failing(regret_of(table.goodness()), table)
     full = decomposition.decompose(table, **options)
     without = decomposition.decompose(table, dropped=failing, **options) if failing else full
@@ -178,8 +179,8 @@ def _backbone(
         "by": repeated.by,
         "optimizers": len(table.optimizers),
         "interaction": np.nan if full is None else full.interaction_std,
-        "interaction_low": _or_nan(full and full.interaction_std_low),
-        "interaction_high": _or_nan(full and full.interaction_std_high),
+        "interaction_low": _or_nan(None if full is None else full.interaction_std_low),
+        "interaction_high": _or_nan(None if full is None else full.interaction_std_high),
         "interaction_without_failures": np.nan if without is None else without.interaction_std,
         "share": np.nan if full is None else full.terms.at["interaction", "share"],
         "share_without_failures": (
@@ -199,7 +200,9 @@ def _or_nan(value: float | None) -> float:
 def _match(table: ScoreTable, confidence: float) -> dict[str, float]:
     """Return what a cell gains where both optimizers are the same, beyond what each adds.
 
-    The least-squares coefficient of "the same" in the additive model, with the moderated noise.
+    The least-squares coefficient of "the same" in the additive model. Its error is the larger of
+    two: that of the moderated noise, and that of the rest of the interaction, without which any
+    crossing would look like a gain or a loss of the same optimizer.
     """
     names = ["match", "match_low", "match_high", "match_error", "match_df"]
     cells = cells_of_table(table)
@@ -229,6 +232,12 @@ def _match(table: ScoreTable, confidence: float) -> dict[str, float]:
     sums = shared.sum()
     below = float((sums**2 / sums.index.get_level_values("df")).sum()) if len(sums) else 0.0
     degrees = error**4 / below if below > 0 else np.inf
+    rest = cells.means(cells.values) - table.sign * value * same
+    free = cells.degrees_of_freedom[0] - 1
+    if free > 0:
+        other = float(np.sqrt((_residuals(even, rest) ** 2).sum() / free / size))
+        if not error >= other:
+            error, degrees = other, float(free)
     half = float(stats.t.ppf((1 + confidence) / 2, degrees)) * error
     return dict(zip(names, [value, value - half, value + half, error, degrees], strict=True))
 
@@ -296,9 +305,9 @@ def _columns(
             row |= {"own": own, "own_score": scores.at[own, name], "own_regret": regret[own]}
             row |= {"other": here.drop(own).idxmax(), "gain": here[own] - here.drop(own).max()}
         for start, level in (("", confidence), ("_", together)):
-            if general in here.index:
+            if general is not None and general in here.index:
                 row |= _ends(f"{start}price", cells.regret(general, level))
-            if "gain" in row:
+            if own is not None and len(here) > 1:
                 row |= _ends(f"{start}gain", cells.gain(own, level))
         rows.append(row)
     return rows

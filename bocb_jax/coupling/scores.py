@@ -388,7 +388,9 @@ def _started(runs: pandas.DataFrame, frame: pandas.DataFrame) -> pandas.DataFram
     start = frame.get("config.init", unknown).astype(object).fillna("").astype(str).to_numpy(object)
     return runs.assign(
         backbone=called,
-        base_backbone=np.where(known, base, None),
+        base_backbone=[
+            name if is_known else None for name, is_known in zip(base, known, strict=True)
+        ],
         pretrained_with=names,
         start=[f"{name}: {one}" if one else name for name, one in zip(names, start, strict=True)],
     )
