@@ -370,12 +370,15 @@ def test_the_studies_that_are_shipped_can_be_planned_without_their_data(tmp_path
     assert planned("quickstart", tmp_path) == (25, 150)
     assert planned("augmentation", tmp_path) == (48, 288)
     assert planned("imagenet", tmp_path) == (40, 40)
+    assert planned("transfer_small", tmp_path) == (18, 108)
 
 
 @pytest.mark.slow
 def test_the_large_studies_that_are_shipped_can_be_planned_without_their_data(tmp_path):
     assert planned("norm_swap", tmp_path) == (48, 288)
     assert planned("macro_design", tmp_path) == (48, 288)
+    assert planned("coco_detection", tmp_path) == (160, 1280)
+    assert planned("coco_pose", tmp_path) == (60, 480)
     assert planned("mini_grid", tmp_path) == (400, 3200)
     assert planned("cifar100_paper", tmp_path) == (400, 1200)
     assert planned("cifar100_search", tmp_path) == (400, 11200)

@@ -1,5 +1,7 @@
 """What to try first: `bocb recommend --model resnet50 [--runs DIR]`, or `--portfolio 2`.
 
+`--task detection --pretrained-with adamw` answers for fine-tuning.
+
 Answers from your own runs and from the published tables, each with its evidence. Imports JAX only
 to look for a name that is in none of them.
 """
@@ -22,9 +24,12 @@ from bocb_jax.storage.files import finite
 from bocb_jax.storage.remote import local_copy
 
 if TYPE_CHECKING:
+    from bocb_jax.coupling.fine_tuning import FineTuning
     from bocb_jax.coupling.recommend import Advice, Choice, Portfolio
     from bocb_jax.coupling.score_table import ScoreTable
 
+# Task -> the paper's table of it.
+_TASKS = {"detection": "coco_box", "pose": "coco_pose"}
 PortfolioSize = Annotated[int, Field(ge=1, le=10)]
 
 
@@ -59,6 +64,12 @@ def _parser() -> Parser:
         "--tuning-budget", type=value_of(Count), metavar="N",
         help="what a search of N trials can be expected to reach; needs --runs of a sweep",
     )  # fmt: skip
+    parser.add_argument(
+        "--task", choices=list(_TASKS), help="fine-tuning for this task; --model may be left out"
+    )
+    parser.add_argument(
+        "--pretrained-with", metavar="OPTIMIZER", help="with --task: what trained the weights"
+    )
     parser.add_argument("--json", action="store_true", help="as JSON, for programs")
     return parser
 
@@ -66,6 +77,11 @@ def _parser() -> Parser:
 def _run(options: argparse.Namespace) -> None:
     if options.most < 1:
         raise UserError(f"--most is {options.most}; it must be at least 1.")
+    if options.task is None and options.pretrained_with is not None:
+        raise UserError("--pretrained-with is about fine-tuning; add --task detection or pose.")
+    if options.task is not None:
+        _show_fine_tuning(options)
+        return
     if options.model is None and options.portfolio is None:
         raise UserError("Name the backbone with --model NAME, or ask for --portfolio K.")
     tables = list(_tables(options))
@@ -79,16 +95,11 @@ def _run(options: argparse.Namespace) -> None:
 
 def _tables(options: argparse.Namespace) -> "Iterator[tuple[str, ScoreTable]]":
     """Yield the tables to answer from, each with its title."""
-    from bocb_jax import results
     from bocb_jax.coupling.recommend import at_budget, stand_in
-    from bocb_jax.coupling.scores import from_file, from_published, from_results
+    from bocb_jax.coupling.scores import from_published
 
     if options.runs is not None:
-        if options.runs.is_dir() or results.is_results(options.runs):
-            own = from_results(results.load(options.runs), dataset=options.dataset)
-        else:
-            results.check_file(options.runs)
-            own = from_file(options.runs, dataset=options.dataset)
+        own = _own(options)
         if options.tuning_budget is not None:
             own = at_budget(own, options.tuning_budget)
         yield f"Your own runs ({own.source})", own
@@ -102,6 +113,53 @@ def _tables(options: argparse.Namespace) -> "Iterator[tuple[str, ScoreTable]]":
         imagenet = _by_backbone(from_published("imagenet"))
         if stand_in(imagenet, options.model)[0] is not None:
             yield "The paper, ImageNet", imagenet
+
+
+def _own(options: argparse.Namespace) -> "ScoreTable":
+    """Return the table of `--runs`."""
+    from bocb_jax import results
+    from bocb_jax.coupling.scores import from_file, from_results
+
+    if options.runs.is_dir() or results.is_results(options.runs):
+        return from_results(results.load(options.runs), dataset=options.dataset)
+    results.check_file(options.runs)
+    return from_file(options.runs, dataset=options.dataset)
+
+
+def _show_fine_tuning(options: argparse.Namespace) -> None:
+    """Print what to fine-tune with after a pre-training."""
+    from bocb_jax.coupling import fine_tuning, recommend
+    from bocb_jax.coupling.scores import from_published
+
+    if options.portfolio is not None or options.tuning_budget is not None:
+        raise UserError("--task goes with neither --portfolio nor --tuning-budget; leave it out.")
+    tables = [(f"The paper, {options.task}", from_published(_TASKS[options.task]))]
+    if options.runs is not None:
+        own = _own(options)
+        tables.insert(0, (f"Your own runs ({own.source})", own))
+    if options.model is not None:
+        _check_name(options.model, tables, by="base_backbone")
+    found = [
+        (
+            title,
+            fine_tuning.advise(table, options.model, options.pretrained_with, most=options.most),
+        )
+        for title, table in tables
+    ]
+    if options.json:
+        _print_json(found)
+        return
+    for title, one in found:
+        print(f"{title}:")
+        if one is None:
+            print("  fewer than two optimizers have a score: nothing to choose among.")
+        else:
+            for line in (*recommend.sentences(one.advice), *one.lines):
+                print(f"  {line}")
+            if options.model is not None:
+                words = _command(options.model, one.advice.choices[0]).split(maxsplit=2)[2]
+                print(f"  bocb transfer --task {options.task} --init WEIGHTS {words}")
+        print()
 
 
 def _by_backbone(table: "ScoreTable") -> "ScoreTable":
@@ -154,7 +212,7 @@ def _show_portfolios(tables: "list[tuple[str, ScoreTable]]", options: argparse.N
         print()
 
 
-def _print_json(found: "Sequence[tuple[str, Advice | Portfolio | None]]") -> None:
+def _print_json(found: "Sequence[tuple[str, Advice | Portfolio | FineTuning | None]]") -> None:
     rows = [
         {"from": title, **finite(dataclasses.asdict(one))}
         for title, one in found
@@ -163,12 +221,19 @@ def _print_json(found: "Sequence[tuple[str, Advice | Portfolio | None]]") -> Non
     print(json.dumps(rows, indent=1, allow_nan=False))
 
 
-def _check_name(model: str, tables: "list[tuple[str, ScoreTable]]") -> None:
+def _check_name(model: str, tables: "list[tuple[str, ScoreTable]]", by: str = "backbone") -> None:
     """Raise UnknownName for a backbone that neither is registered nor has a stand-in in a table.
 
-    An import path, module:name, may be any net; it is not followed.
+    An import path, module:name, may be any net; it is not followed. `by` is the column that names
+    the backbones.
     """
     from bocb_jax.coupling.recommend import stand_in
+
+    tables = [
+        (title, dataclasses.replace(table, runs=table.runs.assign(backbone=table.runs[by])))
+        for title, table in tables
+        if by in table.runs
+    ]
 
     if ":" in model or any(stand_in(table, model)[0] is not None for _, table in tables):
         return

@@ -368,6 +368,19 @@ def _runs(frame: pandas.DataFrame, metric: Metric, *, validation: bool = False) 
     return _started(found, frame)
 
 
+def _nets(runs: pandas.DataFrame, frame: pandas.DataFrame) -> list[str | None]:
+    """Return the backbone of each run, whatever its variant, as far as its config tells.
+
+    None where variants of one backbone are different nets: there the variant is the backbone.
+    """
+    if "config.model" not in frame:
+        return [None] * len(runs)
+    model = frame["config.model"].reset_index(drop=True)
+    arguments = frame.get("config.model_args", pandas.Series("", index=frame.index))
+    kinds = arguments.reset_index(drop=True).fillna("").groupby(model).nunique()
+    return [None if pandas.isna(name) or kinds[name] > 1 else str(name) for name in model]
+
+
 def _started(runs: pandas.DataFrame, frame: pandas.DataFrame) -> pandas.DataFrame:
     """Return runs with `replicates.START_COLUMNS`, if some start from weights of an optimizer.
 
@@ -380,9 +393,10 @@ def _started(runs: pandas.DataFrame, frame: pandas.DataFrame) -> pandas.DataFram
         check_name(str(name), "pretrained_with", "The results")
     names = frame["pretrained_with"].astype(object).where(known, None).to_numpy(object)
     base, called = [], []
-    for label, name in zip(runs["backbone"], names, strict=True):
+    nets = _nets(runs, frame)
+    for label, name, net in zip(runs["backbone"], names, nets, strict=True):
         plain = label if name is None else without_pretraining(label)
-        base.append(plain)
+        base.append(net or plain)
         called.append(plain if name is None else with_pretraining(plain, name))
     unknown = pandas.Series("", index=frame.index, dtype=object)
     start = frame.get("config.init", unknown).astype(object).fillna("").astype(str).to_numpy(object)

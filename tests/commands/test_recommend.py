@@ -247,3 +247,50 @@ def test_door_starts_no_jax():
     )
     code += "assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+# -- fine-tuning -----------------------------------------------------------------------------------
+
+
+def answers(capsys, *words):
+    assert bocb(["recommend", *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_fine_tuning_after_a_pre_training_of_the_paper(capsys):
+    said = answers(
+        capsys, "--task", "detection", "--pretrained-with", "lars", "--model", "resnet50"
+    )
+    assert "Try LAMB first." in said
+    assert "Evidence: 37.5 on R-50, the best of 20 optimizers" in said
+    assert "Without knowing that it was LARS one would take Adan, which costs 0.5 AP." in said
+    assert "LARS itself ends 8.6 AP behind the best other one, LAMB." in said
+    assert "bocb transfer --task detection --init WEIGHTS --model resnet50 --opt lamb" in said
+
+
+@pytest.mark.parametrize("model", [[], ["--model", "swin_s"]])
+def test_fine_tuning_for_pose_with_and_without_a_backbone(capsys, model):
+    said = answers(capsys, "--task", "pose", "--pretrained-with", "adamw", *model)
+    assert "72.8 on Swin-T" in said
+    assert "what others would do is not known" in said
+
+
+def test_an_optimizer_that_pre_trained_nothing_is_said(capsys):
+    said = answers(
+        capsys, "--task", "detection", "--pretrained-with", "muon", "--model", "resnet50", "--json"
+    )
+    (found,) = json.loads(said)
+    assert found["pretrained_with"] is None
+    assert found["lines"][0].startswith("No run here starts from weights of muon, so all stand in.")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--pretrained-with", "sgd", "--model", "resnet50"], "add --task detection or pose"),
+        (["--task", "pose", "--portfolio", "2"], "leave it out"),
+    ],
+)
+def test_fine_tuning_has_no_portfolio(words, said, capsys):
+    assert bocb(["recommend", *words]) == 2
+    assert said in capsys.readouterr().err

@@ -202,7 +202,9 @@ def test_what_the_paper_shows_to_the_printed_digit(of_paper):
 
 def test_the_paper_has_no_noise_to_judge_its_interaction_by(of_paper):
     (row,) = of_paper.backbones.itertuples()
-    assert (of_paper.verdict, of_paper.helps) == ("not known", "not known")
+    assert (of_paper.verdict, of_paper.helps) == ("not known", "not shown")
+    match = of_paper.match
+    assert [round(end, 1) for end in (match.value, match.low, match.high)] == [1.2, -1.8, 4.2]
     assert row.interaction == pytest.approx(2.178, abs=1e-3)
     assert row.share == pytest.approx(0.274, abs=1e-3)
     # Of the 20 ways to choose three of six sets of weights as LAMB's, 5 make them as alike.
@@ -269,6 +271,18 @@ def test_runs_from_random_weights_stay_beside_the_others():
     table = from_results(pandas.concat([frame, fresh]))
     assert "net0" in table.backbones
     assert analyze_pretraining(table, resamples=99).backbones.index.tolist() == ["net0", "net1"]
+
+
+def test_recipes_with_one_optimizer_are_weights_of_one_backbone():
+    frame = results(pretrained.table("same", 3.0, np.random.default_rng(10), backbones=1))
+    frame["model"] = [f"net (recipe {seed})" for seed in frame["seed"]]
+    frame = frame.assign(**{"config.model": "net", "config.model_args": "{}"})
+    found = analyze_pretraining(from_results(frame), resamples=99)
+    assert found.backbones.loc["net", "starts"] == 9
+    # With other arguments they are other nets.
+    frame["config.model_args"] = [f"{seed}" for seed in frame["seed"]]
+    found = analyze_pretraining(from_results(frame), resamples=99)
+    assert found.backbones.index.tolist() == [f"net (recipe {seed})" for seed in range(3)]
 
 
 def test_the_report_answers_and_its_record_is_json():
