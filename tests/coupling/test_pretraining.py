@@ -51,9 +51,11 @@ def test_without_an_effect_nothing_is_found(kind, options):
 @pytest.mark.parametrize("own_weights", [True, False])
 def test_the_same_optimizer_and_crossings_are_found(own_weights):
     shown, helps, covered = judged("same", 2.0, 40, own_weights=own_weights)
-    assert (shown, helps) >= (0.9, 0.9)
+    assert min(shown, helps) >= 0.9
     assert covered >= 0.85
-    assert judged("crossing", 1.0, 40, own_weights=own_weights)[0] >= 0.9
+    shown, helps, _ = judged("crossing", 1.0, 40, own_weights=own_weights)
+    assert shown >= 0.9
+    assert helps <= 0.1  # a crossing is no gain of the same optimizer
 
 
 def test_a_planted_gain_of_the_same_optimizer_is_found_and_sized():
