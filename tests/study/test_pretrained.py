@@ -105,3 +105,17 @@ def test_what_is_no_run_has_no_optimizer(tmp_path):
     assert optimizer_of(str(tmp_path / "weights.pth")) is None
     assert optimizer_of(str(tmp_path)) is None
     assert optimizer_of(str(tmp_path / "none")) is None
+
+
+def test_the_table_of_results_has_what_trained_the_weights(folder):
+    import json
+
+    assert "pretrained_with" not in results.read_runs(folder)
+    path = sorted(folder.glob("*/config.json"))[0]
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps(stored | {"pretrained_with": "lamb"}))
+    found = results.read_runs(folder).set_index("run")["pretrained_with"]
+    assert found.dropna().to_dict() == {path.parent.name: "lamb"}
+    path.write_text(json.dumps(stored | {"pretrained_with": 3}))
+    with pytest.raises(UserError, match="pretrained_with"):
+        results.read_runs(folder)
