@@ -59,6 +59,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Workers = Annotated[int, Field(ge=1, le=4096)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 CountOrZero = Annotated[int, Field(ge=0, le=1_000_000)]
+Minutes = Annotated[Number, Field(gt=0, le=1e6)]
 Pixels = Annotated[int, Field(ge=1, le=16_384)]
 
 

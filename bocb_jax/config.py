@@ -25,6 +25,7 @@ from bocb_jax.checked import (
     FolderName,
     Fraction,
     FractionBelowOne,
+    Minutes,
     NonNegative,
     Number,
     Pixels,
@@ -252,6 +253,8 @@ class TrainConfig:
     scratch: FilePath | None = None  # local folder for runs at a URL; None: the user's cache
     run_id: FolderName | None = None  # name of the run directory; None: made from the settings
     resume: bool = True  # continue where an earlier start of the same run stopped
+    # Save and stop, as for SIGTERM, so that this start takes no longer; None: no limit.
+    max_minutes: Minutes | None = None
     compile_cache: FilePath | None = None  # None: JAX_COMPILATION_CACHE_DIR, or the user's cache
     model_args: Table = dataclasses.field(default_factory=dict)  # --model-args.stem cifar
     opt_args: Table = dataclasses.field(default_factory=dict)  # --opt-args.momentum 0.95
@@ -284,6 +287,7 @@ class TrainConfig:
             "scratch",
             "run_id",
             "resume",
+            "max_minutes",
             "compile_cache",
             "checkpoint",
         ):

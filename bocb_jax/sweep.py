@@ -5,11 +5,13 @@ this machine or of a Ray cluster. The same command resumes a sweep that was stop
 same table as if it had never stopped. This process never loads JAX; its workers do.
 
 Exit codes: 0 all runs have ended (some may have failed: the table says which), 1 the budget is
-spent, 2 a setting is wrong, 130 or 143 interrupted.
+spent, 2 a setting is wrong, 130 or 143 interrupted; 143 too when the time of --max-minutes is over.
 """
 
 import argparse
 import contextlib
+import dataclasses
+import math
 import signal
 import sys
 import time
@@ -19,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from bocb_jax import results
-from bocb_jax.checked import CountOrZero, FilePath, Workers
+from bocb_jax.checked import CountOrZero, FilePath, Minutes, Workers
 from bocb_jax.command_line import Parser, value_of
 from bocb_jax.config import difference
 from bocb_jax.console import console, duration
@@ -54,6 +56,7 @@ def main(arguments: list[str]) -> int:
         retries=options.retries,
         progress=options.progress,
         population=parse_population(options.population),
+        max_minutes=options.max_minutes,
     )
 
 
@@ -91,6 +94,11 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     )
     add("--population", default="off", metavar="auto|off|N", help="train runs of a pair together, "
         "at most N; auto: measure each pair, and do so where it is faster (off)")  # fmt: skip
+    add(
+        "--max-minutes",
+        type=value_of(Minutes),
+        help="save all runs and stop after so many minutes, as for SIGTERM",
+    )
     add("--progress", choices=["auto", "grid", "lines", "none"], default="auto")
     options, rest = parser.parse_known_args(arguments)
     if options.quick and not options.dry_run:
@@ -108,6 +116,7 @@ def sweep(
     retries: int = 3,
     progress: str = "auto",
     population: str | int = "off",
+    max_minutes: float | None = None,
 ) -> int:
     """Train every run of a study that has not ended yet, and write the table of results.
 
@@ -120,6 +129,7 @@ def sweep(
       retries: see `Scheduler`.
       progress: see `show_progress`.
       population: which runs train together; see `Grouping`.
+      max_minutes: how long to go on before all runs are saved and left; None for no limit.
 
     Returns:
       The exit code.
@@ -140,7 +150,7 @@ def sweep(
         _say_start(study, cells, len(outcomes), root)
         with (
             contextlib.closing(_open_pool(cluster, workers, root.path / ".workers")) as pool,
-            _noting_signals() as stop,
+            _noting_signals(math.inf if max_minutes is None else began + 60 * max_minutes) as stop,
             show_progress(cells, outcomes, pool.size, progress) as shown,
         ):
             scheduler = Scheduler(
@@ -154,7 +164,7 @@ def sweep(
                 device_seconds=study.budget.device_hours and 3600 * study.budget.device_hours,
                 grouping=Grouping(population, root),
             )
-            complete = scheduler.run(lambda: stop.signal is not None)
+            complete = scheduler.run(stop.is_asked)
         table = None
         if any((root.path / run).is_dir() for run in outcomes):
             results.save(results.read_runs(root.path), root.path)
@@ -163,7 +173,7 @@ def sweep(
         _say_summary(scheduler.counts, outcomes, table, time.monotonic() - began)
     if complete:
         return 0
-    console.print("Stopped; the same command resumes the sweep.", markup=False)
+    console.print(f"{stop.reason}Stopped; the same command resumes the sweep.", markup=False)
     return 128 + stop.signal if stop.signal else 1
 
 
@@ -261,14 +271,24 @@ def _open_pool(cluster: str | None, workers: int | None, logs: Path) -> Pool:
     return LocalPool(share_out(workers), logs)
 
 
+@dataclasses.dataclass
 class _Stop:
-    signal: int | None = None  # that came
+    """The first signal that came, or SIGTERM once the deadline has passed."""
+
+    deadline: float  # on the clock of `time.monotonic()`
+    signal: int | None = None
+    reason: str = ""  # sentence for the user where it was the deadline
+
+    def is_asked(self) -> bool:
+        if self.signal is None and time.monotonic() >= self.deadline:
+            self.signal, self.reason = signal.SIGTERM, "The time of --max-minutes is over. "
+        return self.signal is not None
 
 
 @contextlib.contextmanager
-def _noting_signals() -> Iterator[_Stop]:
+def _noting_signals(deadline: float) -> Iterator[_Stop]:
     """Note SIGINT and SIGTERM inside the block; the second one acts as it always does."""
-    stop = _Stop()
+    stop = _Stop(deadline)
     before: dict[int, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -89,7 +89,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     Raises:
       UserError: a setting is wrong; nothing was written.
-      Interrupted: SIGTERM or SIGINT came; the state is saved.
+      Interrupted: SIGTERM or SIGINT came, or `max_minutes` are over; the state is saved.
     """
     with in_a_sentence(config.workdir):
         if not is_url(config.workdir):
@@ -108,7 +108,7 @@ def _train(config: TrainConfig) -> dict[str, Any]:
         stack.enter_context(in_a_sentence(config.workdir))  # which the other processes are told
         compile_cache.use_compile_cache(config.compile_cache)
         run = Run(config)
-        caught = stack.enter_context(signals.catching())
+        caught = stack.enter_context(signals.catching(started, config.max_minutes))
         earlier = run.open(stack, started)
         if earlier:
             console.print(
@@ -418,12 +418,13 @@ class Loop:
         )
 
     def _stop_if_asked(self) -> None:
-        if self.signals.received(self.step):
+        if self.signals.received(self.step, reserve=self.records.save_seconds):
             self._save()
             self.records.wait()
             assert self.signals.number is not None
             raise Interrupted(
-                f"Stopped at step {self.step} and saved; run the same command again to resume.",
+                f"{self.signals.reason}Stopped at step {self.step} and saved; run the same command "
+                "again to resume.",
                 signal_number=self.signals.number,
             )
 

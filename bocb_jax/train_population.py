@@ -61,7 +61,7 @@ def train_together(
     compile_cache.use_compile_cache(configs[0].compile_cache)
     runs = [Run(config) for config in configs]
     with contextlib.ExitStack() as stack:
-        caught = stack.enter_context(signals.catching())
+        caught = stack.enter_context(signals.catching(started, configs[0].max_minutes))
         for index, run in enumerate(runs):
             # A terminal has room for one progress bar: that of the first run.
             run.outcome = run.open(stack, started, progress=None if index == 0 else "none")

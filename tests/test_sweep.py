@@ -270,6 +270,13 @@ def test_a_decay_mask_is_an_argument_of_every_optimizer(tmp_path):
     assert sgd.train["opt_args"] == {"decay_mask": "all"}
 
 
+def test_the_end_of_the_time_stops_a_sweep_like_a_signal(tmp_path):
+    path, runs = write(tmp_path, TINY), tmp_path / "runs"
+    said = command(path, "--workdir", runs, "--workers", "1", "--max-minutes", "0.0001")
+    assert said.returncode == 143, said.stderr
+    assert "The time of --max-minutes is over. Stopped; the same command resumes" in said.stderr
+
+
 def test_two_sweeps_do_not_write_to_one_folder(tmp_path):
     refused = pytest.raises(sweep.UserError, match="Another sweep is writing")
     with sweep.claim(Workdir.at(tmp_path)), refused, sweep.claim(Workdir.at(tmp_path)):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -19,8 +21,9 @@ from PIL import Image
 
 from bocb_jax.__main__ import main
 from bocb_jax.config import TrainConfig, from_dict
+from bocb_jax.engine import signals
 from bocb_jax.engine.outcome import failure
-from bocb_jax.errors import UserError
+from bocb_jax.errors import Interrupted, UserError
 from bocb_jax.storage.files import read_jsonl
 from bocb_jax.train import Run, train
 
@@ -101,6 +104,31 @@ def test_a_signal_stops_the_run_after_saving(config, number, code):
     step = max(int(path.name) for path in (log.parent / "checkpoints" / "last").iterdir())
     assert f"Stopped at step {step}" in said
     assert not (log.parent / "result.json").exists()
+
+
+def test_the_end_of_the_time_stops_the_run_after_saving(config, monkeypatch):
+    undisturbed = dataclasses.replace(config, run_id="undisturbed")
+    train(undisturbed)
+    limited = dataclasses.replace(config, run_id="limited", max_minutes=1.0)
+    for step in (3, 6):  # one in each epoch
+        clock = iter([0.0] * (step - 1))  # the loop looks before every step, and in evaluations
+        late = types.SimpleNamespace(monotonic=lambda clock=clock: next(clock, math.inf))
+        with monkeypatch.context() as patch:
+            patch.setattr("bocb_jax.engine.signals.time", late)
+            said = r"The time of --max-minutes is over\. Stopped at step .* and saved; run the same"
+            with pytest.raises(Interrupted, match=said) as stopped:
+                train(limited)
+        assert stopped.value.exit_code == 143
+    train(dataclasses.replace(limited, max_minutes=None))
+    kill_run.compare(limited.folder(), undisturbed.folder())
+
+
+def test_a_run_ends_before_its_time_by_as_much_as_a_save_takes():
+    caught = signals.Signals(deadline=time.monotonic() + 100)
+    assert not caught.received(1, reserve=10)
+    assert caught.received(2, reserve=101)
+    assert caught.received(3)
+    assert caught.number == signal.SIGTERM
 
 
 def test_a_diverged_run_is_a_result(config, capsys):

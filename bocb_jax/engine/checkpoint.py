@@ -15,6 +15,7 @@ import dataclasses
 import logging
 import math
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -55,6 +56,9 @@ class Checkpoints:
     Args:
       folder: the run's `checkpoints/`.
       keep: how many of the latest states stay on disk.
+
+    Attributes:
+      longest_save: seconds from the start of a save until its checksums were on disk.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2):
@@ -63,6 +67,7 @@ class Checkpoints:
         self._open = {name: self._opened(name) for name in ("last", "best")}
         self._saving: dict[str, Future[None]] = {}  # "last" or "best" -> the save in progress
         self._finisher = ThreadPoolExecutor(1, "checksums")
+        self.longest_save = 0.0
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
         """Start to save the state; return once it is copied off the device.
@@ -169,21 +174,25 @@ class Checkpoints:
         # ever.
         for other in [name] if jax.process_count() == 1 else [*self._saving]:
             self._finish(other)
+        began = time.monotonic()
         with _reporting_failures(self._folder / name):
             # Orbax's own policy would skip a save while another is in progress.
             saving = self._open[name].save_checkpointables_async(
                 step, {_STATE: tree}, custom_metadata={"step": step, **progress}, force=True
             )
         best = self._saving.get("best") if name == "last" else None
-        self._saving[name] = self._finisher.submit(self._complete, name, step, saving, best)
+        self._saving[name] = self._finisher.submit(self._complete, name, step, saving, best, began)
 
-    def _complete(self, name: str, step: int, saving: Any, first: Future[None] | None) -> None:
+    def _complete(
+        self, name: str, step: int, saving: Any, first: Future[None] | None, began: float
+    ) -> None:
         """Wait for a save and, if there is one, for the save before it; write the checksums."""
         saving.result()
         if first is not None:
             first.result()
         if jax.process_index() == 0:
             checksums.write(self._path(name, step))
+        self.longest_save = max(self.longest_save, time.monotonic() - began)
 
     def _finish(self, name: str) -> None:
         saving = self._saving.pop(name, None)

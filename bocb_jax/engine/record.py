@@ -242,6 +242,11 @@ class Record:
         """Wait until everything is on disk."""
         self._checkpoints.wait()
 
+    @property
+    def save_seconds(self) -> float:
+        """How long the longest save of this start took."""
+        return self._checkpoints.longest_save
+
     def finish(self, test: dict[str, float]) -> dict[str, Any]:
         """Write and return the result of a run that has taken all its steps.
 
@@ -382,6 +387,11 @@ class Records:
         """Wait until everything is on disk."""
         for record in self.live.values():
             record.wait()
+
+    @property
+    def save_seconds(self) -> float:
+        """How long it takes at most to save all runs, as far as this start has seen."""
+        return sum(record.save_seconds for record in self.live.values())
 
     def finish(self, test: list[dict[str, float]] | None) -> None:
         """Write the results of the runs, which have taken all their steps.

@@ -1,9 +1,11 @@
-"""Requests to stop: SIGTERM from a scheduler, SIGINT from the keyboard."""
+"""Requests to stop: SIGTERM from a scheduler, SIGINT from the keyboard, and `max_minutes`."""
 
 import contextlib
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -14,13 +16,31 @@ _stepping = threading.Event()  # a training loop takes steps: it will see a sign
 
 
 class Signals:
-    """The first signal that came; the loop asks for it between steps."""
+    """The first signal that came; the loop asks for it between steps.
 
-    def __init__(self):
+    Args:
+      deadline: `time.monotonic()` at which the run is to have ended; then it stops as for SIGTERM.
+
+    Attributes:
+      number: of the signal; None while there is none.
+      reason: sentence for the user where it was the deadline, else empty.
+    """
+
+    def __init__(self, deadline: float = math.inf):
         self.number: int | None = None
+        self.reason = ""
+        self._deadline = deadline
 
-    def received(self, step: int) -> bool:
-        """Whether a signal has come; all processes give the same answer for a step."""
+    def received(self, step: int, *, reserve: float = 0.0) -> bool:
+        """Whether a signal has come; all processes give the same answer for a step.
+
+        Args:
+          step: steps taken.
+          reserve: seconds before the deadline that the run needs to end.
+        """
+        if self.number is None and time.monotonic() + reserve >= self._deadline:
+            self.reason = "The time of --max-minutes is over. "
+            self._receive(signal.SIGTERM, None)
         if jax.process_count() == 1:
             if self.number is not None:
                 _noticed.set()
@@ -41,9 +61,14 @@ class Signals:
 
 
 @contextlib.contextmanager
-def catching() -> Iterator[Signals]:
-    """Record signals inside the block; restore the previous handlers after it."""
-    signals = Signals()
+def catching(started: float = 0.0, max_minutes: float | None = None) -> Iterator[Signals]:
+    """Record signals inside the block; restore the previous handlers after it.
+
+    Args:
+      started: `time.monotonic()` when the command started.
+      max_minutes: how long it may take from then on; None for as long as it needs.
+    """
+    signals = Signals(math.inf if max_minutes is None else started + 60 * max_minutes)
     before = {}
     try:
         for number in (signal.SIGTERM, signal.SIGINT):

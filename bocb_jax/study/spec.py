@@ -30,7 +30,7 @@ from bocb_jax.errors import UserError
 # Settings of a run that [train] may not hold: the study, or the sweep, decides them.
 RESERVED = {
     "model", "opt", "opt_args", "lr", "weight_decay", "seed", "test", "label", "study",
-    "hparams", "workdir", "run_id", "resume",
+    "hparams", "workdir", "run_id", "resume", "max_minutes",
 }  # fmt: skip
 MOST_TRIALS = 10_000  # of a pair; what asks for more is a slip
 _NAMES = "a list of names, at least one"

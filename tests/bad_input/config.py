@@ -21,6 +21,7 @@ FLAGS = [
     ("--weight-decay inf", "weight_decay is inf; it must be a number of at least 0"),
     ("--weight-decay -0.1", "weight_decay is -0.1; it must be a number of at least 0"),
     ("--weight-decay none", "--weight-decay is 'none'; it must be a number"),
+    ("--max-minutes 0", "max_minutes is 0.0; it must be a number above 0"),
     ("--epochs 1e20", f"--epochs is '1e20'; it {WHOLE} 1"),
     ("--epochs=2.5", f"--epochs is '2.5'; it {WHOLE} 1"),
     ("--epochs 0", f"epochs is 0; it {WHOLE} 1"),
