@@ -51,7 +51,7 @@ def start(config: TrainConfig) -> int:
     # Orbax logs a damaged file at length through absl; we warn in one line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     keep_freed_memory()
-    config, said = run_dir.with_other_epochs(config)
+    config, said = run_dir.with_other_epochs(run_dir.with_other_devices(config))
     if said:
         console.print(said, markup=False, soft_wrap=True)
     result = train(config)
@@ -218,6 +218,12 @@ class Run:
         self._state = record.restore(self.program.abstract_state)
         if self._state is None:
             self._state = self.init_state(weights or self._starting_weights())
+        mesh = self.program.mesh
+        said = on_first(
+            lambda: run_dir.note_start(self.folder, record.step, mesh.size, mesh.shape["fsdp"])
+        )
+        if said:
+            record.report.say(said)
         return None
 
     @property

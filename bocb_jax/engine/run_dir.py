@@ -1,6 +1,7 @@
 """The directory of a run: who owns it, and that only one process writes to it.
 
 config.json      everything needed to repeat the run, with package versions and device
+starts.jsonl     one object per start: from which step, on how many devices and processes
 metrics.jsonl    one object per logged step
 checkpoints/     see `engine.checkpoint`
 result.json      written once, at the end
@@ -8,6 +9,7 @@ result.json      written once, at the end
 
 import contextlib
 import dataclasses
+import datetime
 import importlib.metadata
 import logging
 import platform
@@ -21,12 +23,14 @@ from bocb_jax.config import TrainConfig, difference, run_id
 from bocb_jax.engine.processes import are_several
 from bocb_jax.errors import UserError
 from bocb_jax.run_files import read_config, read_result
-from bocb_jax.storage.files import write_json
-from bocb_jax.storage.lock import only_writer
+from bocb_jax.storage.files import json_line, read_jsonl, write_atomically, write_json
+from bocb_jax.storage.lock import is_held, only_writer
 from bocb_jax.storage.mirror import mirrored
 from bocb_jax.storage.remote import is_url
 
 logger = logging.getLogger(__name__)
+
+LOCK = ".lock"
 
 _PACKAGES = ("bocb-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -70,7 +74,7 @@ def claim(folder: Path, manifest: dict[str, Any], *, resume: bool) -> Iterator[N
     if earlier is not None:
         _check_same(folder, earlier, manifest, resume)
     taken = f"Another process is writing to {folder}; wait until it has ended."
-    with only_writer(folder, ".lock", taken):
+    with only_writer(folder, LOCK, taken):
         if earlier is None or not earlier.get("resolved"):
             write_json(folder / "config.json", {**manifest, **surroundings()})
         yield
@@ -118,6 +122,67 @@ def _ended_epochs(folder: Path, config: TrainConfig) -> int:
     epochs = (earlier.get("resolved") or {}).get("epochs") or 0
     same = {**earlier["config"], "epochs": None} == {**config.identity(), "epochs": None}
     return epochs if same and 0 < epochs != config.epochs else 0
+
+
+def with_other_devices(config: TrainConfig) -> TrainConfig:
+    """Return the config with the folder of the same run, begun on other devices and not ended.
+
+    The run id is a hash over all settings, `parallel.fsdp` and `parallel.devices` among them. They
+    change no more than rounding, so a run may go on with others.
+    """
+    folder = config.folder()
+    if config.run_id or is_url(config.workdir) or (folder / "config.json").exists():
+        return config
+    alike = folder.parent.glob(f"{run_id(config).rpartition('-')[0]}-*")
+    begun = [other for other in alike if _is_left(other, config)]
+    return dataclasses.replace(config, run_id=begun[0].name) if len(begun) == 1 else config
+
+
+def _is_left(folder: Path, config: TrainConfig) -> bool:
+    """Whether a folder holds a run that is `config` on other devices, and nobody trains it."""
+    try:
+        earlier, result = read_config(folder), read_result(folder)
+    except UserError:  # damaged
+        return False
+    if earlier is None or not earlier.get("resolved"):
+        return False
+    ended = result is not None and result["status"] in ("finished", "diverged")
+    same = _on_any_devices(earlier["config"]) == _on_any_devices(config.identity())
+    return same and not ended and not is_held(folder, LOCK)
+
+
+def _on_any_devices(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run without those that say on which devices it is trained."""
+    return {name: value for name, value in identity.items() if name != "parallel"}
+
+
+def note_start(folder: Path, step: int, devices: int, fsdp: int) -> str | None:
+    """Add a line to `starts.jsonl`.
+
+    Args:
+      folder: of the run.
+      step: that it goes on from.
+      devices: that it uses.
+      fsdp: how many of them share one copy of the state.
+
+    Returns:
+      A sentence for the user if the last start was on others, else None.
+    """
+    now = {"devices": devices, "processes": jax.process_count(), "fsdp": fsdp}
+    about = {"platform": jax.devices()[0].platform, "kind": jax.devices()[0].device_kind}
+    at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    path = folder / "starts.jsonl"
+    starts = read_jsonl(path)
+    lines = [*starts, {"at": at, "step": step, **now, **about}]
+    write_atomically(path, "".join(map(json_line, lines)))
+    before = {name: starts[-1].get(name) for name in now} if starts else now
+    if before == now or not step:
+        return None
+    return f"The run goes on with {_listed(now)}; its last start had {_listed(before)}."
+
+
+def _listed(start: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in start.items())
 
 
 @contextlib.contextmanager
@@ -177,7 +242,7 @@ def _check_same(
     """Raise UserError unless `earlier`, the content of config.json, is of the same run."""
     # A start that failed early has written no resolved values.
     resolved = _with_present_names(earlier.get("resolved") or manifest["resolved"])
-    differing = difference(earlier["config"], manifest["config"])
+    differing = difference(_on_any_devices(earlier["config"]), _on_any_devices(manifest["config"]))
     differing += difference(resolved, _with_present_names(manifest["resolved"]))
     if differing:
         listed = "\n  ".join(differing)

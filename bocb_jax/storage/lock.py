@@ -8,6 +8,18 @@ from pathlib import Path
 from bocb_jax.errors import FolderInUse, UserError
 
 
+def is_held(folder: Path, name: str) -> bool:
+    """Return whether another process holds the lock on a folder."""
+    try:
+        with open(folder / name, "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:  # held, or not readable
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def only_writer(folder: Path, name: str, taken: str) -> Iterator[None]:
     """Make a folder and hold a lock on it inside the block.

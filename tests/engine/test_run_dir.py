@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from bocb_jax.config import TrainConfig, from_dict
+from bocb_jax.config import ParallelConfig, TrainConfig, from_dict
 from bocb_jax.engine import run_dir
 from bocb_jax.errors import UserError
+from bocb_jax.storage.lock import only_writer
 
 CONFIG = {"model": "vit_mini", "lr": 0.1, "step": {"settling_batches": None}}
 RESOLVED = {"learning_rate": 0.1, "hparams_source": "the command", "batch_size": 64}
@@ -139,3 +140,58 @@ def test_damaged_runs_are_left_alone(five, text):
     (five.folder() / "config.json").write_text(text)
     longer = dataclasses.replace(five, epochs=10)
     assert run_dir.with_other_epochs(longer) == (longer, None)
+
+
+def begun(folder, config, result=None):
+    """Write the folder of a run that has begun."""
+    folder.mkdir(parents=True)
+    manifest = {"config": config.identity(), "resolved": {"epochs": 5}}
+    (folder / "config.json").write_text(json.dumps(manifest))
+    if result is not None:
+        (folder / "result.json").write_text(json.dumps({"status": result}))
+
+
+@pytest.fixture
+def two(five):
+    return dataclasses.replace(five, parallel=ParallelConfig(devices=2, fsdp=2))
+
+
+@pytest.mark.parametrize("result", [None, "crashed"])
+def test_a_run_goes_on_with_other_devices_in_its_folder(five, two, result):
+    begun(five.folder(), five, result)
+    assert run_dir.with_other_devices(two).folder() == five.folder() != two.folder()
+    assert run_dir.with_other_devices(five) == five
+
+
+@pytest.mark.parametrize("result", ["finished", "diverged"])
+def test_an_ended_run_does_not_go_on_with_other_devices(five, two, result):
+    begun(five.folder(), five, result)
+    assert run_dir.with_other_devices(two) == two
+
+
+def test_runs_that_differ_or_train_or_have_several_folders_are_left(five, two):
+    begun(five.folder(), five)
+    other = dataclasses.replace(two, lr=0.5)
+    assert run_dir.with_other_devices(other) == other
+    with only_writer(five.folder(), run_dir.LOCK, "taken"):
+        assert run_dir.with_other_devices(two) == two
+    four = dataclasses.replace(two, parallel=ParallelConfig(devices=4))
+    begun(four.folder(), four)
+    assert run_dir.with_other_devices(two) == two
+    begun(two.folder(), two)
+    assert run_dir.with_other_devices(two) == two
+
+
+def test_every_start_is_noted(tmp_path):
+    assert run_dir.note_start(tmp_path, 0, 1, 1) is None
+    assert run_dir.note_start(tmp_path, 7, 1, 1) is None
+    with (tmp_path / "starts.jsonl").open("a") as file:
+        file.write('{"at": "20')  # cut off
+    said = run_dir.note_start(tmp_path, 9, 4, 2)
+    assert said == (
+        "The run goes on with devices 4, processes 1, fsdp 2; its last start had devices 1, "
+        "processes 1, fsdp 1."
+    )
+    lines = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["devices"]) for line in lines] == [(0, 1), (7, 1), (9, 4)]
+    assert lines[0]["platform"] == "cpu"
