@@ -63,7 +63,8 @@ def arrays(folder: Path) -> dict[str, list]:
 
     found = {}
     for name in ("last", "best"):
-        step = max(int(path.name) for path in (folder / "checkpoints" / name).iterdir())
+        names = [path.name for path in (folder / "checkpoints" / name).iterdir()]
+        step = max(int(name) for name in names if name.isdecimal())  # others are damaged
         with warnings.catch_warnings():  # the devices of the run may not be available here
             warnings.simplefilter("ignore")
             tree = ocp.load_checkpointables(folder / "checkpoints" / name / str(step))["state"]

@@ -1,6 +1,7 @@
 """Several processes of one run: real ones, which are killed, differ, fail, or never come."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -106,6 +107,17 @@ def test_all_stop_at_one_step_when_one_is_asked_to(tmp_path, cache, number, code
     found = ended(started)
     assert {code for code, _ in found} <= codes, found
     assert all("saved" in said for _, said in found), found
+    assert not list(tmp_path.glob("*/result.json"))
+
+
+@pytest.mark.slow
+def test_all_stop_at_one_step_when_the_time_is_over(tmp_path, cache):
+    limit = ["--epochs", "4000", "--max-minutes", "0.5"]
+    found = ended(drill.start(tmp_path, cache, 2, *limit, piped=True))
+    assert [code for code, _ in found] == [143, 143], found
+    steps = {re.search(r"Stopped at step (\d+) and saved", said)[1] for _, said in found}
+    assert len(steps) == 1, found
+    assert any("The time of --max-minutes is over." in said for _, said in found)
     assert not list(tmp_path.glob("*/result.json"))
 
 
