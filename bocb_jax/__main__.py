@@ -54,6 +54,9 @@ COMMANDS = {
     "sweep": Command(
         "bocb_jax.sweep:main", "train every run of a study and tabulate them", "STUDY"
     ),
+    "predict": Command(
+        "bocb_jax.commands.predict:main", "classes, boxes or joints in images", "RUN IMAGE"
+    ),
     "analyze": Command(
         "bocb_jax.analyze:main", "which optimizer suits which backbone: verdict and report", "RUNS"
     ),

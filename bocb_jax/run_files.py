@@ -98,6 +98,33 @@ class _RunConfig(TypedDict):
     device: NotRequired[_Device | None]
 
 
+_Share = Annotated[Number, Field(ge=0, le=1)]
+_Channels = Annotated[list[_Share], Field(min_length=3, max_length=3)]
+_Side = Annotated[int, Field(ge=1, le=2**14)]
+_Joint = Annotated[int, Field(ge=0, lt=1000)]
+_Joints = Annotated[list[_Joint], Field(min_length=2, max_length=2)]
+
+
+@with_config(_STRICT)
+class _Skeleton(TypedDict):
+    names: Annotated[list[Text], Field(min_length=1, max_length=1000)]
+    pairs: list[_Joints]
+    sigmas: list[Number]
+    limbs: list[_Joints]
+
+
+@with_config(_STRICT)
+class _Data(TypedDict):
+    """`dataset.json`."""
+
+    name: Text
+    mean: _Channels
+    std: Annotated[list[Annotated[Number, Field(ge=1e-6, le=1)]], Field(min_length=3, max_length=3)]
+    class_names: list[Text] | None
+    image_shape: Annotated[list[_Side], Field(min_length=3, max_length=3)] | None
+    skeleton: _Skeleton | None
+
+
 _Step = Annotated[Number, Field(ge=-(2**63), lt=2**63)]
 _Pair = Annotated[list[_Step | None], Field(min_length=2, max_length=2)]
 
@@ -162,6 +189,15 @@ def read_result(folder: Path) -> dict[str, Any] | None:
       UserError: it cannot be read, or a field is missing or of the wrong type.
     """
     return _read(folder / "result.json", _Result)
+
+
+def read_data(folder: Path) -> dict[str, Any] | None:
+    """Return the content of a run's `dataset.json`, or None if an earlier version began the run.
+
+    Raises:
+      UserError: it cannot be read, or a field is missing or of the wrong type.
+    """
+    return _read(folder / "dataset.json", _Data)
 
 
 SCORES = ("accuracy", "AP")  # by which runs are compared: of classification, of other tasks

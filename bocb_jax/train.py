@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from bocb_jax import command_line
+from bocb_jax import command_line, pictures
 from bocb_jax.build import compiled_program, program_spec, starting_weights
 from bocb_jax.command_line import Parser
 from bocb_jax.config import TrainConfig, dotted, from_toml, present_flags
@@ -33,7 +33,8 @@ from bocb_jax.engine.trainer import SingleTrainer, Trainer
 from bocb_jax.errors import Diverged, Interrupted, UserError
 from bocb_jax.run_files import optimizer_of, read_result, score_name
 from bocb_jax.storage.remote import is_url
-from bocb_jax.tasks.kinds import KINDS, AnyDataset
+from bocb_jax.tasks.described import describe
+from bocb_jax.tasks.kinds import KINDS, AnyDataset, Parts
 
 # Batches of precise BatchNorm where other weights are evaluated than are trained, at most an epoch
 # (as the authors of Schedule-Free recommend).
@@ -197,7 +198,8 @@ class Run:
         }
         if config.init is not None:
             manifest["pretrained_with"] = config.pretrained_with or optimizer_of(config.init)
-        claim = run_dir.claim(self.folder, manifest, resume=config.resume)
+        data = describe(self.dataset)
+        claim = run_dir.claim(self.folder, manifest, resume=config.resume, data=data)
         on_first(lambda: stack.enter_context(claim))
         earlier = on_first(lambda: read_result(self.folder))
         if earlier and earlier["status"] in ("finished", "diverged"):
@@ -242,6 +244,11 @@ class Run:
         state, self._state = self._state, None
         assert state is not None, "the run is not open"
         return state
+
+    def keep_picture(self, step: int, parts: Parts) -> None:
+        """Write a picture of some validation examples, of what an evaluation returned."""
+        if jax.process_index() == 0 and (found := self.data.picture("validation", parts)):
+            pictures.keep(self.folder / "pictures", step, found)
 
     def _starting_weights(self) -> Params | None:
         """Return the weights that `--init` names, or None; say what was chosen."""
@@ -412,7 +419,10 @@ class Loop:
         parts = [self.trainer.per_run(part) for part in jax.device_get(found)]
         scores = []
         for index, run in enumerate(self.runs):
-            of_run = run.data.scores(split, [part[index] for part in parts])
+            own = [part[index] for part in parts]
+            of_run = run.data.scores(split, own)
+            if split == "validation":
+                run.keep_picture(self.step, own)
             scores.append({f"{split}_{name}": value for name, value in of_run.items()})
         return scores
 

@@ -7,7 +7,7 @@ or 10**9 classes is refused before anything of that size is made.
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -32,8 +32,9 @@ def recorded_builder(
     image_size: Any,
     shapes: Shapes,
     dtype: Any = None,
+    around: Callable[..., nnx.Module] | None = None,
 ) -> Builder:
-    """Return a function `(*, rngs)` that builds the backbone of a record, once it is found safe.
+    """Return a function `(*, rngs)` that builds the net of a record, once it is found safe.
 
     Args:
       entry: the backbone, from `MODELS.get`, which refuses import paths.
@@ -42,6 +43,8 @@ def recorded_builder(
       image_size: side in pixels, as the record says.
       shapes: of the weights that belong to the record, which bound the backbone.
       dtype: of the computation.
+      around: from the backbone and the keyword `rngs` to the net around it; None for the backbone
+        alone.
 
     Raises:
       UserError: an argument is of no use, or asks for more than the weights hold.
@@ -55,6 +58,8 @@ def recorded_builder(
     built = functools.partial(
         entry.build, num_classes=num_classes, image_size=image_size, dtype=dtype, **arguments
     )
+    if around is not None:
+        built = functools.partial(_surrounded, built, around)
     limit = _DRAWS_PER_ARRAY * len(shapes) + _MORE_DRAWS
     try:
         model = nnx.eval_shape(lambda: built(rngs=_CountedRngs(limit)))
@@ -71,6 +76,10 @@ def recorded_builder(
             f"weights beside it hold {held:,} numbers."
         )
     return built
+
+
+def _surrounded(build: Builder, around: Callable[..., nnx.Module], *, rngs: nnx.Rngs) -> nnx.Module:
+    return around(build(rngs=rngs), rngs=rngs)
 
 
 class _CountedRngs(nnx.Rngs):

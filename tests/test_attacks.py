@@ -16,6 +16,7 @@ import numpy as np
 import pandas
 import pytest
 from helpers import made_runs, studies
+from PIL import Image
 from test_layering import FILES, TREES
 
 from bocb_jax import sweep
@@ -83,6 +84,13 @@ def large_arguments(here: Path, canary: Path) -> dict:
     }
 
 
+def data_record(name: str) -> dict:
+    """The description of a data set of that name."""
+    scale = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    return {"name": name, **scale, "class_names": [name] * 10, "image_shape": None,
+            "skeleton": None}  # fmt: skip
+
+
 PLANTED = [logging_path, package_path, large_arguments]
 
 
@@ -94,6 +102,7 @@ def planted(request, tmp_path, monkeypatch, weights):
     monkeypatch.chdir(here)
     canary = tmp_path / "canary"
     canary.write_text(CANARY)
+    Image.new("RGB", (8, 8)).save(here / "image.png")
     cells = made_runs.cells(STUDY, here / "runs", 1, 2)
     made_runs.finish_all(cells, here / "runs")
     config = request.param(here, canary)
@@ -109,6 +118,7 @@ def planted(request, tmp_path, monkeypatch, weights):
         stored |= {"study": config["dataset"]}
         path.write_text(json.dumps(stored))
         (folder / "checkpoints").symlink_to(weights)
+        (folder / "dataset.json").write_text(json.dumps(data_record(config["dataset"])))
     study = {"name": config["model"], "backbones": [config["model"]], "target": 0.5}
     (here / "runs/study.json").write_text(json.dumps(study))
     (here / "runs/populations.json").write_text(json.dumps({config["model"]: config}))
@@ -136,6 +146,7 @@ COMMANDS = {
     "patterns": (["patterns", "runs", "--jobs", "1"], {0}),
     "patterns-processes": (["patterns", "runs", "--jobs", "2", "--output", "p.csv"], {0}),
     "export-weights": (["export-weights", "RUN", "--out", "out.safetensors"], {2}),
+    "predict": (["predict", "RUN", "image.png", "--out", "out"], {2}),
     "import-weights": (["import-weights", "RUN", "--model", "vit_mini", "--out", "out"], {2}),
     "train-init": (["train", "--model", "vit_mini", "--init", "RUN", "--workdir", "new"], {2}),
     "train-resume": (["train", "--model", "vit_mini", "--workdir", "RUN"], {2}),
@@ -231,8 +242,8 @@ FOLLOW = {"resolve", "create_model", "model_card", "create_optimizer", "optimize
 READERS = (
     "bocb_jax/analyze.py", "bocb_jax/results.py", "bocb_jax/run_files.py", "bocb_jax/coupling/",
     "bocb_jax/patterns/", "bocb_jax/report/", "bocb_jax/storage/", "bocb_jax/commands/patterns.py",
-    "bocb_jax/commands/recommend.py", "models/recorded.py", "bocb_jax/study/scheduler.py",
-    "bocb_jax/study/estimate.py",
+    "bocb_jax/commands/recommend.py", "bocb_jax/prediction/", "models/recorded.py",
+    "bocb_jax/study/scheduler.py", "bocb_jax/study/estimate.py",
 )  # fmt: skip
 
 

@@ -58,15 +58,21 @@ RULES = {
         "jax", "ours:errors", "ours:checked", "ours:config", "ours:recipes", "ours:paper",
         "ours:models", "ours:optim", "ours:data",
     },
+    "bocb_jax/pictures.py": {"numpy", "PIL"},
     "bocb_jax/tasks": {
-        "jax", "flax", "numpy", "ours:errors", "ours:config", "ours:resolve", "ours:models",
+        "jax", "flax", "numpy", "PIL", "ours:errors", "ours:config", "ours:resolve", "ours:models",
         "ours:optim", "ours:data", "ours:augment", "ours:detection", "ours:pose",
-        "ours:evaluation", "ours:engine", "ours:run_files",
+        "ours:evaluation", "ours:engine", "ours:run_files", "ours:pictures",
     },
     "bocb_jax/build.py": {
         "jax", "flax", "optax", "numpy", "ours:errors", "ours:checked", "ours:config",
         "ours:resolve", "ours:models", "ours:optim", "ours:data", "ours:augment", "ours:engine",
         "ours:torch_weights", "ours:weight_files", "ours:tasks",
+    },
+    "bocb_jax/prediction": {
+        "jax", "flax", "numpy", "pydantic", "ours:errors", "ours:checked", "ours:config",
+        "ours:models", "ours:data", "ours:augment", "ours:detection", "ours:pose", "ours:engine",
+        "ours:tasks", "ours:torch_weights",
     },
     "bocb_jax/coupling": {
         "numpy", "pandas", "pyarrow", "scipy", "statsmodels", "scikit_posthocs", "ours:errors",

@@ -129,7 +129,7 @@ def export_weights(options: ExportOptions) -> Path:
     task = stored["config"].get("task", "classification")
     if task != "classification":
         raise UserError(f"{run} is a net for {task}; export-weights writes backbones alone.")
-    entry = _recorded_entry(name, options.model)
+    entry = recorded_entry(name, options.model)
     file_name = re.sub(r"[^A-Za-z0-9_.-]+", "_", MODELS.canonical(name))
     out = _new(Path(options.out or run / f"{file_name}.safetensors"))
     weights = read_best(run)
@@ -169,8 +169,16 @@ def _abstract(
     )
 
 
-def _recorded_entry(name: str, given: str | None) -> ModelEntry:
-    """Return the backbone that a run names; an import path counts only if it is given too."""
+def recorded_entry(name: str, given: str | None) -> ModelEntry:
+    """Return the backbone that a run names; an import path counts only if it is given too.
+
+    Args:
+      name: in the record of the run.
+      given: what the user calls it, if anything.
+
+    Raises:
+      UserError: it is an import path that was not given, or was given otherwise.
+    """
     if given is None:
         if ":" in name and name not in MODELS:
             raise UserError(

@@ -34,7 +34,7 @@ class Resize:
     def size(self, width: int, height: int, short: int) -> Shape:
         """Return the height and width of a resized image."""
         factor = min(self.long / max(width, height), short / min(width, height))
-        return int(height * factor + 0.5), int(width * factor + 0.5)
+        return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
 
 def padded_shapes(resize: Resize, number: int = 2) -> tuple[Shape, ...]:

@@ -187,7 +187,7 @@ def _decode_turbo(encoded: bytes, scale: Callable[[int, int], float]) -> np.ndar
 
 def _decode_pillow(encoded: bytes, scale: Callable[[int, int], float]) -> Image.Image:
     try:
-        opened = Image.open(io.BytesIO(encoded), formats=_formats())
+        opened = Image.open(io.BytesIO(encoded), formats=formats())
     except UnidentifiedImageError as error:
         raise UnsuitableImage(_what_else(encoded)) from error
     with opened as image:
@@ -201,7 +201,8 @@ def _decode_pillow(encoded: bytes, scale: Callable[[int, int], float]) -> Image.
 
 
 @functools.cache
-def _formats() -> list[str]:
+def formats() -> list[str]:
+    """Return the formats that are opened, by Pillow's names."""
     Image.init()  # registers what this Pillow was built with
     return [name for name in FORMATS if name in Image.OPEN]
 

@@ -2,8 +2,10 @@
 
 config.json      everything needed to repeat the run, with package versions and device
 starts.jsonl     one object per start: from which step, on how many devices and processes
+dataset.json     what predictions need of the data: normalization, names of the classes, joints
 metrics.jsonl    one object per logged step
 checkpoints/     see `engine.checkpoint`
+pictures/        of detection and pose: predictions beside the truth
 result.json      written once, at the end
 """
 
@@ -56,7 +58,9 @@ def earlier_defaults(folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def claim(folder: Path, manifest: dict[str, Any], *, resume: bool) -> Iterator[None]:
+def claim(
+    folder: Path, manifest: dict[str, Any], *, resume: bool, data: dict[str, Any] | None = None
+) -> Iterator[None]:
     """Make the folder this run's, or check that it is, and keep other processes out of it.
 
     Args:
@@ -64,6 +68,7 @@ def claim(folder: Path, manifest: dict[str, Any], *, resume: bool) -> Iterator[N
       manifest: what `config.json` says of the run: "config", the settings that identify it,
         "resolved", their values, and more.
       resume: whether an existing run may be resumed.
+      data: what `dataset.json` says; None for no such file.
 
     Raises:
       UserError: the folder belongs to another run, is in use, or cannot be written, or its
@@ -77,6 +82,8 @@ def claim(folder: Path, manifest: dict[str, Any], *, resume: bool) -> Iterator[N
     with only_writer(folder, LOCK, taken):
         if earlier is None or not earlier.get("resolved"):
             write_json(folder / "config.json", {**manifest, **surroundings()})
+        if data is not None and not (folder / "dataset.json").exists():
+            write_json(folder / "dataset.json", data)
         yield
 
 

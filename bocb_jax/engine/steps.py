@@ -115,8 +115,8 @@ class Steps:
         # Convolutions inside a loop are very slow on CPUs: there, the loop is unrolled.
         self._unroll = options.accumulate if platform == "cpu" else 1
         self.abstract_model = nnx.eval_shape(lambda: build_model(_Rngs(default=0)))
-        self._train_graph = nnx.graphdef(_view(self.abstract_model, training=True))
-        self._eval_graph = nnx.graphdef(_view(self.abstract_model, training=False))
+        self._train_graph = nnx.graphdef(view(self.abstract_model, training=True))
+        self._eval_graph = nnx.graphdef(view(self.abstract_model, training=False))
         self._takes_rngs = (
             "rngs" in inspect.signature(type(self.abstract_model).__call__).parameters
         )
@@ -451,7 +451,7 @@ def _strongly_typed(x: jax.Array) -> jax.Array:
     return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x
 
 
-def _view(model: nnx.Module, *, training: bool) -> nnx.Module:
+def view(model: nnx.Module, *, training: bool) -> nnx.Module:
     """Return the model in training or evaluation mode; layers without a mode stay as they are."""
     return nnx.view(
         model,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
 import jax
+from PIL import Image
 
 from bocb_jax.config import TrainConfig
 from bocb_jax.data import pipeline
@@ -28,6 +29,7 @@ from bocb_jax.tasks.detection import Detector, box_scores
 from bocb_jax.tasks.net import Net
 from bocb_jax.tasks.pose import HeatmapNet, joint_scores
 from bocb_jax.tasks.resolve import resolve
+from bocb_jax.tasks.shown import box_picture, joint_picture
 
 AnyDataset: TypeAlias = Dataset | AnnotatedDataset
 Parts: TypeAlias = Sequence[dict[str, Any]]  # what `Task.evaluate` gave for each batch, fetched
@@ -59,6 +61,9 @@ class RunData(Protocol):
 
     def scores(self, split: str, parts: Parts) -> dict[str, float]:
         """Return the scores of a split, in 0 ... 1, the loss apart; by name."""
+
+    def picture(self, split: str, parts: Parts) -> Image.Image | None:
+        """Return a picture of some examples, the same each time; None where there is none."""
 
 
 class Kind(Protocol):
@@ -147,6 +152,9 @@ class _LabelledImages:
             "accuracy": total["correct"] / total["count"],
         }
 
+    def picture(self, split: str, parts: Parts) -> None:
+        return None
+
 
 # --- Detection and pose estimation ----------------------------------------------------------------
 
@@ -186,6 +194,7 @@ class _BoxedData:
         }
         for name in ("validation", "test"):
             self.splits[name] = BoxedImages(dataset.splits[name], resize, shapes)
+        self._images = dataset.splits
         self._workers, self._batch_size = config.data.workers, resolved.batch_size
         self.epoch_steps = self.train(0).steps
 
@@ -208,6 +217,9 @@ class _BoxedData:
     def scores(self, split: str, parts: Parts) -> dict[str, float]:
         return box_scores(self.splits[split].annotations, parts)
 
+    def picture(self, split: str, parts: Parts) -> Image.Image:
+        return box_picture(self._images[split], parts)
+
 
 class _PersonData:
     said = ""
@@ -229,6 +241,7 @@ class _PersonData:
                 augmentation=augmentation if name == "train" else None,
                 detections=found,
             )
+        self._images = dataset.splits
         self._workers, self._batch_size = config.data.workers, resolved.batch_size
         self._soft_nms = config.transfer.soft_nms
         self.epoch_steps = pipeline.steps_per_epoch(len(self.splits["train"]), self._batch_size)
@@ -244,6 +257,9 @@ class _PersonData:
 
     def scores(self, split: str, parts: Parts) -> dict[str, float]:
         return joint_scores(self.splits[split], parts, soft_nms=self._soft_nms)
+
+    def picture(self, split: str, parts: Parts) -> Image.Image:
+        return joint_picture(self._images[split], self.splits[split], parts)
 
 
 class _Transfer:

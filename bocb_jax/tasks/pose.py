@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +116,48 @@ class JointTask:
         }  # fmt: skip
 
 
+class Persons(NamedTuple):
+    """What was found in crops, in their order."""
+
+    crop: np.ndarray  # (P,) the index of each crop in its split
+    image: np.ndarray  # (P,) the index of each image
+    joints: np.ndarray  # (P, K, 2) float64 in pixels of the images
+    joint_scores: np.ndarray  # (P, K) the largest values of the heat maps
+    scores: np.ndarray  # (P,) float32
+    kept: np.ndarray  # (P,) booleans: which are no duplicates
+
+
+def persons_in(
+    crops: PersonCrops, parts: Sequence[dict[str, np.ndarray]], *, soft_nms: bool = False
+) -> Persons:
+    """Return the persons that a pose net found.
+
+    Args:
+      crops: of the split.
+      parts: what `JointTask.evaluate` returned for its batches.
+      soft_nms: see `score_persons`.
+    """
+    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    found = {name: values[found["weight"] > 0] for name, values in found.items()}
+    crop = found["index"]
+    assert crops.image_shape is not None
+    height, width, _ = crops.image_shape
+    joints = to_image(
+        found["joints"].astype(np.float64), crops.center[crop], crops.size[crop], (width, height)
+    )
+    image = crops.image[crop]
+    scores, kept = score_persons(
+        joints,
+        found["joint_scores"],
+        crops.scores[crop],
+        crops.size[crop].prod(1),
+        image,
+        crops.skeleton.sigmas,
+        soft=soft_nms,
+    )
+    return Persons(crop, image, joints, found["joint_scores"], scores, kept)
+
+
 def joint_scores(
     crops: PersonCrops, parts: Sequence[dict[str, np.ndarray]], *, soft_nms: bool = False
 ) -> dict[str, float]:
@@ -126,32 +168,12 @@ def joint_scores(
       parts: what `JointTask.evaluate` returned for its batches.
       soft_nms: see `score_persons`.
     """
-    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    found = {name: values[found["weight"] > 0] for name, values in found.items()}
-    person = found["index"]
-    assert crops.image_shape is not None
-    height, width, _ = crops.image_shape
-    joints = to_image(
-        found["joints"].astype(np.float64),
-        crops.center[person],
-        crops.size[person],
-        (width, height),
-    )
-    image = crops.image[person]
-    scores, kept = score_persons(
-        joints,
-        found["joint_scores"],
-        crops.scores[person],
-        crops.size[person].prod(1),
-        image,
-        crops.skeleton.sigmas,
-        soft=soft_nms,
-    )
+    found = persons_in(crops, parts, soft_nms=soft_nms)
     values = evaluate_joints(
         crops.annotations.as_json(),
-        crops.annotations.image_ids[image[kept]],
-        joints[kept],
-        scores[kept],
+        crops.annotations.image_ids[found.image[found.kept]],
+        found.joints[found.kept],
+        found.scores[found.kept],
         crops.skeleton.sigmas,
     ).values
     return {name: values[name] for name in SCORES}
