@@ -165,6 +165,7 @@ def _run(options: argparse.Namespace, given: str | None) -> None:
     from bocb_jax.coupling import curves
     from bocb_jax.coupling.analysis import analyze
     from bocb_jax.report import write
+    from bocb_jax.report.plots import predictions
 
     if not options.no_report:
         write.check_folder(options.output)  # before minutes of work, not after
@@ -183,6 +184,7 @@ def _run(options: argparse.Namespace, given: str | None) -> None:
     if options.no_report:
         return
     found = curves.read(table, workdir) if workdir is not None else None
+    found_by = predictions.read(table, workdir) if workdir is not None else None
     patterns = _weight_patterns(analysis, workdir, options.patterns)
     if patterns is not None:
         print("\nWhat the weights look like:")
@@ -190,7 +192,13 @@ def _run(options: argparse.Namespace, given: str | None) -> None:
             print(f"- {line}")
     progress = functools.partial(track, description="pictures", console=console, transient=True)
     written = write.write(
-        analysis, options.output, curves=found, patterns=patterns, sweep=sweep, track=progress
+        analysis,
+        options.output,
+        curves=found,
+        patterns=patterns,
+        found_by=found_by,
+        sweep=sweep,
+        track=progress,
     )
     replaced = "An earlier report was replaced: " if written.replaced else "The report: "
     print(f"\n{replaced}{written.folder / 'index.html'} ({written.page_bytes / 1e6:.1f} MB)")

@@ -84,8 +84,8 @@ RULES = {
         "ours:storage", "ours:weight_files",
     },
     "bocb_jax/report": {
-        "numpy", "pandas", "matplotlib", "ours:errors", "ours:paper", "ours:storage",
-        "ours:coupling", "ours:patterns",
+        "numpy", "pandas", "matplotlib", "PIL", "ours:errors", "ours:paper", "ours:storage",
+        "ours:coupling", "ours:patterns", "ours:pictures",
     },
     "bocb_jax/roofline": {"jax", "numpy", "ours:errors"},
     # Its worker is a process of its own that trains as `bocb train` does.

@@ -2,10 +2,11 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 
 from bocb_jax.coupling.result import Analysis
@@ -20,7 +21,7 @@ from bocb_jax.storage.files import read_json, write_atomically, write_json
 
 MADE_BY = "bocb_jax report 1"  # in report.json: marks a folder as a report
 _FORMATS = ("svg", "png")
-_RIDGES = re.compile(r"ridges_[a-z]+_\d+\.(svg|png)")
+_NUMBERED = re.compile(r"(ridges_[a-z]+|predictions)_\d+\.(svg|png)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,7 @@ def write(
     *,
     curves: pandas.DataFrame | None = None,
     patterns: WeightPatterns | None = None,
+    found_by: Mapping[str, np.ndarray] | None = None,
     sweep: Sweep | None = None,
     pictures: Collection[str] = plots.NAMES,
     track: Callable[[Iterable[str]], Iterable[str]] = iter,
@@ -75,6 +77,7 @@ def write(
       folder: created if it does not exist.
       curves: of the runs, from `bocb_jax.coupling.curves.read`.
       patterns: of the runs' weights, from `bocb_jax.patterns.cells.analyze_runs`.
+      found_by: from `plots.predictions.read`, pictures of what nets find.
       sweep: that made the table, for the commands that continue it.
       pictures: names of those to draw, where the data allow them.
       track: wraps the iteration over the pictures, to show progress.
@@ -86,7 +89,7 @@ def write(
     replaced = check_folder(folder)
     drawers = {
         name: draw
-        for name, draw in plots.drawers(analysis, curves, patterns).items()
+        for name, draw in plots.drawers(analysis, curves, patterns, found_by).items()
         if name in pictures or name.split("_")[0] in pictures
     }
     document = build_document(analysis, drawers, patterns, sweep)
@@ -117,7 +120,7 @@ def _remove_others(folder: Path, kept: set[str]) -> None:
     """Remove pictures of an earlier report that this one does not have, and no other files."""
     ours = {f"{name}.{suffix}" for name in plots.NAMES for suffix in _FORMATS}
     for path in folder.iterdir():
-        if path.name not in kept and (path.name in ours or _RIDGES.fullmatch(path.name)):
+        if path.name not in kept and (path.name in ours or _NUMBERED.fullmatch(path.name)):
             path.unlink(missing_ok=True)
 
 

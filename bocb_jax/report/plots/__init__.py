@@ -4,8 +4,9 @@ Each function takes a section of an `Analysis` and returns a matplotlib figure.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import pandas
 from matplotlib.figure import Figure
 
@@ -18,15 +19,18 @@ from bocb_jax.report.plots import (
     decomposition,
     heat_map,
     optimizers,
+    predictions,
     ridges,
     training_curves,
     tuning,
 )
 
-# Everything that `drawers` may offer; "ridges" stands for all of `ridge_plots`.
+# Everything that `drawers` may offer; "ridges" stands for all of `ridge_plots`, "predictions" for
+# those of all backbones.
 NAMES = (
     "heat_map", "freedom", "portfolio", "regret", "shares", "critical_difference", "biplot",
     "profiles", "robustness", "budget", "sensitivity", "training_curves", "ridges",
+    "predictions",
 )  # fmt: skip
 
 
@@ -34,6 +38,7 @@ def drawers(
     analysis: Analysis,
     curves: pandas.DataFrame | None = None,
     patterns: WeightPatterns | None = None,
+    found_by: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Callable[[], Figure]]:
     """Return a function that draws it for every picture that the data allow, by name.
 
@@ -41,6 +46,7 @@ def drawers(
       analysis: of any table.
       curves: from `bocb_jax.coupling.curves.read`, for the training curves.
       patterns: from `bocb_jax.patterns.cells.analyze_runs`, for the ridge plots.
+      found_by: from `predictions.read`, pictures of what nets find.
     """
     found: dict[str, Callable[[], Figure]] = {}
 
@@ -75,6 +81,9 @@ def drawers(
     if patterns is not None:
         for backbone, metric, name in ridge_plots(analysis, patterns):
             add(name, _draw_ridges, analysis, patterns, backbone, metric)
+    for number, backbone in enumerate(table.backbones):
+        if found_by is not None and backbone in found_by:
+            add(f"predictions_{number}", predictions.draw, found_by[backbone])
     return found
 
 

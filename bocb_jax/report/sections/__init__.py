@@ -18,6 +18,7 @@ from bocb_jax.report.sections import (
     noise,
     optimizers,
     portfolio,
+    predictions,
     pretraining,
     ranks,
     recommendation,
@@ -57,6 +58,7 @@ def build_document(
         claims.build(analysis),
         optimizers.build(analysis, drawn),
         failures.build(analysis, drawn),
+        predictions.build(analysis, drawn),
     ]
     if patterns is not None:
         sections.append(weights.build(analysis, patterns, drawn))
