@@ -41,7 +41,7 @@ from bocb_jax.errors import UserError
 from bocb_jax.models import create_model, platform
 from bocb_jax.models.factory import MODELS
 from bocb_jax.models.layers import BatchNorm
-from bocb_jax.models.maps import inspect_maps, layers_of
+from bocb_jax.models.maps import freeze_all_but_classifier, inspect_maps, layers_of
 from bocb_jax.models.parameters import parameter_kinds
 from bocb_jax.models.recorded import Shapes, recorded_builder
 from bocb_jax.optim import schedules
@@ -74,6 +74,7 @@ class ProgramSpec:
     mixed_smoothing: float  # label smoothing where batches are mixed
     batch_norm_momentum: float | None
     batch_norm_groups: int
+    train: str  # "all", or "classifier"
     layer_decay: float | None  # factor on the learning rate from each layer to the one below
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -112,7 +113,8 @@ def program_spec(
         mixed_smoothing=resolved.label_smoothing,
         batch_norm_momentum=config.step.batch_norm_momentum,
         batch_norm_groups=config.step.batch_norm_groups,
-        layer_decay=(resolved.transfer or {}).get("layer_decay"),
+        train=resolved.train,
+        layer_decay=(resolved.transfer or {}).get("layer_decay", resolved.layer_decay),
         mean=tuple(dataset.mean),
         std=tuple(dataset.std),
         fsdp=config.parallel.fsdp,
@@ -197,6 +199,8 @@ def build_model(spec: ProgramSpec, rngs: nnx.Rngs, shards: int = 1) -> nnx.Modul
             module.shards = shards
             if spec.batch_norm_momentum is not None:
                 module.momentum = spec.batch_norm_momentum
+    if spec.train == "classifier":
+        freeze_all_but_classifier(model)
     return model
 
 
@@ -236,17 +240,22 @@ def build_optimizer(
 def lr_multipliers(spec: ProgramSpec, net: Any) -> dict[str, float] | None:
     """Return factors on the learning rates of a backbone that fall from layer to layer below.
 
-    What is around the backbone has the whole rate, the last block `layer_decay` times it.
+    The classifier, or what is around the backbone, has the whole rate, the last block `layer_decay`
+    times it.
     """
     if spec.layer_decay is None:
         return None
-    maps = inspect_maps(net.backbone, spec.image_size, spec.image_size)
-    layers = layers_of(maps.order)
-    trained = {path for path, node in nnx.iter_graph(net.backbone) if isinstance(node, nnx.Param)}
+    backbone, start = (net, ()) if spec.net is None else (net.backbone, ("backbone",))
+    order = inspect_maps(backbone, spec.image_size, spec.image_size).order
+    trained = [path for path, node in nnx.iter_graph(backbone) if isinstance(node, nnx.Param)]
+    if spec.net is None:  # the classifier comes last
+        order = (*order, *(path for path in trained if path not in set(order)))
+    layers = layers_of(order)
+    top = max(layers.values())
     return {
-        "/".join(map(str, ("backbone", *path))): spec.layer_decay ** (max(layers.values()) - layer)
-        for path, layer in layers.items()
-        if path in trained
+        "/".join(map(str, (*start, *path))): spec.layer_decay ** (top - layers[path])
+        for path in trained
+        if path in layers
     }
 
 

@@ -48,7 +48,14 @@ from bocb_jax.errors import UserError
 EARLIER_NAMES = {"step.precise_bn_batches": "step.settling_batches"}
 # Settings that the first version did not have -> the values with which a run is as it was before
 # them. Run ids are hashes, so `TrainConfig.identity` leaves a setting out where it has this value.
-OMITTED = {"init_ema": False, "test": True, "step.ema_warmup": None, "task": "classification"}
+OMITTED = {
+    "init_ema": False,
+    "test": True,
+    "step.ema_warmup": None,
+    "step.train": None,
+    "step.layer_decay": None,
+    "task": "classification",
+}
 Task = Literal["classification", "detection", "pose"]
 
 Alpha = Annotated[Number, Field(ge=0, le=1000)]
@@ -143,6 +150,9 @@ class StepConfig:
     precise_bn_batches: CountOrZero | None = None
     batch_norm_momentum: Share | None = None  # weight of the newest batch in these statistics
     batch_norm_groups: Count = 1  # parts of a batch with statistics of their own
+    # What is trained; the rest keeps its weights and BatchNorm's statistics. None: as the recipe.
+    train: Literal["all", "classifier"] | None = None
+    layer_decay: Share | None = None  # factor on the learning rate from each layer to the one below
 
 
 @settings("transfer")

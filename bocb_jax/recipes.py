@@ -22,7 +22,7 @@ class Recipe:
     """Every setting of a recipe, under the names of `TrainConfig`.
 
     Learning rate and weight decay are for the recipe's own optimizer; a run with another optimizer
-    uses that optimizer's.
+    uses that optimizer's, unless `rates` or `rate_factor` says otherwise.
     """
 
     epochs: int
@@ -48,6 +48,12 @@ class Recipe:
     clip_norm: float | None = None
     ema: float | None = None
     crop_ratio: float = 1.0  # share of the shorter side of a test image that is kept
+    train: str = "all"  # or "classifier"
+    keeps_size: bool = False  # of the images that pre-trained weights are for
+    # Optimizer -> its learning rate, weight decay, and factor on the rate from each layer of a ViT
+    # to the one below (None: all layers have the same).
+    rates: Mapping[str, tuple[float, float, float | None]] = dataclasses.field(default_factory=dict)
+    rate_factor: float = 1.0  # on the usual learning rate of an optimizer that is not in `rates`
     augmentation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -59,6 +65,22 @@ _MIXED: dict[str, Any] = {"label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0}
 _WARM: dict[str, Any] = {"warmup_epochs": 5, "warmup_start": 1e-5}
 _ADAMW: dict[str, Any] = {"opt": "adamw", "lr": 1e-3, "weight_decay": 0.05}
 _LAMB: dict[str, Any] = {"opt": "lamb", "lr": 5e-3, "weight_decay": 0.02}
+_FROM_WEIGHTS: dict[str, Any] = {
+    "epochs": 30, "batch_size": 128, "warmup_epochs": 2, "cosine_from": "warmup",
+    "keeps_size": True,
+}  # fmt: skip
+# For weights that were trained before: ours, after Kornblith et al. (2019, arXiv 1805.08974) and
+# Dosovitskiy et al. (2021, arXiv 2010.11929) for SGD, after BEiT (arXiv 2106.08254), MAE (arXiv
+# 2111.06377) and ConvNeXt's fine-tuning for AdamW.
+_FINE_TUNED: dict[str, Any] = _FROM_WEIGHTS | {
+    "lr": 0.01, "weight_decay": 1e-4, "rate_factor": 0.1,
+    "rates": {"sgd": (0.01, 1e-4, None), "adamw": (5e-5, 0.05, 0.75)},
+}  # fmt: skip
+# Linear probing: features stay as they are, so nothing is decayed, mixed or dropped.
+_PROBED: dict[str, Any] = _FROM_WEIGHTS | {
+    "lr": 0.1, "weight_decay": 0.0, "train": "classifier",
+    "rates": {"sgd": (0.1, 0.0, None), "adamw": (1e-3, 0.0, None)},
+}  # fmt: skip
 _CIFAR: dict[str, Any] = {"epochs": 200, "batch_size": 100}
 
 _RECIPES: dict[str, dict[str, Recipe]] = {
@@ -134,6 +156,14 @@ _RECIPES: dict[str, dict[str, Recipe]] = {
             schedule_by="epoch",
             augmentation=_IMAGENET_CROP | {"rand_augment": "rand-m6-mstd0.5-inc1"},
         ),
+    },
+    "finetune": {
+        "cifar100": Recipe(**_FINE_TUNED),
+        "imagenet": Recipe(**_FINE_TUNED, crop_ratio=0.875, augmentation=_IMAGENET_CROP),
+    },
+    "linear_probe": {
+        "cifar100": Recipe(**_PROBED),
+        "imagenet": Recipe(**_PROBED, crop_ratio=0.875, augmentation=_IMAGENET_CROP),
     },
 }  # fmt: skip
 
@@ -292,7 +322,8 @@ def get_recipe(name: str, regime: str, input_size: int | None = None) -> Recipe:
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """Return every setting of a recipe, augmentation included, in one flat mapping."""
     values = dataclasses.asdict(recipe)
-    return values | values.pop("augmentation")
+    rates = {f"{opt}: rate, decay, layer decay": of for opt, of in values.pop("rates").items()}
+    return values | values.pop("augmentation") | rates
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ Nothing is compiled here.
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from bocb_jax import optim, paper
@@ -16,6 +17,7 @@ from bocb_jax.models import platform
 from bocb_jax.models.factory import MODELS, ModelEntry
 from bocb_jax.optim.registry import OptimizerInfo
 from bocb_jax.recipes import Recipe, get_recipe, regime_for
+from bocb_jax.run_files import read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,8 @@ class ResolvedConfig:
     precision: str
     host_crop: tuple[float, float] | None  # shares of the area, if the host crops
     augmentation: dict[str, Any]
+    train: str = "all"  # or "classifier"
+    layer_decay: float | None = None  # of classification
     transfer: dict[str, Any] | None = None  # of detection and pose, by the names of `config`
 
 
@@ -77,6 +81,9 @@ def resolve(config: TrainConfig, dataset: Dataset) -> ResolvedConfig:
         name = "digits" if regime == "digits" else model.card.recipe or "pytorch"
     image_size = config.image_size or _input_size(model, regime)
     recipe = get_recipe(name, regime, image_size)
+    if config.image_size is None and recipe.keeps_size:
+        image_size = recorded_size(config.init) or model.image_size
+        recipe = get_recipe(name, regime, image_size)
     if config.image_size is None and recipe.image_size is not None:
         # The recipe may ask for larger images than a small model was made for.
         image_size = min(recipe.image_size, model.image_size)
@@ -100,7 +107,7 @@ def resolve(config: TrainConfig, dataset: Dataset) -> ResolvedConfig:
     if dataset.image_shape is None:
         host_crop = augmentation.pop("resized_crop", None)
     has_drop_path = "drop_path" in model.overrides and "drop_path" not in config.model_args
-    learning_rate, weight_decay, source = _rates(config, optimizer)
+    learning_rate, weight_decay, source = _rates(config, optimizer, recipe, name)
     return ResolvedConfig(
         recipe=name,
         epochs=epochs,
@@ -132,7 +139,35 @@ def resolve(config: TrainConfig, dataset: Dataset) -> ResolvedConfig:
         precision=precision,
         host_crop=host_crop,
         augmentation=augmentation,
+        train=first(step.train, recipe.train),
+        layer_decay=first(step.layer_decay, _layer_decay(config, recipe)),
     )
+
+
+def _layer_decay(config: TrainConfig, recipe: Recipe) -> float | None:
+    """Return the factor of the recipe, for a ViT with pre-trained weights."""
+    is_vit = MODELS.canonical(config.model).partition("_")[0] == "vit"
+    rates = recipe.rates.get(optim.optimizer_info(config.opt).name)
+    return rates[2] if rates and is_vit and config.init is not None else None
+
+
+def recorded_size(init: str | None) -> int | None:
+    """Return the side in pixels that a run's backbone was built for; None for other weights.
+
+    Args:
+      init: what `--init` names: a file, or the folder of a run or of its `checkpoints/best`.
+    """
+    source = Path(init or "").expanduser()
+    if init is None or not source.is_dir():
+        return None
+    for folder in (source, *source.parents[:2]):
+        resolved = (read_config(folder) or {}).get("resolved") or {}
+        special = resolved.get("transfer")
+        found = special if isinstance(special, dict) else resolved
+        size = found.get("backbone_size", found.get("image_size"))
+        if isinstance(size, int) and 1 <= size <= _MOST_PIXELS:
+            return size
+    return None
 
 
 # Arguments of models and optimizers that other settings of a run decide.
@@ -153,6 +188,7 @@ _DECIDED = {
         "name": "give --opt",
     },
 }
+_MOST_PIXELS = 2048  # of the images of a run that starting weights come from
 _MOST, _MOST_DEPTH = 65_536, 1_000  # of a number in `model_args`; blocks are traced one by one
 
 
@@ -228,13 +264,19 @@ def decay_mask(wanted: str, optimizer: OptimizerInfo) -> str:
     return "all" if wanted == "all" and coupled else "matrices"
 
 
-def _rates(config: TrainConfig, optimizer: OptimizerInfo) -> tuple[float, float, str]:
+def _rates(
+    config: TrainConfig, optimizer: OptimizerInfo, recipe: Recipe, name: str
+) -> tuple[float, float, str]:
     """Return learning rate, weight decay, and where they come from."""
     rate, decay, source = (
         optimizer.default_learning_rate,
         optimizer.default_weight_decay,
         f"the defaults of {config.opt}",
     )
+    if recipe.rates:
+        usual = (rate * recipe.rate_factor, decay if recipe.train == "all" else 0.0)
+        rate, decay = recipe.rates.get(optimizer.name, usual)[:2]
+        source = f"the recipe {name} for {config.opt}"
     if config.hparams == "paper":
         tuned = paper.tuned(config.model, config.opt)
         if tuned is None:

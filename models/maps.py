@@ -179,6 +179,22 @@ def freeze(model: nnx.Module, paths: Iterable[Path]) -> None:
             owner.fixed_statistics = True
 
 
+def freeze_all_but_classifier(model: nnx.Module) -> None:
+    """Make every parameter `Frozen`, in place, but those of the layers of kind "head".
+
+    Raises:
+      UserError: no layer is of that kind.
+    """
+    found = [(path, node) for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Param)]
+    heads = {path[:-1] for path, node in found if node.get_metadata().get("kind") == "head"}
+    if not heads:
+        raise UserError(
+            f"Which layer of {type(model).__name__} is the classifier is not known; give its "
+            'kernel the kind "head", as in nnx.Param(value, kind="head").'
+        )
+    freeze(model, [path for path, _ in found if path[:-1] not in heads])
+
+
 def _own_metadata(variable: nnx.Variable) -> dict[str, Any]:
     return {k: v for k, v in variable.get_metadata().items() if k == "kind"}
 

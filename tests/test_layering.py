@@ -56,7 +56,7 @@ RULES = {
     "bocb_jax/weight_files": {"numpy", "ml_dtypes", "ours:errors", "ours:storage"},
     "bocb_jax/resolve.py": {
         "jax", "ours:errors", "ours:checked", "ours:config", "ours:recipes", "ours:paper",
-        "ours:models", "ours:optim", "ours:data",
+        "ours:models", "ours:optim", "ours:data", "ours:run_files",
     },
     "bocb_jax/pictures.py": {"numpy", "PIL"},
     "bocb_jax/tasks": {

@@ -41,7 +41,12 @@ _PACKAGES = ("bocb-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "
 # can be resumed. Settings of "config" that were renamed are in `config.EARLIER_NAMES`.
 EARLIER_NAMES = {"hparams_source": "rates_from"}
 # Field of `ResolvedConfig` that earlier versions did not have -> the value that says what they did.
-DEFAULTS_OF_EARLIER_VERSIONS: dict[str, Any] = {"ema_warmup": False, "transfer": None}
+DEFAULTS_OF_EARLIER_VERSIONS: dict[str, Any] = {
+    "ema_warmup": False,
+    "train": "all",
+    "layer_decay": None,
+    "transfer": None,
+}
 
 
 def earlier_defaults(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Fill in what the config of a detector or a pose net leaves open."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from bocb_jax import optim
@@ -11,8 +10,7 @@ from bocb_jax.errors import UserError
 from bocb_jax.models import platform
 from bocb_jax.models.factory import MODELS
 from bocb_jax.optim.registry import OptimizerInfo
-from bocb_jax.resolve import ResolvedConfig, check_arguments, decay_mask, first
-from bocb_jax.run_files import read_config
+from bocb_jax.resolve import ResolvedConfig, check_arguments, decay_mask, first, recorded_size
 from bocb_jax.tasks.recipes import TransferRecipe, recipe_of
 
 
@@ -161,13 +159,9 @@ def _backbone_size(config: TrainConfig, side: int) -> int:
     It decides the stem of some backbones, and the size of tables of positions, which are resized
     when other images are seen.
     """
-    if config.init is not None:
-        source = Path(config.init)
-        for folder in (source, *source.parents[:2]):  # of a run, or checkpoints/best in it
-            found = (read_config(folder) or {}) if folder.is_dir() else {}
-            size = (found.get("resolved") or {}).get("transfer") or found.get("resolved") or {}
-            if "backbone_size" in size or "image_size" in size:
-                return size.get("backbone_size") or size["image_size"]
+    recorded = recorded_size(config.init)
+    if recorded is not None:
+        return recorded
     model = MODELS.resolve(config.model)
     return model.image_size if model.has_position_tables else side
 
@@ -182,6 +176,8 @@ def _refuse(config: TrainConfig) -> None:
         "data.repeats": config.data.repeats is not None and "images are not repeated",
         "step.loss": config.step.loss is not None and "the task has its own",
         "step.label_smoothing": config.step.label_smoothing is not None and "there are no labels",
+        "step.train": config.step.train is not None and "all is trained but frozen stages",
+        "step.layer_decay": config.step.layer_decay is not None and "give transfer.layer_decay",
         "augment": any(
             value not in (None, False) for value in dataclasses.asdict(config.augment).values()
         )

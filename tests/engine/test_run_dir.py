@@ -73,7 +73,7 @@ def test_a_start_that_failed_early_can_be_made_again(tmp_path, resolved):
 def test_a_run_of_an_earlier_version_keeps_its_values(tmp_path):
     assert run_dir.earlier_defaults(tmp_path / "run") == {}
     earlier(tmp_path / "run")
-    assert run_dir.earlier_defaults(tmp_path / "run") == {"ema_warmup": False, "transfer": None}
+    assert run_dir.earlier_defaults(tmp_path / "run") == run_dir.DEFAULTS_OF_EARLIER_VERSIONS
     manifest = {"config": CONFIG, "resolved": {**RESOLVED, "ema_warmup": False}}
     with run_dir.claim(tmp_path / "run", manifest, resume=True):
         pass
