@@ -1,4 +1,4 @@
-"""Fine-tuning of a classifier on other classes, and linear probing: recipes, and what is trained."""
+"""Fine-tuning of a classifier, and linear probing: recipes, and what is trained."""
 
 import json
 
