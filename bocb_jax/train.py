@@ -24,7 +24,7 @@ from bocb_jax.config import TrainConfig, dotted, from_toml, present_flags
 from bocb_jax.console import console, duration, reporter
 from bocb_jax.engine import compile_cache, run_dir, signals
 from bocb_jax.engine.memory import keep_freed_memory
-from bocb_jax.engine.outcome import failure, in_a_sentence
+from bocb_jax.engine.outcome import cannot_write, failure, in_a_sentence
 from bocb_jax.engine.processes import follow_failed_partner, on_first, together
 from bocb_jax.engine.record import Record, Records
 from bocb_jax.engine.sharding import check_batch, platform_of
@@ -136,8 +136,9 @@ def train_single(
         raise
     except Exception as error:
         follow_failed_partner()
-        with contextlib.suppress(UserError):  # a full disk is no second error
-            run.record.write_result(failure(error))
+        if not cannot_write(error):
+            with contextlib.suppress(UserError):  # a disk that fills now is no second error
+                run.record.write_result(failure(error))
         raise
     report.say(closing_text(run.result, run.folder))
     return run.result

@@ -1,5 +1,6 @@
 """Sweeps of real, tiny runs: kills, failures, bad input, what is compiled."""
 
+import errno
 import json
 import os
 import re
@@ -13,11 +14,12 @@ from drills import kill_sweep
 from helpers import made_runs
 from helpers.studies import TINY, Pretended, answer, command, died, ready, study, write
 
-from bocb_jax import results, sweep
+from bocb_jax import results, sweep, train
+from bocb_jax.errors import UserError
 from bocb_jax.storage.lock import only_writer
 from bocb_jax.storage.remote import Workdir
 from bocb_jax.study import resolve
-from bocb_jax.study.messages import Request, Task
+from bocb_jax.study.messages import UNWRITABLE, Answer, Event, EventKind, Request, Task
 from bocb_jax.study.plan import Cell
 from bocb_jax.study.pool import share_out
 from bocb_jax.study.progress import Lines, Progress
@@ -68,6 +70,30 @@ def test_a_worker_stays_with_a_pair_as_long_as_there_is_work(tmp_path):
     assert len(outcomes) == 8
     assert {model for worker, model, _ in pool.order if worker == 0} == {"net0"}
     assert {model for worker, model, _ in pool.order if worker == 1} == {"net1"}
+
+
+def test_a_full_disk_stops_the_sweep_and_fails_no_run(tmp_path):
+    said = "runs/a cannot be written: No space left on device."
+
+    def ends(worker, settings):
+        return [Event(EventKind.DONE, worker, Answer([UNWRITABLE], said))]
+
+    with pytest.raises(UserError, match=r"on device\. The sweep has stopped"):
+        run(tmp_path, ends)
+    assert not list(tmp_path.glob("*/result.json"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_worker_records_no_failure_of_the_disk(tmp_path, monkeypatch, number):
+    def full(config):
+        raise OSError(number, os.strerror(number), "somewhere")
+
+    monkeypatch.setattr(train, "train", full)
+    (planned,) = made_runs.cells(study(), tmp_path, 1, 1)[0].planned({})[:1]
+    found = Executor().answer(Request(Task.TRAIN, [planned.config]))
+    assert found.statuses == [UNWRITABLE]
+    assert os.strerror(number) in found.error
+    assert not list(tmp_path.glob("*/result.json"))
 
 
 def test_idle_workers_help_once_the_first_run_of_a_pair_has_ended(tmp_path):

@@ -85,6 +85,13 @@ def explanation(error: Exception, where: str) -> str | None:
     return None
 
 
+def cannot_write(error: BaseException) -> bool:
+    """Whether an error says that the disk is full or fails: no run's fault, and none can go on."""
+    if isinstance(error, _OfTheMachine):
+        error = error.__cause__ or error
+    return (isinstance(error, OSError) and error.errno in _DISK) or _NO_SPACE in str(error)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of the host or of a device ran out."""
     text = str(error)  # TensorStore calls a full disk an exhausted resource as well

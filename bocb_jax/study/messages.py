@@ -46,13 +46,18 @@ class Request:
         return cls(Task(fields.pop("task")), **fields)
 
 
+# Of a run that stopped because the disk is full or fails: so would every other.
+UNWRITABLE = "unwritable"
+
+
 @dataclasses.dataclass(frozen=True)
 class Answer:
     """What a worker answers once a request is done.
 
     Attributes:
       statuses: how each run ended, as in `result.json`; "interrupted" for one that should be asked
-        for again, since a signal came or another process still holds its folder.
+        for again, since a signal came or another process still holds its folder; `UNWRITABLE` for
+        one that could not be written.
       error: why the task failed; for TRAIN_TOGETHER, why the runs were trained one by one.
       choice: of COMPARE; see `measure.compare`.
       seconds_per_image: of MEASURE; None where it failed.

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bocb_jax.errors import UserError
 from bocb_jax.run_files import read_result, score_name
 from bocb_jax.storage.remote import Workdir, saved_steps
 from bocb_jax.study.grouping import Grouping
-from bocb_jax.study.messages import Answer, Event, EventKind, Request, Task
+from bocb_jax.study.messages import UNWRITABLE, Answer, Event, EventKind, Request, Task
 from bocb_jax.study.plan import Cell, Outcome, Planned
 from bocb_jax.study.pool import Pool, StartWatch
 from bocb_jax.study.progress import Progress
@@ -218,6 +219,11 @@ class Scheduler:
             return
         if task is Task.TRAIN_TOGETHER and answer.error:
             self.grouping.choose(cell, job.runs, 1, error=answer.error)
+        if UNWRITABLE in answer.statuses:
+            raise UserError(
+                f"{answer.error} The sweep has stopped; once there is space, start the same "
+                "command again."
+            )
         ended = dict(zip((planned.run for planned in job.runs), answer.statuses, strict=True))
         for planned in reversed(job.runs):
             if ended[planned.run] == "interrupted":

@@ -19,7 +19,7 @@ from typing import Any
 from bocb_jax.config import TrainConfig, from_dict, run_id
 from bocb_jax.storage.files import write_json
 from bocb_jax.storage.remote import Workdir
-from bocb_jax.study.messages import Answer, Request, Task
+from bocb_jax.study.messages import UNWRITABLE, Answer, Request, Task
 
 NOTICE_SECONDS = 4.0  # between SIGTERM and the save of a run; a worker that needs longer is ended
 IN_USE_SECONDS = 1.0  # pause before a folder that another process holds is asked for again
@@ -100,7 +100,7 @@ class Executor:
     def _train_together(self, request: Request) -> Answer:
         """Train runs together or, if that fails (for want of memory, say), one by one."""
         from bocb_jax.engine.memory import forget_peak_memory
-        from bocb_jax.engine.outcome import failure
+        from bocb_jax.engine.outcome import cannot_write, failure
         from bocb_jax.errors import FolderInUse, Interrupted
         from bocb_jax.train_population import train_together
 
@@ -116,6 +116,8 @@ class Executor:
             time.sleep(IN_USE_SECONDS)
             return interrupted
         except Exception as caught:
+            if cannot_write(caught):
+                return Answer([UNWRITABLE] * len(request.configs), str(caught))
             result = failure(caught)
         # Outside the handler, so that the traceback no longer keeps the states alive.
         print(f"Training together failed, so one by one:\n{result['traceback']}", file=sys.stderr)
@@ -123,8 +125,13 @@ class Executor:
         statuses: list[str] = []
         for config in request.configs:
             # After a signal, the runs that follow are left for the next start.
-            stopped = statuses[-1:] == ["interrupted"]
-            statuses.append("interrupted" if stopped else _train_one(config)[0])
+            if statuses[-1:] == ["interrupted"]:
+                statuses.append("interrupted")
+                continue
+            status, error = _train_one(config)
+            if status == UNWRITABLE:
+                return Answer([UNWRITABLE] * len(request.configs), error)
+            statuses.append(status)
         return Answer(statuses, result["error"])
 
     def _compare(self, request: Request) -> Answer:
@@ -146,7 +153,7 @@ class Executor:
 def _train_one(config_dict: dict[str, Any]) -> tuple[str, str | None]:
     """Train a run; return its status, see `Answer.statuses`, and the error that ended it."""
     from bocb_jax.engine.memory import forget_peak_memory
-    from bocb_jax.engine.outcome import failure
+    from bocb_jax.engine.outcome import cannot_write, failure
     from bocb_jax.errors import FolderInUse, Interrupted
     from bocb_jax.train import train
 
@@ -160,6 +167,8 @@ def _train_one(config_dict: dict[str, Any]) -> tuple[str, str | None]:
         time.sleep(IN_USE_SECONDS)
         return "interrupted", None
     except Exception as caught:
+        if cannot_write(caught):
+            return UNWRITABLE, str(caught)
         result = failure(caught)
         run = config.run_id or run_id(config)
         with contextlib.suppress(Exception):
