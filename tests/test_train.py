@@ -25,7 +25,8 @@ from bocb_jax.engine import signals
 from bocb_jax.engine.outcome import failure
 from bocb_jax.errors import Interrupted, UserError
 from bocb_jax.storage.files import read_jsonl
-from bocb_jax.train import Run, train
+from bocb_jax.tasks import kinds
+from bocb_jax.train import train
 
 SMALL = {
     "model": "vit_mini",
@@ -217,7 +218,7 @@ def test_memory_that_runs_out_before_the_first_step_is_a_sentence(config, monkey
     def loader(self, sharding):
         raise error
 
-    monkeypatch.setattr(Run, "loader", loader)
+    monkeypatch.setattr(kinds._LabelledImages, "loader", loader)
     with pytest.raises(UserError, match=r"^Memory ran out.*use a smaller --batch-size") as caught:
         train(config)
     outcome = json.loads((config.folder() / "result.json").read_text())
