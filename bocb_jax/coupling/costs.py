@@ -27,17 +27,26 @@ def costs_of(table: ScoreTable) -> pandas.DataFrame:
     return pandas.DataFrame(costs, index=regret.index, columns=regret.columns)
 
 
+def far_from(equal: float) -> float:
+    """Return the regret beyond which an optimizer is one to avoid.
+
+    Args:
+      equal: difference that counts as equal.
+    """
+    return FAR * equal
+
+
 def far_behind(regret: T, equal: float) -> T:
-    """Return where a regret is of an optimizer to avoid, `FAR` times what counts as equal."""
-    return regret > FAR * equal + 1e-9
+    """Return where a regret is of an optimizer to avoid."""
+    return regret > far_from(equal) + 1e-9
 
 
 def with_failures(regret: np.ndarray, failed: np.ndarray, equal: float) -> np.ndarray:
     """Return regrets where what failed costs as much as the worst that finished there.
 
-    It costs no less than what is to be avoided (`FAR`), and no less than the worst optimizer does
-    on the median backbone: where one optimizer finished, or all that did are close, their regrets
-    say nothing about a failure.
+    It costs no less than what is to be avoided (`far_from`), and no less than the worst optimizer
+    does on the median backbone: where one optimizer finished, or all that did are close, their
+    regrets say nothing about a failure.
 
     Args:
       regret: (..., optimizers, backbones); NaN where no run finished.
@@ -49,7 +58,7 @@ def with_failures(regret: np.ndarray, failed: np.ndarray, equal: float) -> np.nd
     if not known.any():
         return regret
     usual = np.nanmedian(np.where(known, worst, np.nan), axis=-1, keepdims=True)
-    return np.where(failed, np.maximum(worst, np.maximum(usual, FAR * equal)), regret)
+    return np.where(failed, np.maximum(worst, np.maximum(usual, far_from(equal))), regret)
 
 
 def diverged(table: ScoreTable) -> pandas.DataFrame:

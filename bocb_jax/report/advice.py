@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas
 
-from bocb_jax.coupling.costs import FAR
+from bocb_jax.coupling.costs import far_from
 from bocb_jax.coupling.result import Analysis
 from bocb_jax.coupling.score_table import ScoreTable
 from bocb_jax.report import wording
@@ -222,6 +222,6 @@ def noise_is_known(analysis: Analysis) -> bool:
     return bool(analysis.noise["sd"].reindex(scored.index[scored]).notna().all())
 
 
-def far(table: ScoreTable) -> float:
-    """Return the distance from which on an optimizer is one to avoid."""
-    return FAR * table.equal
+def far(table: ScoreTable) -> str:
+    """Return the distance beyond which an optimizer is one to avoid, in words: "5", "10 %"."""
+    return gap(table, far_from(table.equal)).removesuffix(".0")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pandas
 
-from bocb_jax.coupling.costs import LEAST_BACKBONES, costs_of, diverged
+from bocb_jax.coupling.costs import LEAST_BACKBONES, costs_of, diverged, far_from
 from bocb_jax.coupling.result import Analysis
 from bocb_jax.coupling.score_table import ScoreTable
 from bocb_jax.report import advice, wording
@@ -190,7 +190,7 @@ def _crossings(analysis: Analysis, names: Sequence[str]) -> tuple[list[str], boo
             f"No optimizer that is best somewhere ({lead}) {how} more than "
             f"{wording.equal_distance(table)} behind on another backbone."
         ], known
-    plain = known or crossings[0][0].behind_bad > advice.far(table) + 1e-9
+    plain = known or crossings[0][0].behind_bad > far_from(table.equal) + 1e-9
     start = "" if plain else "In these figures, "
     return [f"{start}{_crossing_sentence(table, same)}." for same in crossings], plain
 
@@ -308,9 +308,9 @@ def _avoid(analysis: Analysis, names: Sequence[str]) -> list[str]:
         if failed:
             parts.append(f"no run finished on {failed:.0f} of {len(names)}")
         if far:
-            limit = gap(table, advice.far(table)).removesuffix(".0")
             parts.append(
-                f"over {limit} behind on {far:.0f} of {len(names)}, up to {gap(table, worst)}"
+                f"over {advice.far(table)} behind on {far:.0f} of {len(names)}, "
+                f"up to {gap(table, worst)}"
                 if len(names) > 1
                 else f"{gap(table, worst)} behind"
             )

@@ -29,7 +29,6 @@ def _optimizers(analysis: Analysis) -> Table:
     frame = analysis.optimizers.sort_values("mean_regret", kind="stable")
     frame["close"] = frame["within"].map(len) / analysis.regret.notna().sum(axis=1)
     frame["beyond"] = [wording.listed(wording.labels(names), 6) for names in frame["beyond"]]
-    far = wording.gap(table, advice.far(table)).removesuffix(".0")
     columns = (
         ("optimizer", "optimizer", "text"),
         ("category", "category", "text"),
@@ -42,7 +41,7 @@ def _optimizers(analysis: Analysis) -> Table:
         ("median_regret", "median", "number"),
         ("worst_regret", "worst", "number"),
         ("close", f"within {equal}", "percent", "share of the backbones on which it is that close"),
-        ("beyond", f"over {far} behind on", "text"),
+        ("beyond", f"over {advice.far(table)} behind on", "text"),
         ("coupling_rms", "off the additive fit", "interval", "root mean square"),
         ("outliers", "outliers", "int"),
         ("failed", "failed", "int", "cells in which no run finished"),

@@ -55,7 +55,6 @@ def _stakes(analysis: Analysis) -> list[tuple[str, str]]:
     if worst is None:
         return []
     note = f"behind, the worst choice: {label(worst, 20)} on {label(name, 20)}"
-    limit = gap(analysis.table, advice.far(analysis.table)).removesuffix(".0")
     count = int(analysis.stakes["beyond"].map(len).sum())
-    note += f"; {counted(count, 'cell')} over {limit}"
+    note += f"; {counted(count, 'cell')} over {advice.far(analysis.table)}"
     return [(wording.with_unit(analysis.table, largest[name]), note)]
