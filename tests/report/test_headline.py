@@ -14,7 +14,7 @@ from bocb_jax.coupling.scores import from_csv
 from bocb_jax.report import advice, document, headline, markdown, summary, wording
 from bocb_jax.report.heat_map_data import build_heat_map
 from bocb_jax.report.more_runs import Sweep, more_runs
-from bocb_jax.report.sections import backbones, build_document
+from bocb_jax.report.sections import backbones, build_document, tiles
 
 NAMES = ["sgd", "adamw", "lamb", "lion", "adan", "adagrad"]
 
@@ -152,6 +152,11 @@ def test_general_advice_that_fails_hides_no_interval_and_is_no_measured_cost(ana
     table = backbones.build(found, list(rows.values()), ()).blocks[0]
     assert [row["price"] >= 0 for row in table.rows] == [True] * 7 + [False]
     assert table.rows[7]["general"] == "sgd, which does not finish"
+    shown = [tile for tile in tiles.build(found) if "general advice" in tile[1]]
+    note = f"sgd on net6 ({low:.1f} to {high:.1f}); on net7 it does not finish"
+    assert shown == [
+        (f"{price:.1f} points", f"behind, the highest price of general advice: {note}")
+    ]
 
 
 def test_an_upper_end_is_the_most_that_general_advice_costs(analyzed):

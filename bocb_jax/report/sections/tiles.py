@@ -23,14 +23,19 @@ def _camps(analysis: Analysis) -> list[tuple[str, str]]:
 
 def _price(analysis: Analysis) -> list[tuple[str, str]]:
     price, table = analysis.price.dropna(subset="price"), analysis.table
-    if price.empty or price["fails"].any():
+    fails = price["fails"].astype(bool)
+    measured = price[~fails]
+    if measured.empty:
         return []
-    name = price["price"].idxmax()
-    row = price.loc[name]
+    name = measured["price"].idxmax()
+    row = measured.loc[name]
     note = (
         f"behind, the highest price of general advice: {label(row['general'], 20)} on "
         f"{label(name, 20)}{advice.between(table, row)}"
     )
+    if fails.any():
+        where = wording.listed([label(other, 20) for other in price.index[fails]], 3)
+        note += f"; on {where} it does not finish"
     return [(wording.with_unit(table, row["price"]), note)]
 
 
