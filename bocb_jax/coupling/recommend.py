@@ -417,21 +417,21 @@ def sentences(advice: Advice) -> Sequence[str]:
     first, *others = advice.choices
     lines = [f"Try {first.optimizer} first{_with_rates(first)}."]
     if np.isfinite(first.score):
-        best = "the best" if first.behind == 0 else f"{first.behind:.3g} {unit} below the best"
+        best = "the best" if first.behind == 0 else f"{first.behind:.3g} {unit} behind the best"
         lines.append(
             f"Evidence: {first.score:.4g} on {advice.backbone}, {best} of {advice.candidates} "
             f"optimizers, n = {first.seeds} {'figure' if first.seeds == 1 else 'figures'}."
         )
     lines += _price_sentence(advice)
     overall = (
-        f"on average {first.mean_regret:.3g} {unit} below the best, at worst "
+        f"on average {first.mean_regret:.3g} {unit} behind the best, at worst "
         f"{first.worst_regret:.3g} ({first.worst_backbone})"
     )
     overall = "the best on each" if first.worst_regret == 0 else overall
     if first.backbones > 1:
         lines.append(f"Over {first.backbones} backbones it is {overall}.")
     for choice in others:
-        behind = f"{choice.behind:.3g} {unit} below the best, n = {choice.seeds}"
+        behind = f"{choice.behind:.3g} {unit} behind the best, n = {choice.seeds}"
         if not np.isfinite(choice.behind):
             behind = f"mean regret {choice.mean_regret:.3g} {unit}"
             behind += f", n = {choice.backbones} backbones"

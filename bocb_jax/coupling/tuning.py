@@ -41,7 +41,7 @@ class Budget:
     fading: Fading | None  # None where too few pairs have two trials
     verdict: str  # the same in words
     # backbone, optimizer, learning_rate, weight_decay, score, best, gap: the score with the values
-    # that lose least on the other backbones ("defaults"), and how far it is below the best.
+    # that lose least on the other backbones ("defaults"), and how far it is behind the best.
     defaults: pandas.DataFrame | None
     # Mean of (winner's score in the search - score of fresh seeds on the same split), in the unit.
     optimism: float | None
@@ -349,7 +349,7 @@ def width(table: ScoreTable) -> pandas.DataFrame | None:
     The share depends on the search space: a wider search has a smaller share.
 
     Returns:
-      A row per pair: backbone, optimizer, trials, within (trials at most `table.within[0]` below
+      A row per pair: backbone, optimizer, trials, within (trials at most `table.within[0]` behind
       the best), share, learning_rate_low, learning_rate_high (of these), learning_rate_factor
       (their ratio), best_learning_rate, best_weight_decay, at_edge (the best is at the lowest or
       highest learning rate or weight decay of three or more tried). None without trials.

@@ -240,7 +240,7 @@ def test_ratios_are_of_figures_that_are_shown_as_they_were_measured():
     advice = recommend.recommend(table, "b1")
     assert advice.choices[0].score == pytest.approx(6000)
     assert [choice.behind for choice in advice.choices] == pytest.approx([0, 10])
-    assert "Then o2: 10 % below the best, n = 1." in recommend.sentences(advice)
+    assert "Then o2: 10 % behind the best, n = 1." in recommend.sentences(advice)
     assert recommend.recommend(table, "b0").avoid == ("o2 (50 % behind)",)
     found = analyze(table, resamples=20)
     assert found.column_statistics.at["b1", "worst"] == pytest.approx(7000)

@@ -53,7 +53,7 @@ def draw(analysis: Analysis, *, deepest: float = 10.0) -> Figure:
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         bar = picture.colorbar(image, ax=axes, shrink=0.6, pad=0.01, extend="max")
-        bar.set_label(f"below the best of the column, {analysis.table.unit}")
+        bar.set_label(f"behind the best of the column, {analysis.table.unit}")
         bar.outline.set_visible(False)
         note = f"★ best   ▲ top 4   ▼ outlier by {analysis.outliers.rule}   grey: every run failed"
         note += "   one score per cell" if analysis.table.one_seed else "   ° one seed"

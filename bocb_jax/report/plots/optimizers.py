@@ -39,7 +39,7 @@ def draw_regrets(analysis: Analysis) -> Figure:
         axes.set_xlim(left=-0.05)
         axes.axvline(1, color=FAINT, lw=0.8, ls=":")
         axes.set_xlabel(
-            f"below the best optimizer of the backbone, {unit}; bar: mean (log scale above 1)"
+            f"behind the best optimizer of the backbone, {unit}; bar: mean (log scale above 1)"
         )
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
