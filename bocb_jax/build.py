@@ -242,20 +242,23 @@ def lr_multipliers(spec: ProgramSpec, net: Any) -> dict[str, float] | None:
 
     The classifier, or what is around the backbone, has the whole rate, the last block `layer_decay`
     times it.
+
+    Raises:
+      UserError: the backbone has no blocks to count.
     """
     if spec.layer_decay is None:
         return None
     backbone, start = (net, ()) if spec.net is None else (net.backbone, ("backbone",))
-    order = inspect_maps(backbone, spec.image_size, spec.image_size).order
-    trained = [path for path, node in nnx.iter_graph(backbone) if isinstance(node, nnx.Param)]
-    if spec.net is None:  # the classifier comes last
-        order = (*order, *(path for path in trained if path not in set(order)))
-    layers = layers_of(order)
-    top = max(layers.values())
+    layers, top = layers_of(inspect_maps(backbone, spec.image_size, spec.image_size).order)
+    if top == 1:
+        raise UserError(
+            f"layer_decay counts the entries of a backbone's lists, such as blocks; {spec.model} "
+            "has no list. Leave layer_decay out."
+        )
     return {
-        "/".join(map(str, (*start, *path))): spec.layer_decay ** (top - layers[path])
-        for path in trained
-        if path in layers
+        "/".join(map(str, (*start, *path))): spec.layer_decay ** (top - layers.get(path, top))
+        for path, node in nnx.iter_graph(backbone)
+        if isinstance(node, nnx.Param)
     }
 
 

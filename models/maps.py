@@ -96,29 +96,48 @@ def inspect_maps(model: nnx.Module, height: int, width: int) -> Maps:
     return Maps(strides, sizes, channels, tuple(used), tuple(order))
 
 
-def layers_of(order: Sequence[Path]) -> dict[Path, int]:
-    """Return the number of the layer of each variable: 0 before the first block, then by block.
+def layers_of(order: Sequence[Path]) -> tuple[dict[Path, int], int]:
+    """Return the number of each variable's layer, and that of what follows the last block.
 
-    A block is an entry of a list, such as `blocks.3` or `stages.1.blocks.0`. What follows the last
-    block has the number after its, as ViTDet counts (Li et al., 2022, arXiv:2203.16527).
+    Layer 0 is before the first block, and every block is a layer, with what lies between it and the
+    next one. What follows the last block has the number after its, as ViTDet counts (Li et al.,
+    2022, arXiv:2203.16527).
 
     Args:
       order: paths of the variables by their first use, `Maps.order`.
     """
-    blocks = [_block(path) for path in order]
+    blocks = _blocks(order)
     numbers = {block: i + 1 for i, block in enumerate(dict.fromkeys(filter(None, blocks)))}
-    found, started = {}, False
+    top, latest = len(numbers) + 1, 0
+    found: dict[Path, int] = {}
     for path, block in zip(order, blocks, strict=True):
-        started = started or block is not None
-        after = len(numbers) + 1 if started else 0
-        found[path] = after if block is None else numbers[block]
-    return found
+        if block is not None:
+            found[path] = numbers[block]
+            latest = max(latest, numbers[block])
+        else:
+            found[path] = top if latest == len(numbers) else latest
+    return found, top
 
 
-def _block(path: Path) -> Path | None:
-    """Return the entry of a list, or of a list in a list, that a variable belongs to."""
-    places = [place for place, part in enumerate(path) if isinstance(part, int)][:2]
-    return path[: places[-1] + 1] if places else None
+def _blocks(order: Sequence[Path]) -> list[Path | None]:
+    """Return the block that each variable belongs to.
+
+    A block is an entry of a list, or of a list in a list, that consists of layers, such as
+    `blocks.3` or `stages.1.blocks.0`, but not the convolution `layer1.0.downsample.0`. Where no
+    list has such entries, as in VGG, every entry counts.
+    """
+    entries = [
+        [path[: i + 1] for i, part in enumerate(path) if isinstance(part, int)][:2]
+        for path in order
+    ]
+    of_layers = {
+        entry
+        for path, found in zip(order, entries, strict=True)
+        for entry in found
+        if len(path) > len(entry) + 1
+    }
+    counted = of_layers or {entry for found in entries for entry in found}
+    return [next((e for e in reversed(found) if e in counted), None) for found in entries]
 
 
 def _with_paths(tree: Any) -> list[tuple[Any, Any]]:

@@ -10,6 +10,7 @@ from bocb_jax import optim
 from bocb_jax.build import lr_multipliers
 from bocb_jax.config import TrainConfig, from_dict, run_id
 from bocb_jax.errors import UserError
+from bocb_jax.models.maps import inspect_maps
 from bocb_jax.resolve import recorded_size
 from bocb_jax.tasks.kinds import KINDS
 from bocb_jax.train import Run
@@ -97,12 +98,20 @@ def test_rates_fall_below_the_classifier():
     assert len(factors) == len(every)
 
 
-def test_a_net_without_a_norm_after_its_blocks_has_the_classifier_on_top():
-    run = Run(config(model="resnet_mini", step={"layer_decay": 0.5}))
-    factors = lr_multipliers(run.spec, run.program.steps.abstract_model)
-    heads = {name: factor for name, factor in factors.items() if name.startswith("fc/")}
-    assert set(heads.values()) == {1}
-    assert all(factor < 1 for name, factor in factors.items() if name not in heads)
+@pytest.mark.parametrize(
+    ("model", "classifier", "blocks"),
+    [("resnet_mini", "fc/kernel", 8), ("vgg_mini", "head/fc/kernel", 16),
+     ("moganet_mini", "head/kernel", 5), ("convnext_mini", "head/fc/kernel", 9)],
+)  # fmt: skip
+def test_the_classifier_is_on_top_of_all_blocks(model, classifier, blocks):
+    run = Run(config(model=model, step={"layer_decay": 0.5}))
+    net = run.program.steps.abstract_model
+    factors = lr_multipliers(run.spec, net)
+    assert factors[classifier] == 1
+    order = ["/".join(map(str, path)) for path in inspect_maps(net, 32, 32).order]
+    found = [factors[name] for name in order if name in factors]
+    assert found == sorted(found)
+    assert found[0] in (0.5**blocks, 0.5 ** (blocks + 1))  # a list may begin with the stem
 
 
 def test_linear_probing_changes_the_classifier_alone():
@@ -126,6 +135,8 @@ REFUSED = {
     "decay": ({"task": "pose", "recipe": "auto", "init": None, "step": {"layer_decay": 0.5}},
               "step.layer_decay is for classification; for pose, give transfer.layer_decay"),
     "what": ({"step": {"train": "stem"}}, "step.train is 'stem'; it must be one of all"),
+    "blocks": ({"model": "densenet_mini", "step": {"layer_decay": 0.5}},
+               "layer_decay counts the entries .* densenet_mini has no list"),
     "zero": ({"step": {"layer_decay": 0.0}}, "step.layer_decay is 0.0"),
 }  # fmt: skip
 

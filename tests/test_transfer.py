@@ -340,6 +340,15 @@ def test_rates_fall_from_layer_to_layer():
     assert lr_multipliers(dataclasses.replace(spec, layer_decay=None), model) is None
 
 
+def test_rates_fall_where_the_last_map_is_that_of_a_block():
+    spec = dataclasses.replace(spec_of("resnet_mini"), layer_decay=0.5)
+    factors = lr_multipliers(spec, compiled_program(spec).steps.abstract_model)
+    assert factors["backbone/layer4/1/conv3/kernel"] == 0.5
+    assert factors["backbone/layer4/0/conv1/kernel"] == 0.25
+    assert factors["backbone/layer4/0/downsample/0/kernel"] == 0.25  # a part of the block
+    assert factors["backbone/conv1/kernel"] == 0.5**9
+
+
 # --- Every backbone -------------------------------------------------------------------------------
 
 MINIS = bocb_jax.list_models("*_mini")
