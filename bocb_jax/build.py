@@ -114,7 +114,7 @@ def program_spec(
         batch_norm_momentum=config.step.batch_norm_momentum,
         batch_norm_groups=config.step.batch_norm_groups,
         train=resolved.train,
-        layer_decay=(resolved.transfer or {}).get("layer_decay", resolved.layer_decay),
+        layer_decay=resolved.layer_decay,
         mean=tuple(dataset.mean),
         std=tuple(dataset.std),
         fsdp=config.parallel.fsdp,

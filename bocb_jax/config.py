@@ -182,7 +182,6 @@ class TransferConfig:
     flip_test: bool = True  # pose: evaluate the mirrored crop as well
     soft_nms: bool = False  # pose: lower the scores of similar persons, rather than remove them
     boxes: FilePath | None = None  # pose: a detector's boxes of test images; None: annotated ones
-    layer_decay: Share | None = None  # factor on the learning rate from each layer to the one below
 
     def __post_init__(self):
         if self.short is not None:

@@ -58,7 +58,7 @@ class ResolvedConfig:
     host_crop: tuple[float, float] | None  # shares of the area, if the host crops
     augmentation: dict[str, Any]
     train: str = "all"  # or "classifier"
-    layer_decay: float | None = None  # of classification
+    layer_decay: float | None = None  # factor on the learning rate from each layer to the one below
     transfer: dict[str, Any] | None = None  # of detection and pose, by the names of `config`
 
 

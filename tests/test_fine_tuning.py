@@ -132,8 +132,6 @@ REFUSED = {
             "Which layer of Net is the classifier is not known"),
     "detection": ({"task": "detection", "recipe": "auto", "init": None,
                    "step": {"train": "classifier"}}, "step.train is for classification"),
-    "decay": ({"task": "pose", "recipe": "auto", "init": None, "step": {"layer_decay": 0.5}},
-              "step.layer_decay is for classification; for pose, give transfer.layer_decay"),
     "what": ({"step": {"train": "stem"}}, "step.train is 'stem'; it must be one of all"),
     "blocks": ({"model": "densenet_mini", "step": {"layer_decay": 0.5}},
                "layer_decay counts the entries .* densenet_mini has no list"),

@@ -199,13 +199,22 @@ def test_recipes_are_the_references(config):
     small = resolved("detection", model="resnet50", dataset=data, image_size=400)
     assert (small.transfer["short"], small.transfer["long"]) == ([400, 400], 666)
     vit = resolved("detection", model="deit_s", dataset=data, init="deit.pth")
-    assert vit.transfer["layer_decay"] == 0.7
+    assert vit.layer_decay == 0.7
 
     pose = resolved("pose", model="resnet50", opt="adam", dataset=data)
     assert (pose.recipe, pose.epochs, pose.batch_size) == ("210e", 210, 512)
     assert (pose.learning_rate, pose.weight_decay) == (5e-4, 0.0)
     assert (pose.transfer["input_size"], pose.transfer["sigma"]) == ([192, 256], 2)
     assert pose.transfer["boundaries"] == [170 / 210, 200 / 210]
+
+
+@pytest.mark.parametrize(("task", "recipe"), [("detection", "1x"), ("pose", "210e")])
+def test_the_command_decides_how_rates_fall(task, recipe):
+    assert spec_of("resnet_mini", task).layer_decay is None
+    assert spec_of("resnet_mini", task, step={"layer_decay": 0.9}).layer_decay == 0.9
+    given = {"model": "vit_mini", "init": "vit.pth", "recipe": recipe}
+    assert resolved(task, **given).layer_decay < 0.9
+    assert resolved(task, **given, step={"layer_decay": 0.9}).layer_decay == 0.9
 
 
 def test_every_optimizer_has_usual_rates():

@@ -99,6 +99,7 @@ def resolve(config: TrainConfig, dataset: AnnotatedDataset, images: int) -> Reso
         precision=precision,
         host_crop=None,
         augmentation={},
+        layer_decay=first(step.layer_decay, _layer_decay(config, recipe)),
         transfer=special,
     )
 
@@ -141,16 +142,17 @@ def _of_pose(config: TrainConfig, recipe: TransferRecipe) -> dict[str, Any]:
 
 def _common(config: TrainConfig, recipe: TransferRecipe) -> dict[str, Any]:
     boundaries = config.schedule.boundaries
-    family = MODELS.canonical(config.model).partition("_")[0]
     unset = boundaries == type(config.schedule)().boundaries
     return {
         "boundaries": list(recipe.boundaries if unset else boundaries),
         "width": first(config.transfer.width, recipe.width),
-        "layer_decay": first(
-            config.transfer.layer_decay,
-            recipe.layer_decay.get(family) if config.init is not None else None,
-        ),
     }
+
+
+def _layer_decay(config: TrainConfig, recipe: TransferRecipe) -> float | None:
+    """Return the factor of the recipe, for pre-trained weights."""
+    family = MODELS.canonical(config.model).partition("_")[0]
+    return recipe.layer_decay.get(family) if config.init is not None else None
 
 
 def _backbone_size(config: TrainConfig, side: int) -> int:
@@ -177,7 +179,6 @@ def _refuse(config: TrainConfig) -> None:
         "step.loss": config.step.loss is not None and "the task has its own",
         "step.label_smoothing": config.step.label_smoothing is not None and "there are no labels",
         "step.train": config.step.train is not None and "all is trained but frozen stages",
-        "step.layer_decay": config.step.layer_decay is not None and "give transfer.layer_decay",
         "augment": any(
             value not in (None, False) for value in dataclasses.asdict(config.augment).values()
         )
