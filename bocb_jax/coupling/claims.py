@@ -375,7 +375,8 @@ def _rounded(value: float) -> str:
 
 
 def _amount(value: float, analysis: Analysis) -> str:
-    return f"{_rounded(value)} {analysis.table.unit}"
+    table = analysis.table
+    return f"{_rounded(table.distances(value))} {table.distance_unit}"
 
 
 def _median(leading: pandas.Series, analysis: Analysis) -> str:

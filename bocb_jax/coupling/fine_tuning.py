@@ -107,6 +107,5 @@ def _lines(
 
 
 def _distance(table: ScoreTable, value: float) -> str:
-    if table.relative:
-        return f"{100 * table.share(value):.2g} %"
-    return f"{value:.3g} {table.unit}"
+    digits = 2 if table.relative else 3
+    return f"{table.distances(value):.{digits}g} {table.distance_unit}"

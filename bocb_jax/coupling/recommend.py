@@ -86,7 +86,7 @@ def recommend(table: ScoreTable, model: str, *, most: int = 3) -> Advice | None:
         backbone, exact = None, False
         why = f"{model} has fewer than two optimizers with a score here, so all backbones stand in."
     noise, errors = (None, None) if backbone is None else _noise_on(table, backbone)
-    noise = None if noise is None else _distance(table, noise)
+    noise = None if noise is None else table.distances(noise)
     if backbone is None:
         column, rule = _overall(table, regret), OVERALL
     elif errors is None or regret.notna().any().sum() < 2:
@@ -94,7 +94,7 @@ def recommend(table: ScoreTable, model: str, *, most: int = 3) -> Advice | None:
     else:
         cap = _CAP * table.equal if table.equal > 0 else None
         column = shrink(costs_of(table), backbone, errors, cap=cap)
-        rule = SHRUNK.format(sd=f"{noise:.2g}", unit=_unit(table))
+        rule = SHRUNK.format(sd=f"{noise:.2g}", unit=table.distance_unit)
     if len(column) < 2:
         return None
     avoid, failed = dict[str, str](), list[str]()
@@ -113,11 +113,11 @@ def recommend(table: ScoreTable, model: str, *, most: int = 3) -> Advice | None:
         avoid=(*failed, *avoid.values()),
         candidates=len(column),
         general=general,
-        price=None if price is None else _distance(table, price),
+        price=None if price is None else table.distances(price),
         general_fails=fails,
         noise=noise,
         source=table.source,
-        unit=_unit(table),
+        unit=table.distance_unit,
         rule=rule,
     )
 
@@ -238,10 +238,10 @@ def _choice(table: ScoreTable, regret: pandas.DataFrame, backbone: str | None, n
     return Choice(
         optimizer=name,
         score=np.nan if cell is None else float(table.as_measured(cell["score"].mean())),
-        behind=np.nan if backbone is None else _distance(table, regret.at[name, backbone]),
+        behind=np.nan if backbone is None else table.distances(regret.at[name, backbone]),
         seeds=0 if cell is None else int(cell["score"].notna().sum()),
-        mean_regret=_distance(table, row.mean()),
-        worst_regret=_distance(table, row.max()),
+        mean_regret=table.distances(row.mean()),
+        worst_regret=table.distances(row.max()),
         worst_backbone=str(row.idxmax()),
         backbones=len(row),
         learning_rate=rate,
@@ -289,18 +289,8 @@ def _avoid(table: ScoreTable, regret: pandas.Series, column: pandas.Series) -> d
     behind = behind[far_behind(behind, table.equal)]
     unit = " %" if table.relative else ""
     return {
-        str(name): f"{name} ({_distance(table, by):.3g}{unit} behind)"
-        for name, by in behind.items()
+        str(name): f"{name} ({table.distances(by):.3g}{unit} behind)" for name, by in behind.items()
     }
-
-
-def _distance(table: ScoreTable, value: float) -> float:
-    """Return a distance between scores in `_unit`."""
-    return 100 * table.share(value) if table.relative else float(value)
-
-
-def _unit(table: ScoreTable) -> str:
-    return "%" if table.relative else table.unit
 
 
 def at_budget(table: ScoreTable, trials: int) -> ScoreTable:
@@ -375,20 +365,20 @@ def choose_portfolio(table: ScoreTable, size: int, model: str | None = None) -> 
     if backbone is not None:
         column = costs.loc[list(row["optimizers"]), backbone].dropna()
         if len(column):
-            here, best = _distance(table, column.min()), str(column.idxmin())
+            here, best = table.distances(column.min()), str(column.idxmin())
     known = bool(np.isfinite(row["left_out"]))
     return Portfolio(
         optimizers=row["optimizers"],
-        mean=_distance(table, row["mean"]),
-        worst=_distance(table, row["worst"]),
+        mean=table.distances(row["mean"]),
+        worst=table.distances(row["worst"]),
         worst_backbone=str(row["worst_backbone"]),
-        left_out=_distance(table, row["left_out"]) if known else None,
-        left_out_worst=_distance(table, row["left_out_worst"]) if known else None,
+        left_out=table.distances(row["left_out"]) if known else None,
+        left_out_worst=table.distances(row["left_out_worst"]) if known else None,
         backbones=int(costs.notna().any().sum()),
         here=here,
         best_here=best,
         source=table.source,
-        unit=_unit(table),
+        unit=table.distance_unit,
     )
 
 

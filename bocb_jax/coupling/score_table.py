@@ -220,12 +220,28 @@ class ScoreTable:
         """Return scores of this table, an array or frame of them, as they were measured."""
         return np.exp(scores) if self.relative else scores
 
-    def share(self, distance: float) -> float:
+    def share(self, distance: Any) -> Any:
         """Return a distance of a relative table as a share of the best: 0.4 is 40 % more, or less.
 
         Scores are logarithms: lower ones are better where exp(distance) times as much is worse.
+        A lead, a negative distance, is as large as its counterpart behind.
         """
-        return -math.expm1(-distance) if self.higher_is_better else math.expm1(min(distance, 50))
+        size = np.minimum(np.abs(distance), 50)
+        return np.sign(distance) * (-np.expm1(-size) if self.higher_is_better else np.expm1(size))
+
+    @property
+    def score_unit(self) -> str:
+        """Unit of scores as they were measured."""
+        return self.measured_unit or self.unit
+
+    @property
+    def distance_unit(self) -> str:
+        """Unit in which `distances` are: "%" of the best where the table is relative."""
+        return "%" if self.relative else self.unit
+
+    def distances(self, values: Any) -> Any:
+        """Return distances between scores, an array or frame of them, in `distance_unit`."""
+        return 100 * self.share(values) if self.relative else values
 
 
 def _log_odds(percent: pandas.Series | float) -> pandas.Series | float:

@@ -220,7 +220,7 @@ def budget(table: ScoreTable, *, confidence: float = 0.95, seed: int = 0) -> Bud
         curves=frame,
         coupling=coupling,
         fading=fading,
-        verdict=_verdict(coupling, fading, table.unit),
+        verdict=_verdict(coupling, fading, table),
         defaults=_defaults(table.trials, table.sign),
         optimism=optimism,
         optimism_low=low,
@@ -276,10 +276,11 @@ def _coupling_by_trials(
     return coupling, trial_scores.fading(values[ends], noise, degrees, confidence, rng)
 
 
-def _verdict(coupling: pandas.DataFrame, fading: Fading | None, unit: str) -> str:
+def _verdict(coupling: pandas.DataFrame, fading: Fading | None, table: ScoreTable) -> str:
     if fading is None:
         return "Too few trials in common to tell a cost of tuning from a ceiling."
-    first, last = coupling["interaction_std"].iloc[[0, -1]]
+    first, last = table.distances(coupling["interaction_std"].iloc[[0, -1]])
+    unit = table.distance_unit
     figures = (
         f"from {first:.2f} {unit} with 1 trial to {last:.2f} with {coupling.index[-1]} "
         f"(noise subtracted, n = {coupling['cells'].iloc[-1]:.0f} cells)"

@@ -129,8 +129,8 @@ class _Grids:
 
 
 def _measures(table: ScoreTable, grids: _Grids) -> tuple[Measure, ...]:
-    unit, points = table.unit, table.unit == "points"
-    decimals = 1 if points else 2
+    unit, points = table.distance_unit, table.unit == "points"
+    decimals = 1 if points or table.relative else 2
     factor = 1.0 if points else _largest(grids.regret) / _REGRET_STEPS[-1]
     behind = [end * factor for end in _REGRET_STEPS]
     sizes = [end * factor for end in _COUPLING_STEPS]
@@ -138,18 +138,16 @@ def _measures(table: ScoreTable, grids: _Grids) -> tuple[Measure, ...]:
     shade = _colours(grids.regret, behind, "s", missing, grids.failed)
     ends = [-end for end in sizes[::-1]] + sizes
     tilt = _colours(grids.coupling, ends, "d", missing)
+    steps = [_short(table.distances(end)) for end in (0, *behind)]
     shade_legend = [
-        *(
-            (f"s{i}", f"{_short(low)} to {_short(high)}")
-            for i, (low, high) in enumerate(itertools.pairwise([0, *behind]))
-        ),
-        ("s8", f"over {_short(behind[-1])} {unit} behind"),
+        *((f"s{i}", f"{low} to {high}") for i, (low, high) in enumerate(itertools.pairwise(steps))),
+        ("s8", f"over {steps[-1]} {unit} behind"),
         ("failed", "every run failed"),
     ]
     tilt_legend = [
-        ("d0", f"under -{_short(sizes[-1])} {unit}"),
+        ("d0", f"under {_short(table.distances(-sizes[-1]))} {unit}"),
         ("d5", "none"),
-        ("d10", f"over {_short(sizes[-1])}"),
+        ("d10", f"over {_short(table.distances(sizes[-1]))}"),
     ]
 
     plain = [[""] * len(line) for line in shade]
@@ -159,10 +157,10 @@ def _measures(table: ScoreTable, grids: _Grids) -> tuple[Measure, ...]:
     )  # fmt: skip
     return (
         _marked(score, table, grids),
-        _measure("regret", f"behind the best, {unit}", grids.regret, f".{decimals}f", missing,
-                 shade, shade_legend, low_first=True),
-        _measure("coupling", f"coupling, {unit}", grids.coupling, f"+.{decimals}f", missing,
-                 tilt, tilt_legend),
+        _measure("regret", f"behind the best, {unit}", table.distances(grids.regret),
+                 f".{decimals}f", missing, shade, shade_legend, low_first=True),
+        _measure("coupling", f"coupling, {unit}", table.distances(grids.coupling),
+                 f"+.{decimals}f", missing, tilt, tilt_legend),
         _measure("seeds", "number of scores n", grids.counts, "g", missing, plain, []),
     )  # fmt: skip
 
@@ -252,7 +250,7 @@ def _facts(
     if runs is None:
         return [("score", "no run")]
     known = table.as_measured(runs["score"].dropna())
-    unit = " %" if table.unit == "points" else f" {table.measured_unit or table.unit}"
+    unit = " %" if table.unit == "points" else f" {table.score_unit}"
     facts = [("score", format_value(grids.scores[o, b]) + unit), ("n", f"{len(known)}")]
     if len(known) > 1:
         facts.append(("std over seeds", format_value(float(known.std()))))
@@ -264,10 +262,11 @@ def _facts(
         if values:
             texts = (format_value(float(value), "rate") for value in values[:4])
             facts.append((name, ", ".join(texts)))
-    coupling = grids.coupling[o, b]
+    regret, coupling = (table.distances(grid[o, b]) for grid in (grids.regret, grids.coupling))
+    unit = " %" if table.relative else ""
     facts += [
-        ("behind the best", format_value(grids.regret[o, b])),
-        ("coupling", f"{coupling:+.2f}" if np.isfinite(coupling) else ""),
+        ("behind the best", f"{format_value(regret)}{unit}" if np.isfinite(regret) else ""),
+        ("coupling", f"{coupling:+.2f}{unit}" if np.isfinite(coupling) else ""),
     ]
     unfinished = runs["status"][runs["status"] != "finished"].value_counts()
     for status, count in unfinished.items():

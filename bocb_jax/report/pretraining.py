@@ -12,7 +12,6 @@ from bocb_jax.report.wording import (
     is_known,
     labels,
     listed,
-    number,
     p_value,
     score,
     with_unit,
@@ -134,7 +133,7 @@ def _signed(value: float, table: ScoreTable) -> str:
 
 
 def _between(mean: Mean, table: ScoreTable) -> str:
-    return f"{number(table, mean.low)} to {number(table, mean.high)}"
+    return f"{gap(table, mean.low)} to {gap(table, mean.high)}"
 
 
 def _gain(found: Pretraining, table: ScoreTable) -> str:
@@ -188,7 +187,7 @@ def _best(found: Pretraining, table: ScoreTable) -> list[str]:
             f"{with_unit(table, row['lead'])} ahead of {label(row['second'])}"
         )
         if is_known(row["lead_low"]):
-            text += f" ({number(table, row['lead_low'])} to {number(table, row['lead_high'])})"
+            text += f" ({gap(table, row['lead_low'])} to {gap(table, row['lead_high'])})"
             if row["lead_low"] <= 0:
                 text += ", which noise may explain"
         texts.append(text + ".")

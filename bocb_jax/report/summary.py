@@ -99,14 +99,18 @@ def _categories(analysis: Analysis) -> str:
     section = analysis.category_contrast
     if section is None or not is_known(section.overall):
         return ""
-    gains, unit = section.contrasts["contrast"].dropna(), analysis.table.unit
+    gains, table = section.contrasts["contrast"].dropna(), analysis.table
+    overall, low, high = (
+        f"{table.distances(value):+z.2f}" if is_known(value) else ""
+        for value in (section.overall, section.overall_low, section.overall_high)
+    )
     text = (
         f"Category {section.first} (median of {len(section.first_optimizers)}) against category "
-        f"{section.second} (median of {len(section.second_optimizers)}): {section.overall:+z.2f} "
-        f"{unit} over {counted(len(gains), 'backbone')}"
+        f"{section.second} (median of {len(section.second_optimizers)}): {overall} "
+        f"{table.distance_unit} over {counted(len(gains), 'backbone')}"
     )
-    if is_known(section.overall_low) and is_known(section.overall_high):
-        text += f" ({section.overall_low:+z.2f} to {section.overall_high:+z.2f})"
+    if low and high:
+        text += f" ({low} to {high})"
     text += f", ahead on {int((gains > 0).sum())}"
     if is_known(section.differs_p):
         text += f"; that it differs between backbones: {p_value(section.differs_p)}"

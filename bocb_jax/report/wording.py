@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any, TypeGuard
 
 import numpy as np
+import pandas
 
 from bocb_jax.coupling.score_table import ScoreTable
 from bocb_jax.report.style import label
@@ -23,12 +24,13 @@ def gap(table: ScoreTable, value: float, *, fine: bool = False) -> str:
 
     Args:
       table: the scores; where they are relative, the distance becomes a percentage of the best.
-      value: the distance, at least 0, in the table's unit.
+      value: the distance in the table's unit.
       fine: whether distances of 1 and more have two decimals.
     """
     if table.relative:
-        share = table.share(value)
-        return f"{100 * share + _ROUNDING:,.{0 if share >= 0.0995 else 1}f} %"
+        percent = table.distances(value)
+        decimals = 0 if abs(percent) >= 9.95 else 1
+        return f"{percent + math.copysign(_ROUNDING, percent):z,.{decimals}f} %"
     return number(table, value, fine=fine)
 
 
@@ -48,10 +50,17 @@ def number(table: ScoreTable, value: float, *, fine: bool = False) -> str:
 def with_unit(table: ScoreTable, value: float, *, fine: bool = False) -> str:
     """Return a distance with its unit: "3.5 points", "1 point", "40 %"."""
     text = gap(table, value, fine=fine)
-    unit = "" if table.relative else table.unit
+    unit = "" if table.relative else table.unit  # a share has its "%" already
     if unit == "points" and text in ("1", "1.0"):
         unit = "point"
     return f"{text} {unit}".rstrip()
+
+
+def distances(table: ScoreTable, frame: pandas.DataFrame, *columns: str) -> pandas.DataFrame:
+    """Return a frame with its columns of distances, and their ends, in `table.distance_unit`."""
+    names = {f"{column}{end}" for column in columns for end in ("", "_low", "_high")}
+    told = {name: table.distances(frame[name].astype(float)) for name in names & {*frame}}
+    return frame.assign(**told)
 
 
 def equal_distance(table: ScoreTable) -> str:
@@ -64,10 +73,7 @@ def equal_distance(table: ScoreTable) -> str:
 
 def score(table: ScoreTable, value: float) -> str:
     """Return a score with its unit: "78.76 %", "512 s"."""
-    if table.relative:
-        value, unit = table.as_measured(value), table.measured_unit
-    else:
-        unit = table.unit
+    value, unit = table.as_measured(value), table.score_unit
     if unit in _FIXED:
         return f"{value:.2f}" + {"points": " %"}.get(unit, f" {unit}")
     text = f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.4g}"

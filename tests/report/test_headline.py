@@ -7,14 +7,15 @@ import shlex
 
 import numpy as np
 import pytest
+from helpers import synthetic_runs
 from helpers.score_tables import one_seed_table
 
 from bocb_jax.coupling import analyze, recommend
-from bocb_jax.coupling.scores import from_csv
+from bocb_jax.coupling.scores import from_csv, from_results
 from bocb_jax.report import advice, document, headline, markdown, summary, wording
 from bocb_jax.report.heat_map_data import build_heat_map
 from bocb_jax.report.more_runs import Sweep, more_runs
-from bocb_jax.report.sections import backbones, build_document, tiles
+from bocb_jax.report.sections import backbones, build_document, tiles, tuning
 
 NAMES = ["sgd", "adamw", "lamb", "lion", "adan", "adagrad"]
 
@@ -237,10 +238,10 @@ def test_no_number_is_minus_nothing():
 
 def test_ratios_are_of_figures_that_are_shown_as_they_were_measured():
     table = seconds_of([[70, 7000], [77, 6000], [105, 6600]]).logarithms()
-    advice = recommend.recommend(table, "b1")
-    assert advice.choices[0].score == pytest.approx(6000)
-    assert [choice.behind for choice in advice.choices] == pytest.approx([0, 10])
-    assert "Then o2: 10 % behind the best, n = 1." in recommend.sentences(advice)
+    first = recommend.recommend(table, "b1")
+    assert first.choices[0].score == pytest.approx(6000)
+    assert [choice.behind for choice in first.choices] == pytest.approx([0, 10])
+    assert "Then o2: 10 % behind the best, n = 1." in recommend.sentences(first)
     assert recommend.recommend(table, "b0").avoid == ("o2 (50 % behind)",)
     found = analyze(table, resamples=20)
     assert found.column_statistics.at["b1", "worst"] == pytest.approx(7000)
@@ -249,3 +250,28 @@ def test_ratios_are_of_figures_that_are_shown_as_they_were_measured():
     assert "in brackets that to the best" in page
     facts = dict(build_heat_map(found).cells[0][0]["facts"])
     assert facts["score"].endswith(" s")
+    assert facts["behind the best"] == "10.00 %"
+    table = backbones.build(found, advice.backbone_rows(found), ()).blocks[0]
+    assert [row["largest"] for row in table.rows] == pytest.approx([50, 100 / 6])
+    # The rule of outliers has its parameter in logarithms, and shares of variance are theirs.
+    rest = [line for line in page.splitlines() if "MAD" not in line and "variance" not in line]
+    assert not [line for line in rest if "log-ratio" in line]
+
+
+def test_a_search_over_ratios_tells_percentages():
+    frame = synthetic_runs.results(["a", "b", "c"], ["sgd", "adamw", "lamb"])
+    table = from_results(frame)
+    ratios = dataclasses.replace(table, unit="img/s").logarithms()
+    found = analyze(ratios, resamples=20)
+    assert found.budget.defaults is not None
+    shown = {
+        block.title: block
+        for block in tuning.build(found, ()).blocks
+        if isinstance(block, document.Table)
+    }
+    for row in shown["Without tuning"].rows:
+        assert row["gap"] == pytest.approx(100 * (1 - row["score"] / row["best"]))
+        assert np.isclose(table.trials["score"], row["best"]).any()
+    assert f"{ratios.distances(found.budget.coupling['interaction_std'].iloc[0]):.2f} %" in (
+        found.budget.verdict
+    )

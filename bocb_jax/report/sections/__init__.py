@@ -73,7 +73,9 @@ def build_document(
     ]
     return Document(
         title="Backbone-optimizer coupling",
-        source=f"{table.source}; score: {table.score}, in {table.unit}. {summary.data(analysis)}",
+        source=(
+            f"{table.source}; score: {table.score}, in {table.score_unit}. {summary.data(analysis)}"
+        ),
         verdict=tuple(summary.verdict(analysis)),
         tiles=tiles.build(analysis),
         warnings=tuple(summary.warnings(analysis)),

@@ -34,9 +34,9 @@ def build(analysis: Analysis, rows: Sequence[dict[str, Any]], drawn: Collection[
 
 def _backbones(analysis: Analysis, rows: Sequence[dict[str, Any]]) -> Table:
     table = analysis.table
-    unit = f", {table.unit}"
+    unit = f", {table.distance_unit}"
     equal = wording.equal_distance(table)
-    frame = pandas.DataFrame(rows)
+    frame = wording.distances(table, pandas.DataFrame(rows), "price", "median", "largest")
     if "fails" in frame:  # the cost of the worst stands in for what was not measured
         fails = frame["fails"].eq(True)
         frame["price"] = frame["price"].mask(fails)

@@ -16,7 +16,7 @@ def build(analysis: Analysis) -> Section:
 def _noise(analysis: Analysis) -> Table:
     columns = (
         ("backbone", "backbone", "text"),
-        ("sd", f"standard deviation of a run, {analysis.table.unit}", "rate"),
+        ("sd", f"standard deviation of a run, {analysis.table.distance_unit}", "rate"),
         ("df", "degrees of freedom", "int"),
         ("own_sd", "of its own seeds alone", "rate"),
         ("own_df", "degrees of freedom", "int"),
@@ -29,19 +29,21 @@ def _noise(analysis: Analysis) -> Table:
     frame = analysis.noise[analysis.noise["sd"].notna()]
     # Infinitely many degrees of freedom (a noise that is given) are an empty cell.
     frame = frame.replace({"df": {np.inf: np.nan}})
+    frame = wording.distances(analysis.table, frame, "sd", "own_sd")
     return table_from(frame, "Noise between seeds", columns, caption, index="backbone", folded=True)
 
 
 def _best(analysis: Analysis) -> Table:
     columns = (
         ("backbone", "backbone", "text"), ("optimizer", "optimizer", "text"),
-        ("regret", "behind the best", "interval"), ("verdict", "shown to be", "text"),
-        ("n", "n", "int"),
+        ("regret", f"behind the best, {analysis.table.distance_unit}", "interval"),
+        ("verdict", "shown to be", "text"), ("n", "n", "int"),
     )  # fmt: skip
     frame = analysis.best
     frame = frame[frame["high"].notna()].rename(
         columns={"low": "regret_low", "high": "regret_high"}
     )
+    frame = wording.distances(analysis.table, frame, "regret")
     caption = (
         f"[low, high]: {100 * analysis.confidence:g} % intervals that hold together on a backbone "
         f"(Hsu 1996). Within or beyond {wording.equal_distance(analysis.table)} of the best."

@@ -12,7 +12,7 @@ def build(analysis: Analysis, drawn: Collection[str]) -> Section:
     frame = analysis.portfolio
     if len(analysis.table.optimizers) < 3 or len(analysis.table.backbones) < 2:
         frame = frame.iloc[:0]
-    unit = f", {analysis.table.unit}"
+    unit = f", {analysis.table.distance_unit}"
     columns = (
         ("k", "tried", "int"),
         ("names", "optimizers", "text"),
@@ -28,6 +28,7 @@ def build(analysis: Analysis, drawn: Collection[str]) -> Section:
     )
     if not frame.empty and not frame["exhaustive"].all():
         caption += " Large sets were built up one optimizer at a time, not by trying all sets."
+    frame = wording.distances(analysis.table, frame, "mean", "worst", "left_out", "left_out_worst")
     frame = frame.assign(
         names=[wording.listed(wording.labels(names)) for names in frame["optimizers"]]
     )

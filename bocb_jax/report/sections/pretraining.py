@@ -1,14 +1,15 @@
 """The optimizer of pre-training as a third factor."""
 
 from bocb_jax.coupling.result import Analysis
-from bocb_jax.report import pretraining
+from bocb_jax.report import pretraining, wording
 from bocb_jax.report.document import Section, Text, table_from
 from bocb_jax.report.wording import labels, listed
 
 
 def build(analysis: Analysis) -> Section:
     """Return the section on pre-training; without blocks where all weights start at random."""
-    found, unit = analysis.pretraining, analysis.table.unit
+    found, table = analysis.pretraining, analysis.table
+    unit = table.distance_unit
     title = "Pre-training and fine-tuning"
     if found is None:
         return Section("pretraining", title, ())
@@ -16,7 +17,7 @@ def build(analysis: Analysis) -> Section:
         ("backbone", "backbone", "text"),
         ("pretrained_with", "pre-trained with", "text"),
         ("best", "best for fine-tuning", "text"),
-        ("best_score", f"reaches, {unit}", "number"),
+        ("best_score", f"reaches, {table.score_unit}", "number"),
         ("within", "close to it", "int", "optimizers that are as good, by the usual distance"),
         ("n", "of", "int"),
         ("sgd_like", "best SGD-like behind by", "number"),
@@ -28,6 +29,9 @@ def build(analysis: Analysis) -> Section:
     cells = found.cells.pivot_table(
         index=["backbone", "optimizer"], columns="pretrained_with", values="score", sort=False
     )
+    cells = table.as_measured(cells)
+    starts = wording.distances(table, found.columns, "sgd_like", "own_regret", "gain", "price")
+    starts = starts.assign(best_score=table.as_measured(starts["best_score"]))
     keys = {f"with {name}": name for name in cells.columns}
     scores = cells.rename(columns={name: key for key, name in keys.items()}).reset_index()
     each = (
@@ -41,6 +45,7 @@ def build(analysis: Analysis) -> Section:
     tests = found.backbones[found.backbones["test"].notna()].assign(
         names=lambda frame: [listed(labels(names)) for names in frame["pretrained_with"]]
     )
+    tests = wording.distances(table, tests, "interaction", "match")
     behind = (
         ("backbone", "backbone", "text"),
         ("names", "pre-trained with", "text"),
@@ -57,7 +62,7 @@ def build(analysis: Analysis) -> Section:
         (
             Text(tuple(pretraining.sentences(analysis)), listed=True),
             table_from(
-                found.columns,
+                starts,
                 "After each pre-training",
                 columns,
                 "Chosen without knowing: the optimizer that loses least after the other "
