@@ -15,6 +15,8 @@ from helpers import made_runs
 from helpers.studies import TINY, Pretended, answer, command, died, ready, study, write
 
 from bocb_jax import results, sweep, train
+from bocb_jax.engine import outcome
+from bocb_jax.engine.checkpoint import _reporting_failures
 from bocb_jax.errors import UserError
 from bocb_jax.storage.lock import only_writer
 from bocb_jax.storage.remote import Workdir
@@ -83,17 +85,40 @@ def test_a_full_disk_stops_the_sweep_and_fails_no_run(tmp_path):
     assert not list(tmp_path.glob("*/result.json"))
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-def test_a_worker_records_no_failure_of_the_disk(tmp_path, monkeypatch, number):
-    def full(config):
-        raise OSError(number, os.strerror(number), "somewhere")
+def of_the_system(number, path):
+    raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(train, "train", full)
+
+def of_a_file(number, path):
+    try:
+        of_the_system(number, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def of_a_checkpoint(number, path):
+    with _reporting_failures(path):  # TensorStore calls it an exhausted resource
+        raise ValueError(f"RESOURCE_EXHAUSTED: {path}: [OS error: {os.strerror(number)}]")
+
+
+@pytest.mark.parametrize("fails", [of_the_system, of_a_file, of_a_checkpoint])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO]
+)
+def test_a_worker_records_no_failure_of_the_disk(tmp_path, monkeypatch, number, fails):
+    monkeypatch.setattr(train, "train", lambda config: fails(number, tmp_path / "file"))
     (planned,) = made_runs.cells(study(), tmp_path, 1, 1)[0].planned({})[:1]
     found = Executor().answer(Request(Task.TRAIN, [planned.config]))
     assert found.statuses == [UNWRITABLE]
-    assert os.strerror(number) in found.error
+    assert str(tmp_path) in found.error
     assert not list(tmp_path.glob("*/result.json"))
+
+
+def test_a_full_quota_is_not_taken_for_full_memory():
+    said = outcome.explanation(ValueError("RESOURCE_EXHAUSTED: Disk quota exceeded"), "runs/a")
+    assert said.startswith("runs/a cannot be written: Disk quota exceeded; ")
+    said = outcome.explanation(RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "runs/a")
+    assert said.startswith("Memory ran out")
 
 
 def test_idle_workers_help_once_the_first_run_of_a_pair_has_ended(tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import itertools
+import os
 import re
 import signal
 import traceback
@@ -13,7 +14,6 @@ from bocb_jax.errors import Interrupted, UserError
 
 RESUME = "earlier checkpoints are intact, and the same command resumes from them"
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-_NO_SPACE = "No space left on device"
 # What Grain says of a process of its own.
 _LOST_WORKER = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")
 
@@ -73,10 +73,9 @@ def explanation(error: Exception, where: str) -> str | None:
             f"Memory ran out{size}; use a smaller --batch-size, or split it into parts with "
             "--step.accumulate."
         )
-    if isinstance(error, OSError) and error.errno in _DISK:
-        return f"{error.filename or where} cannot be written: {error.strerror}; {RESUME}."
-    if _NO_SPACE in str(error):
-        return f"{where} cannot be written: {_NO_SPACE}; {RESUME}."
+    if reason := _of_the_disk(error):
+        path = getattr(error, "filename", None) or where
+        return f"{path} cannot be written: {reason}; {RESUME}."
     if lost := _LOST_WORKER.search(str(error)):
         return (
             f"A data worker was ended from outside (exit code {lost[1]}), as the system does when "
@@ -87,15 +86,23 @@ def explanation(error: Exception, where: str) -> str | None:
 
 def cannot_write(error: BaseException) -> bool:
     """Whether an error says that the disk is full or fails: no run's fault, and none can go on."""
-    if isinstance(error, _OfTheMachine):
-        error = error.__cause__ or error
-    return (isinstance(error, OSError) and error.errno in _DISK) or _NO_SPACE in str(error)
+    while isinstance(error, UserError) and error.__cause__ is not None:
+        error = error.__cause__
+    return _of_the_disk(error) is not None
+
+
+def _of_the_disk(error: BaseException) -> str | None:
+    """Return what the system says where it cannot write; None for any other error."""
+    if isinstance(error, OSError):
+        return error.strerror if error.errno in _DISK else None
+    text = str(error)  # of TensorStore, which has kinds of its own
+    return next((said for said in map(os.strerror, _DISK) if said in text), None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of the host or of a device ran out."""
-    text = str(error)  # TensorStore calls a full disk an exhausted resource as well
-    is_device = "RESOURCE_EXHAUSTED" in text and _NO_SPACE not in text
+    # TensorStore calls a full disk an exhausted resource as well.
+    is_device = "RESOURCE_EXHAUSTED" in str(error) and _of_the_disk(error) is None
     return isinstance(error, MemoryError) or is_device
 
 

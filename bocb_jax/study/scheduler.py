@@ -221,8 +221,8 @@ class Scheduler:
             self.grouping.choose(cell, job.runs, 1, error=answer.error)
         if UNWRITABLE in answer.statuses:
             raise UserError(
-                f"{answer.error} The sweep has stopped; once there is space, start the same "
-                "command again."
+                f"{answer.error} The sweep has stopped; start the same command again once the "
+                "disk can be written."
             )
         ended = dict(zip((planned.run for planned in job.runs), answer.statuses, strict=True))
         for planned in reversed(job.runs):
