@@ -90,12 +90,7 @@ def resolve(config: TrainConfig, dataset: Dataset) -> ResolvedConfig:
 
     epochs = first(config.epochs, recipe.epochs)
     batch_size = first(config.batch_size, recipe.batch_size)
-    parts = config.step.accumulate * config.step.batch_norm_groups
-    if batch_size % parts:
-        raise UserError(
-            f"A batch of {batch_size} does not divide into {parts} equal parts, "
-            "step.accumulate times step.batch_norm_groups; choose a multiple of it."
-        )
+    check_parts(config, batch_size)
     schedule, step, data = config.schedule, config.step, config.data
     ema = first(step.ema, recipe.ema) or None
     recipes_own = step.ema is None and epochs >= recipe.epochs  # plain, as its authors ran it
@@ -142,6 +137,16 @@ def resolve(config: TrainConfig, dataset: Dataset) -> ResolvedConfig:
         train=first(step.train, recipe.train),
         layer_decay=first(step.layer_decay, _layer_decay(config, recipe)),
     )
+
+
+def check_parts(config: TrainConfig, batch_size: int) -> None:
+    """Raise UserError unless a batch divides into the parts that are asked for."""
+    parts = config.step.accumulate * config.step.batch_norm_groups
+    if batch_size % parts:
+        raise UserError(
+            f"A batch of {batch_size} does not divide into {parts} equal parts, "
+            "step.accumulate times step.batch_norm_groups; choose a multiple of it."
+        )
 
 
 def _layer_decay(config: TrainConfig, recipe: Recipe) -> float | None:

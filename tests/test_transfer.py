@@ -234,6 +234,10 @@ REFUSED = {
     "paper": ({"hparams": "paper"}, "hparams is for classification; for detection, the paper has"),
     "corrupt": ({"on_corrupt": "skip"}, "a damaged image ends the run"),
     "batch": ({"task": "pose", "batch_size": 5000}, "fewer than one batch of 5000"),
+    "parts": (
+        {"step": {"batch_norm_groups": 3}},
+        "A batch of 2 does not divide into 3 equal parts",
+    ),
     "odd": ({"batch_size": 3}, "A batch of 3 images does not divide into groups of 2"),
     "short": ({"transfer": {"short": [9, 8]}}, "transfer.short is .* two rising numbers of pixels"),
 }

@@ -10,7 +10,14 @@ from bocb_jax.errors import UserError
 from bocb_jax.models import platform
 from bocb_jax.models.factory import MODELS
 from bocb_jax.optim.registry import OptimizerInfo
-from bocb_jax.resolve import ResolvedConfig, check_arguments, decay_mask, first, recorded_size
+from bocb_jax.resolve import (
+    ResolvedConfig,
+    check_arguments,
+    check_parts,
+    decay_mask,
+    first,
+    recorded_size,
+)
 from bocb_jax.tasks.recipes import TransferRecipe, recipe_of
 
 
@@ -44,7 +51,8 @@ def resolve(config: TrainConfig, dataset: AnnotatedDataset, images: int) -> Reso
       images: number of training examples.
 
     Raises:
-      UserError: the recipe is unknown, or a setting has no meaning for the task.
+      UserError: the recipe is unknown, a setting has no meaning for the task, or the batch does not
+        divide into the parts that are asked for.
     """
     check_arguments(config)
     _refuse(config)
@@ -52,6 +60,7 @@ def resolve(config: TrainConfig, dataset: AnnotatedDataset, images: int) -> Reso
     optimizer = optim.optimizer_info(config.opt)
     epochs = first(config.epochs, recipe.epochs)
     batch_size = first(config.batch_size, recipe.batch_size)
+    check_parts(config, batch_size)
     rate, decay = _rates(recipe, optimizer, batch_size)
     step, schedule = config.step, config.schedule
     ema = step.ema or None
