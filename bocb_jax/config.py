@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -404,15 +404,19 @@ def present_flags(arguments: list[str]) -> list[str]:
     return found
 
 
-def from_toml(path: str) -> TrainConfig:
+def from_toml(path: str, defaults: Mapping[str, Any] | None = None) -> TrainConfig:
     """Read a config from a TOML file, which has the names of the command line.
+
+    Args:
+      path: of the file.
+      defaults: settings that the file may leave out, where they differ from those of `TrainConfig`.
 
     Raises:
       UserError: the file cannot be read, or a setting is unknown or out of range.
     """
     found = read_toml(path, "config")
     try:
-        return from_dict(TrainConfig, found)
+        return from_dict(TrainConfig, {**(defaults or {}), **found})
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

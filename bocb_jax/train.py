@@ -12,6 +12,7 @@ import dataclasses
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import jax
 from bocb_jax import command_line, pictures
 from bocb_jax.build import compiled_program, program_spec, starting_weights
 from bocb_jax.command_line import Parser
-from bocb_jax.config import TrainConfig, dotted, from_toml, present_flags
+from bocb_jax.config import TrainConfig, dotted, from_dict, from_toml, present_flags
 from bocb_jax.console import console, duration, reporter
 from bocb_jax.engine import compile_cache, run_dir, signals
 from bocb_jax.engine.memory import keep_freed_memory
@@ -60,15 +61,23 @@ def start(config: TrainConfig) -> int:
 
 
 def parse(
-    arguments: list[str], prog: str = "bocb train", default: TrainConfig | None = None
+    arguments: list[str], prog: str = "bocb train", defaults: Mapping[str, Any] | None = None
 ) -> TrainConfig:
-    """Return the config of command-line arguments; `--config FILE.toml` replaces the defaults."""
+    """Return the config of command-line arguments.
+
+    Args:
+      arguments: of the command line; what they leave out is taken from `--config FILE.toml`.
+      prog: name of the command.
+      defaults: settings that neither gives, where they differ from those of `TrainConfig`.
+    """
     before = Parser(prog=prog, add_help=False, allow_abbrev=False)
     before.add_argument("--config")
     known, arguments = before.parse_known_args(present_flags(arguments))
-    if known.config is not None:
-        default = from_toml(known.config)
-    default = default or TrainConfig()
+    defaults = defaults or {}
+    if known.config is None:
+        default = from_dict(TrainConfig, dict(defaults))
+    else:
+        default = from_toml(known.config, defaults)
     # A config declares no arguments of a backbone or an optimizer, and tyro knows only what it
     # declares. They go into the defaults, which `--help` shows.
     model_args, arguments = dotted(arguments, "model_args")

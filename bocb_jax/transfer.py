@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from bocb_jax import train
+from bocb_jax.checked import check, read_toml
 from bocb_jax.command_line import Parser
 from bocb_jax.config import TrainConfig
 
@@ -28,13 +29,21 @@ def main(arguments: list[str]) -> int:
 
 
 def parse(arguments: list[str]) -> TrainConfig:
-    """Return the config of command-line arguments; `--data` is another word for `--dataset`."""
+    """Return the config of command-line arguments; `--data` is another word for `--dataset`.
+
+    Raises:
+      UserError: the file of `--config` cannot be read, or is of a classifier.
+    """
     arguments = [_dataset_flag(word) for word in arguments]
     before = Parser(prog="bocb transfer", add_help=False, allow_abbrev=False)
-    before.add_argument("--task", choices=list(DEFAULTS), default="detection")
-    task = before.parse_known_args(arguments)[0].task
-    default = TrainConfig(task=task, **DEFAULTS[task])
-    return train.parse(arguments, "bocb transfer", default)
+    before.add_argument("--task", choices=list(DEFAULTS))
+    before.add_argument("--config")
+    known, _ = before.parse_known_args(arguments)
+    given = {} if known.config is None else read_toml(known.config, "config")
+    task = known.task or given.get("task", "detection")
+    rule = f"{' or '.join(DEFAULTS)}; bocb train trains classifiers"
+    check(task in list(DEFAULTS), "task", task, rule)
+    return train.parse(arguments, "bocb transfer", {"task": task, **DEFAULTS[task]})
 
 
 def _dataset_flag(word: str) -> str:

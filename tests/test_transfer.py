@@ -83,6 +83,24 @@ def test_the_task_decides_what_is_not_given():
     assert transfer.parse(["--data=shapes"]).dataset == "shapes"
 
 
+def test_a_file_of_settings_need_not_name_the_task(tmp_path):
+    path = tmp_path / "run.toml"
+
+    def parsed(text, *words):
+        path.write_text(text)
+        found = transfer.parse(["--config", str(path), *words])
+        return found.task, found.model, found.opt, found.dataset, found.epochs
+
+    assert parsed("epochs = 3") == ("detection", "resnet_mini", "adamw", "shapes", 3)
+    assert parsed("epochs = 3", "--task", "pose") == ("pose", "resnet_mini", "adam", "shapes", 3)
+    assert parsed('task = "pose"\nmodel = "vit_mini"', "--epochs", "4") == (
+        "pose", "vit_mini", "adam", "shapes", 4,
+    )  # fmt: skip
+    for task in ('"classification"', "[1]"):
+        with pytest.raises(UserError, match=r"task is .* detection or pose; bocb train trains"):
+            parsed(f"task = {task}")
+
+
 def test_classification_keeps_its_names():
     plain = TrainConfig()
     assert "task" not in plain.identity()
