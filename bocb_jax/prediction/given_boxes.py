@@ -1,5 +1,6 @@
 """Boxes of persons from a file, for a pose net: of `bocb predict`, or in COCO's result format."""
 
+import collections
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from bocb_jax.data.listing import shown
 from bocb_jax.errors import UserError
 from bocb_jax.prediction.predictors import Boxes
 
-_PERSON = "person"
+_PERSONS = ("person", 1)  # by name, and COCO's number
 
 
 class GivenBoxes:
@@ -17,8 +18,8 @@ class GivenBoxes:
 
     The file holds a list. Its entries are those of `bocb predict RUN IMAGE... --json FILE`, an
     object for each image with "image" and "boxes"; or of COCO's result format, an object for each
-    box with "image_id", "bbox" and "score". Of categories with names, "person" is taken if it is
-    there.
+    box with "image_id", "category_id", "bbox" and "score". Of several categories, persons are taken
+    if they are there. Boxes without a size are left out: detectors clip boxes at the border.
 
     Args:
       path: of the file.
@@ -48,24 +49,31 @@ class GivenBoxes:
             self._known.add(str(image))
             rows += [(str(image), box) for box in found]
         checked = [(image, self._checked(box)) for image, box in rows]
-        has_persons = any(kind == _PERSON for _, (kind, _) in checked)
+        has_persons = any(kind in _PERSONS for _, (kind, _) in checked)
         self._boxes: dict[str, list[list[float]]] = {}
         for image, (kind, box) in checked:
-            if box[4] >= min_score and (kind == _PERSON or not has_persons):
+            wanted = box[4] >= min_score and min(box[2:4]) > 0
+            if wanted and (kind in _PERSONS or not has_persons):
                 self._boxes.setdefault(image, []).append(box)
+        names = collections.Counter(map(os.path.basename, self._known))
+        self._by_name = {
+            os.path.basename(image): image
+            for image in self._known
+            if names[os.path.basename(image)] == 1  # of several, none is known to be meant
+        }
 
     def _checked(self, box: Any) -> tuple[Any, list[float]]:
         """Return the category of a box, and left, top, width, height and score."""
         box = box if isinstance(box, Mapping) else {"bbox": box}
         sides, score = box.get("bbox"), box.get("score", 1.0)
         good = isinstance(sides, list) and len(sides) == 4 and all(map(is_finite, sides))
-        if not good or not is_finite(score) or min(sides[2:]) <= 0:
+        if not good or not is_finite(score) or min(sides[2:]) < 0:
             raise UserError(
                 f"'{self._source}' has the bbox {short(sides)} and the score {short(score)}; they "
-                "must be four numbers, [left, top, width, height] in pixels with positive sizes, "
-                "and one."
+                "must be four numbers, [left, top, width, height] in pixels with sizes of at least "
+                "0, and one."
             )
-        return box.get("category"), [float(x) for x in (*sides, score)]
+        return box.get("category", box.get("category_id")), [float(x) for x in (*sides, score)]
 
     def of(self, path: str) -> Boxes:
         """Return the boxes of an image file: by its path, its name, or COCO's number in it.
@@ -76,8 +84,7 @@ class GivenBoxes:
         name = os.path.basename(path)
         stem = os.path.splitext(name)[0]
         number = str(int(stem)) if stem.isascii() and stem.isdecimal() else stem
-        by_name = {os.path.basename(known): known for known in self._known}
-        for candidate in (path, by_name.get(name), number):
+        for candidate in (path, self._by_name.get(name), number):
             if candidate in self._known:
                 return self._boxes.get(str(candidate), [])
         raise UserError(f"There are no boxes for the image '{shown(path)}' in '{self._source}'.")

@@ -12,7 +12,9 @@ from PIL import Image
 from bocb_jax.__main__ import main
 from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.data.registry import open_dataset
+from bocb_jax.errors import UserError
 from bocb_jax.pictures import kept
+from bocb_jax.prediction.given_boxes import GivenBoxes
 from bocb_jax.train import Run, train
 
 BACKBONE = "helpers.tiny_features:Net"
@@ -165,15 +167,34 @@ def test_a_detector_finds_the_persons_for_a_pose_net(runs, images, tmp_path, cap
         {"category": "person", "score": 0.9, "bbox": [4.0, 6.0, 20.0, 30.0]},
         {"category": "person", "score": 0.1, "bbox": [4.0, 6.0, 20.0, 30.0]},
         {"category": "dog", "score": 0.9, "bbox": [0.0, 0.0, 9.0, 9.0]},
+        {"category": "person", "score": 0.9, "bbox": [64.0, 6.0, 0.0, 30.0]},  # clipped
     ]
     file.write_text(json.dumps(found))
     shutil.copy(images[0], tmp_path / "1.png")
     [entry], _ = predicted(capsys, runs["pose"][0], tmp_path / "1.png", "--boxes", file)
     assert [person["bbox"] for person in entry["persons"]] == [[4, 6, 20, 30]]
-    results = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 30, 40], "score": 0.8}]
+    results = [
+        {"image_id": 1, "category_id": 1, "bbox": [0, 0, 30, 40], "score": 0.8},
+        {"image_id": 1, "category_id": 18, "bbox": [0, 0, 9, 9], "score": 0.8},
+    ]
     file.write_text(json.dumps(results))
     [entry], _ = predicted(capsys, runs["pose"][0], tmp_path / "1.png", "--boxes", file)
     assert [person["bbox"] for person in entry["persons"]] == [[0, 0, 30, 40]]
+
+
+def test_images_of_one_name_do_not_take_the_boxes_of_each_other(tmp_path):
+    file = tmp_path / "boxes.json"
+    entries = [
+        {"image": f"{folder}/x.png", "boxes": [{"bbox": [0, 0, side, side], "score": 1.0}]}
+        for folder, side in (("a", 5), ("b", 7))
+    ]
+    file.write_text(json.dumps(entries))
+    given = GivenBoxes(str(file), 0.3)
+    assert [given.of(f"{folder}/x.png")[0][2] for folder in "ab"] == [5, 7]
+    with pytest.raises(UserError, match="no boxes for the image"):
+        given.of("c/x.png")
+    file.write_text(json.dumps(entries[:1]))
+    assert GivenBoxes(str(file), 0.3).of("c/x.png")[0][2] == 5
 
 
 # --- Files ----------------------------------------------------------------------------------------
@@ -318,7 +339,7 @@ def test_what_does_not_fit_is_a_sentence(runs, images, tmp_path, capsys):
     for content, says in (
         ("{}", "are no list of objects"),
         ('[{"x": 1}]', "give objects with an image and its boxes"),
-        ('[{"image": "x", "boxes": [{"bbox": [0, 0, 0, 1]}]}]', "with positive sizes"),
+        ('[{"image": "x", "boxes": [{"bbox": [0, 0, -1, 1]}]}]', "sizes of at least 0"),
         ('[{"image": "x", "boxes": []}]', "There are no boxes for the image"),
         ("no JSON", "is no JSON"),
     ):
