@@ -17,6 +17,7 @@ from bocb_jax.coupling.costs import costs_of, general_advice
 from bocb_jax.coupling.interaction import interaction_test
 from bocb_jax.coupling.replicates import Replicates, replicates_of, tables_by_backbone
 from bocb_jax.coupling.score_table import ScoreTable, regret_of
+from bocb_jax.coupling.significance import holm
 from bocb_jax.coupling.starts import StartsTest, starts_test
 from bocb_jax.paper.categories import category, is_sgd_like, to_opt
 
@@ -92,9 +93,7 @@ def analyze_pretraining(
     repeated = {name: replicates_of(part) for name, part in tables.items()}
     rows = {name: _backbone(part, **options) for name, part in repeated.items()}
     backbones = pandas.DataFrame.from_dict(rows, orient="index").rename_axis("backbone")
-    known = backbones["p_value"].notna()
-    backbones["p_holm"] = np.nan
-    backbones.loc[known, "p_holm"] = _holm(backbones.loc[known, "p_value"].to_numpy(float))
+    backbones["p_holm"] = holm(backbones["p_value"])
     number = sum(len(part.within.backbones) for part in repeated.values())
     together = 1 - (1 - confidence) / number
     columns = pandas.DataFrame(
@@ -138,14 +137,6 @@ def _helps(match: Mean) -> str:
     if match.p_value >= LEVEL:
         return "not shown"
     return "yes" if match.value > 0 else "no"
-
-
-def _holm(p_values: np.ndarray) -> np.ndarray:
-    order = np.argsort(p_values, kind="stable")
-    steps = np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1))
-    found = np.empty(len(order))
-    found[order] = steps.clip(max=1)
-    return found
 
 
 def _cells(backbone: str, table: ScoreTable) -> pandas.DataFrame:
