@@ -2,7 +2,7 @@
 
 import pandas
 
-from bocb_jax.coupling.pretraining import Mean, Pretraining
+from bocb_jax.coupling.pretraining import LEVEL, Mean, Pretraining
 from bocb_jax.coupling.result import Analysis
 from bocb_jax.coupling.score_table import ScoreTable
 from bocb_jax.report.style import label
@@ -57,7 +57,7 @@ def _answer(found: Pretraining, table: ScoreTable) -> str:
             "That the optimizer of pre-training constrains that of fine-tuning is not shown: "
             f"their interaction has a standard deviation of {_sizes(frame, table)}."
         )
-    shown = frame[frame["p_holm"] < 0.05] if frame["p_holm"].notna().any() else frame
+    shown = frame[frame["p_holm"] < LEVEL] if frame["p_holm"].notna().any() else frame
     rest = frame.drop(index=shown.index)
     text = (
         "The optimizer of pre-training constrains that of fine-tuning: their interaction has a "
@@ -97,13 +97,13 @@ def _starts(found: Pretraining) -> str:
     test = found.by_starts
     if test is None:
         return ""
-    alike = "more alike" if test.p_value < 0.05 else "not shown to be more alike"
+    alike = "more alike" if test.p_value < LEVEL else "not shown to be more alike"
     text = (
         f"Which optimizers fine-tune well is {alike} after weights of one optimizer than after "
         f"any others ({counted(test.starts, 'set')} of weights, exact {p_value(test.p_value)} "
         f"of {test.labelings:,} ways to name them"
     )
-    if test.least_p >= 0.05:
+    if test.least_p >= LEVEL:
         text += f", at least {test.least_p:.2g} with so few"
     return f"{text})."
 

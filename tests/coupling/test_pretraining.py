@@ -292,11 +292,12 @@ def test_the_report_answers_and_its_record_is_json():
     from bocb_jax.report.sections import build_document
 
     table = from_results(results(pretrained.table("same", 3.0, np.random.default_rng(9))))
-    analysis = analyze(table, resamples=50)
+    analysis = analyze(table, confidence=0.9, resamples=50)
     first = sentences(analysis)[0]
     assert first.startswith("The optimizer of pre-training constrains that of fine-tuning")
     document = build_document(analysis)
     assert first in document.verdict
     (section,) = [one for one in document.sections if one.name == "pretraining"]
     assert len(section.blocks) == 4
+    assert "Brackets: 90 %" in section.blocks[1].caption
     json.dumps(analysis.to_dict()["pretraining"], allow_nan=False)

@@ -66,7 +66,8 @@ def build(analysis: Analysis) -> Section:
                 "After each pre-training",
                 columns,
                 "Chosen without knowing: the optimizer that loses least after the other "
-                "pre-trainings. Brackets: 95 %, which hold whichever optimizer is the best other.",
+                f"pre-trainings. Brackets: {100 * found.confidence:g} %, which hold whichever "
+                "optimizer is the best other.",
                 stacked=True,
             ),
             table_from(
