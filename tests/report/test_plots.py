@@ -155,7 +155,19 @@ def test_budget_is_drawn_without_coupling_if_there_is_none():
     curves = pandas.DataFrame(rows, columns=names)
     known = dict.fromkeys(Budget.__dataclass_fields__)
     budget = Budget(**known | {"curves": curves, "coupling": pandas.DataFrame()})
-    assert len(tuning.draw_budget(budget, "points").axes) == 1
+    table = one_seed_table([[70, 50], [75, 70]])
+    assert len(tuning.draw_budget(budget, table).axes) == 1
+
+
+def test_the_best_of_a_search_are_named_where_lower_is_better():
+    frame = synthetic_runs.results(["a", "b"], [f"o{i}" for i in range(12)])
+    frame["train_loss"] = 12.0 - frame["optimizer"].str[1:].astype(int)
+    found = analyze(from_results(frame, "train loss"), resamples=20)
+    assert found.budget is not None
+    axes = tuning.draw_budget(found.budget, found.table).axes[0]
+    named = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert named == [f"o{i}" for i in range(12)][::-1][: len(named)]
+    assert len(named) < 12
 
 
 def test_freedom_begins_below_what_counts_as_equal_and_below_most_distances():

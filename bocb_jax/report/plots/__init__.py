@@ -73,7 +73,7 @@ def drawers(
     if analysis.hyperparameters is not None:
         add("robustness", tuning.draw_distances, analysis.hyperparameters)
     if analysis.budget is not None:
-        add("budget", tuning.draw_budget, analysis.budget, table.unit)
+        add("budget", tuning.draw_budget, analysis.budget, table)
     if table.trials is not None and tuning.has_rates(table.trials):
         add("sensitivity", tuning.draw_sensitivity, table)
     if curves is not None and len(curves):

@@ -26,14 +26,13 @@ def read(table: ScoreTable, workdir: str | Path) -> dict[str, np.ndarray]:
       workdir: the folder that holds them.
     """
     found = {}
-    sign = 1 if table.higher_is_better else -1
     if "run" not in table.runs:
         return {}
     for backbone in table.backbones[:MOST]:
         runs = table.runs[table.runs["backbone"] == backbone].dropna(subset=["score"])
         if runs.empty:
             continue
-        name = str(runs.loc[(sign * runs["score"]).idxmax(), "run"])
+        name = str(runs.loc[(table.sign * runs["score"]).idxmax(), "run"])
         pixels = _last(Path(workdir) / name / "pictures") if is_plain_name(name) else None
         if pixels is not None:
             found[backbone] = pixels

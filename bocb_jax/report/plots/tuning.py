@@ -60,22 +60,31 @@ def _boxes(axes: Axes, frame: pandas.DataFrame) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def draw_budget(budget: Budget, unit: str) -> Figure:
-    """Draw the expected best score, and the coupling, against the number of trials."""
+def draw_budget(budget: Budget, table: ScoreTable) -> Figure:
+    """Draw the expected best score, and the coupling, against the number of trials.
+
+    Args:
+      budget: of the table.
+      table: the scores, for their unit and direction.
+    """
     with house_style():
         picture = figure(9, 3.6)
         left, right = picture.subplots(1, 2)
-        _expected_best(left, budget.curves, unit)
+        _expected_best(left, budget.curves, table)
         if budget.coupling.empty:  # too few pairs have trials for an additive fit
             right.remove()
             return picture
         coupling = budget.coupling.sort_index()
         x = coupling.index
-        right.plot(x, coupling["interaction_std"], "o-", color=_BLUE, label="coupling")
-        right.plot(x, coupling["mean_regret"], "s--", color="#b58900", label="mean regret")
+        right.plot(
+            x, table.distances(coupling["interaction_std"]), "o-", color=_BLUE, label="coupling"
+        )
+        right.plot(
+            x, table.distances(coupling["mean_regret"]), "s--", color="#b58900", label="mean regret"
+        )
         right.set_ylim(bottom=0)
         right.set_xlabel("trials of learning rate and weight decay")
-        right.set_ylabel(unit)
+        right.set_ylabel(table.distance_unit)
         cells = int(coupling["cells"].max())
         right.set_title(f"what is left between pairs, {cells} cells")
         right.legend()
@@ -83,11 +92,12 @@ def draw_budget(budget: Budget, unit: str) -> Figure:
     return picture
 
 
-def _expected_best(axes: Axes, curves: pandas.DataFrame, unit: str) -> None:
+def _expected_best(axes: Axes, curves: pandas.DataFrame, table: ScoreTable) -> None:
     """Draw a line per optimizer, the mean over backbones; the best ones in colour."""
     mean = curves.groupby(["optimizer", "trials"], sort=False)["expected_best"].mean().unstack(0)
     mean = mean.sort_index()
-    named = list(mean.iloc[-1].sort_values(ascending=False, kind="stable").index[: len(LINES)])
+    order = (-table.sign * mean.iloc[-1]).sort_values(kind="stable").index
+    named, mean = list(order[: len(LINES)]), table.as_measured(mean)
     for name in mean.columns:
         if name not in named:
             axes.plot(mean.index, mean[name], color=FAINT, lw=0.7, alpha=0.6)
@@ -95,7 +105,7 @@ def _expected_best(axes: Axes, curves: pandas.DataFrame, unit: str) -> None:
         look = {"color": colour, "ls": dash, "marker": marker, "ms": 3.5}
         axes.plot(mean.index, mean[name], label=label(name, 16), **look)
     axes.set_xlabel("trials of learning rate and weight decay")
-    axes.set_ylabel(f"expected best, mean over backbones, {unit}")
+    axes.set_ylabel(f"expected best, mean over backbones, {table.score_unit}")
     backbones = curves["backbone"].nunique()
     axes.set_title(f"score, {backbones} backbone{'s' * (backbones != 1)}")
     axes.legend(fontsize=7)
@@ -137,7 +147,7 @@ def draw_sensitivity(table: ScoreTable) -> Figure:
         for axes, name in zip(panels, optimizers, strict=False):
             mine = trials[trials["optimizer"] == name]
             floor = -10 if table.unit == "points" else None
-            _distances_by_rate(axes, mine, 1 if table.higher_is_better else -1, floor)
+            _distances_by_rate(axes, mine, table.sign, floor)
             axes.set_title(f"{label(name, 16)}  n={len(mine)}", fontsize=8.5)
         for axes in panels[len(optimizers) :]:
             axes.set_axis_off()
