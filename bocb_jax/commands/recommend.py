@@ -11,9 +11,9 @@ import dataclasses
 import difflib
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import Field
 
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from bocb_jax.coupling.recommend import Advice, Choice, Portfolio
     from bocb_jax.coupling.score_table import ScoreTable
 
+T = TypeVar("T", bound="Advice | Portfolio | FineTuning")
 # Task -> the paper's table of it.
 _TASKS = {"detection": "coco_box", "pose": "coco_pose"}
+_TOO_FEW = "fewer than two optimizers have a score: nothing to choose among."
 PortfolioSize = Annotated[int, Field(ge=1, le=10)]
 
 
@@ -75,8 +77,6 @@ def _parser() -> Parser:
 
 
 def _run(options: argparse.Namespace) -> None:
-    if options.most < 1:
-        raise UserError(f"--most is {options.most}; it must be at least 1.")
     if options.task is None and options.pretrained_with is not None:
         raise UserError("--pretrained-with is about fine-tuning; add --task detection or pose.")
     if options.task is not None:
@@ -139,27 +139,17 @@ def _show_fine_tuning(options: argparse.Namespace) -> None:
         tables.insert(0, (f"Your own runs ({own.source})", own))
     if options.model is not None:
         _check_name(options.model, tables, by="base_backbone")
-    found = [
-        (
-            title,
-            fine_tuning.advise(table, options.model, options.pretrained_with, most=options.most),
-        )
-        for title, table in tables
-    ]
-    if options.json:
-        _print_json(found)
-        return
-    for title, one in found:
-        print(f"{title}:")
-        if one is None:
-            print("  fewer than two optimizers have a score: nothing to choose among.")
-        else:
-            for line in (*recommend.sentences(one.advice), *one.lines):
-                print(f"  {line}")
-            if options.model is not None:
-                words = _command(options.model, one.advice.choices[0]).split(maxsplit=2)[2]
-                print(f"  bocb transfer --task {options.task} --init WEIGHTS {words}")
-        print()
+    start = f"bocb transfer --task {options.task} --init WEIGHTS"
+
+    def advise(table: "ScoreTable") -> "FineTuning | None":
+        return fine_tuning.advise(table, options.model, options.pretrained_with, most=options.most)
+
+    def lines(found: "FineTuning") -> list[str]:
+        advice, model = found.advice, options.model
+        command = [] if model is None else [f"{start} {_settings(model, advice.choices[0])}"]
+        return [*recommend.sentences(advice), *found.lines, *command]
+
+    _show(tables, advise, lines, _TOO_FEW, options)
 
 
 def _by_backbone(table: "ScoreTable") -> "ScoreTable":
@@ -174,51 +164,56 @@ def _by_backbone(table: "ScoreTable") -> "ScoreTable":
 def _show_advice(tables: "list[tuple[str, ScoreTable]]", options: argparse.Namespace) -> None:
     from bocb_jax.coupling import recommend
 
-    found = [
-        (title, recommend.recommend(table, options.model, most=options.most))
-        for title, table in tables
-    ]
-    if options.json:
-        _print_json(found)
-        return
-    for title, advice in found:
-        print(f"{title}:")
-        if advice is None:
-            print("  fewer than two optimizers have a score: nothing to choose among.")
-        else:
-            for line in recommend.sentences(advice):
-                print(f"  {line}")
-            print(f"  {_command(options.model, advice.choices[0])}")
-        print()
+    def advise(table: "ScoreTable") -> "Advice | None":
+        return recommend.recommend(table, options.model, most=options.most)
+
+    def lines(advice: "Advice") -> list[str]:
+        command = f"bocb train {_settings(options.model, advice.choices[0])}"
+        return [*recommend.sentences(advice), command]
+
+    _show(tables, advise, lines, _TOO_FEW, options)
 
 
 def _show_portfolios(tables: "list[tuple[str, ScoreTable]]", options: argparse.Namespace) -> None:
     from bocb_jax.coupling import recommend
 
-    found = [
-        (title, recommend.choose_portfolio(table, options.portfolio, options.model))
-        for title, table in tables
-    ]
+    def choose(table: "ScoreTable") -> "Portfolio | None":
+        return recommend.choose_portfolio(table, options.portfolio, options.model)
+
+    too_few = f"it has no {options.portfolio} optimizers to choose among."
+    _show(tables, choose, recommend.portfolio_sentences, too_few, options)
+
+
+def _show(
+    tables: "list[tuple[str, ScoreTable]]",
+    ask: "Callable[[ScoreTable], T | None]",
+    lines: "Callable[[T], Sequence[str]]",
+    too_few: str,
+    options: argparse.Namespace,
+) -> None:
+    """Print the answer of each table, as sentences or as JSON.
+
+    Args:
+      tables: each with its title.
+      ask: returns the answer of a table, a dataclass, or None where it has none.
+      lines: returns what is printed of an answer.
+      too_few: printed where there is none.
+      options: of the command line.
+    """
+    found = [(title, ask(table)) for title, table in tables]
     if options.json:
-        _print_json(found)
+        rows = [
+            {"from": title, **finite(dataclasses.asdict(one))}
+            for title, one in found
+            if one is not None
+        ]
+        print(json.dumps(rows, indent=1, allow_nan=False))
         return
-    for title, chosen in found:
+    for title, one in found:
         print(f"{title}:")
-        if chosen is None:
-            print(f"  it has no {options.portfolio} optimizers to choose among.")
-        else:
-            for line in recommend.portfolio_sentences(chosen):
-                print(f"  {line}")
+        for line in [too_few] if one is None else lines(one):
+            print(f"  {line}")
         print()
-
-
-def _print_json(found: "Sequence[tuple[str, Advice | Portfolio | FineTuning | None]]") -> None:
-    rows = [
-        {"from": title, **finite(dataclasses.asdict(one))}
-        for title, one in found
-        if one is not None
-    ]
-    print(json.dumps(rows, indent=1, allow_nan=False))
 
 
 def _check_name(model: str, tables: "list[tuple[str, ScoreTable]]", by: str = "backbone") -> None:
@@ -249,11 +244,11 @@ def _check_name(model: str, tables: "list[tuple[str, ScoreTable]]", by: str = "b
     MODELS.get(model)
 
 
-def _command(model: str, choice: "Choice") -> str:
-    """Return the command line that trains with a choice."""
+def _settings(model: str, choice: "Choice") -> str:
+    """Return the options of `bocb train` and `bocb transfer` for a choice."""
     from bocb_jax.paper.categories import to_opt
 
-    words = ["bocb", "train", "--model", model, "--opt", to_opt(choice.optimizer)]
+    words = ["--model", model, "--opt", to_opt(choice.optimizer)]
     if choice.learning_rate is not None:
         words += ["--lr", f"{choice.learning_rate:g}"]
     if choice.weight_decay is not None:
