@@ -12,6 +12,9 @@ import pandas
 from bocb_jax.coupling.score_table import ScoreTable, regret_of
 
 FAR = 5  # times what counts as equal: an optimizer further behind is named as one to avoid
+# What counts as equal times this is the most that a regret on another backbone, or after another
+# pre-training, counts: whether an optimizer fails there by 10 or by 40 points says the same.
+_CAP = 8
 LEAST_BACKBONES = 4  # for the price of general advice
 
 T = TypeVar("T", pandas.DataFrame, pandas.Series)
@@ -39,6 +42,11 @@ def far_from(equal: float) -> float:
 def far_behind(regret: T, equal: float) -> T:
     """Return where a regret is of an optimizer to avoid."""
     return regret > far_from(equal) + 1e-9
+
+
+def cap_of(equal: float) -> float | None:
+    """Return the most that a regret elsewhere counts; None where nothing counts as equal."""
+    return _CAP * equal if equal > 0 else None
 
 
 def with_failures(regret: np.ndarray, failed: np.ndarray, equal: float) -> np.ndarray:

@@ -8,7 +8,14 @@ import numpy as np
 import pandas
 
 from bocb_jax import paper
-from bocb_jax.coupling.costs import LEAST_BACKBONES, costs_of, diverged, far_behind, general_advice
+from bocb_jax.coupling.costs import (
+    LEAST_BACKBONES,
+    cap_of,
+    costs_of,
+    diverged,
+    far_behind,
+    general_advice,
+)
 from bocb_jax.coupling.portfolio import portfolio
 from bocb_jax.coupling.score_table import ScoreTable, regret_of
 from bocb_jax.errors import UserError
@@ -24,9 +31,6 @@ SHRUNK = (
     "optimizers do on the other backbones as far as that noise warrants, and ordered by the result."
 )
 OVERALL = "Optimizers come in the order of their mean regret."
-# Where scores are drawn towards those on other backbones, regrets there count up to this many times
-# what counts as equal: whether an optimizer fails by 10 or by 40 points elsewhere says the same.
-_CAP = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +96,7 @@ def recommend(table: ScoreTable, model: str, *, most: int = 3) -> Advice | None:
     elif errors is None or regret.notna().any().sum() < 2:
         column, rule = regret[backbone].dropna(), PLAIN
     else:
-        cap = _CAP * table.equal if table.equal > 0 else None
-        column = shrink(costs_of(table), backbone, errors, cap=cap)
+        column = shrink(costs_of(table), backbone, errors, cap=cap_of(table.equal))
         rule = SHRUNK.format(sd=f"{noise:.2g}", unit=table.distance_unit)
     if len(column) < 2:
         return None

@@ -12,13 +12,10 @@ from collections.abc import Iterator
 import numpy as np
 import pandas
 
-from bocb_jax.coupling.costs import costs_of
+from bocb_jax.coupling.costs import cap_of, costs_of
 from bocb_jax.coupling.score_table import ScoreTable
 
 _MOST_LABELINGS = 20_000  # that are gone through; of more, so many are drawn
-# Regrets count up to this many times what counts as equal: that an optimizer fails by 10 points
-# after one pre-training and by 40 after another says nothing about which one to choose.
-_CAP = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +94,7 @@ def _vectors(table: ScoreTable) -> tuple[np.ndarray, np.ndarray]:
     """
     runs = table.runs.assign(backbone=table.runs["start"])
     each = dataclasses.replace(table, runs=runs)
-    costs = costs_of(each).dropna()
-    if table.equal > 0:
-        costs = costs.clip(upper=_CAP * table.equal)
+    costs = costs_of(each).dropna().clip(upper=cap_of(table.equal))
     names = table.runs.drop_duplicates("start").set_index("start")["backbone"]
     labels, _ = pandas.factorize(names.reindex(costs.columns))
     values = costs.to_numpy().T
