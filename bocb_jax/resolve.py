@@ -5,7 +5,6 @@ Nothing is compiled here.
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from bocb_jax import optim, paper
@@ -17,7 +16,7 @@ from bocb_jax.models import platform
 from bocb_jax.models.factory import MODELS, ModelEntry
 from bocb_jax.optim.registry import OptimizerInfo
 from bocb_jax.recipes import Recipe, get_recipe, regime_for
-from bocb_jax.run_files import read_config
+from bocb_jax.run_files import config_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,17 +161,12 @@ def recorded_size(init: str | None) -> int | None:
     Args:
       init: what `--init` names: a file, or the folder of a run or of its `checkpoints/best`.
     """
-    source = Path(init or "").expanduser()
-    if init is None or not source.is_dir():
-        return None
-    for folder in (source, *source.parents[:2]):
-        resolved = (read_config(folder) or {}).get("resolved") or {}
-        special = resolved.get("transfer")
-        found = special if isinstance(special, dict) else resolved
-        size = found.get("backbone_size", found.get("image_size"))
-        if isinstance(size, int) and 1 <= size <= _MOST_PIXELS:
-            return size
-    return None
+    stored = None if init is None else config_of(init)
+    resolved = (stored or {}).get("resolved") or {}
+    special = resolved.get("transfer")
+    found = special if isinstance(special, dict) else resolved
+    size = found.get("backbone_size", found.get("image_size"))
+    return size if isinstance(size, int) and 1 <= size <= _MOST_PIXELS else None
 
 
 # Arguments of models and optimizers that other settings of a run decide.

@@ -165,8 +165,8 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     return _read(folder / "config.json", _RunConfig)
 
 
-def optimizer_of(weights: str) -> str | None:
-    """Return the optimizer that trained weights, if they are those of a run; else None.
+def config_of(weights: str) -> dict[str, Any] | None:
+    """Return the content of the `config.json` of the run that weights are of, or None.
 
     Args:
       weights: a run directory, its `checkpoints/best`, or a file of weights.
@@ -174,12 +174,15 @@ def optimizer_of(weights: str) -> str | None:
     Raises:
       UserError: the config.json of the run cannot be read.
     """
-    path = Path(weights).expanduser()
-    for folder in (path, path.parent.parent):
-        if path.is_dir() and (folder / "config.json").is_file():
-            stored = read_config(folder)
-            return None if stored is None else stored["config"].get("opt")
-    return None
+    path = Path(weights).expanduser().absolute()
+    folders = (path, path.parent.parent) if path.is_dir() else ()
+    return next((found for folder in folders if (found := read_config(folder))), None)
+
+
+def optimizer_of(weights: str) -> str | None:
+    """Return the optimizer that trained weights, if they are those of a run; see `config_of`."""
+    stored = config_of(weights)
+    return None if stored is None else stored["config"].get("opt")
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
