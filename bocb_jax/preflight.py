@@ -170,9 +170,9 @@ class Check:
     def traffic_ratio(self) -> float:
         """Bytes that arrive at a device, over those that must."""
         assert self.cost is not None
-        itemsize = jnp.dtype(self.resolved.precision).itemsize
+        sent = jnp.float32 if self.topology.stand_in else self.resolved.precision  # CPUs send that
         devices, fsdp = len(self.topology.devices), self.config.parallel.fsdp
-        least = least_received(self.num_params, itemsize, devices, fsdp)
+        least = least_received(self.num_params, jnp.dtype(sent).itemsize, devices, fsdp)
         return self.cost.received / least if least else math.nan
 
 

@@ -323,7 +323,7 @@ def _collective(
     )
     path = op_name[1] if op_name else ""
     stage = "backward" if "transpose(" in path else "forward" if "jvp(" in path else "other"
-    operation = path.rpartition("/")[2]
+    operation = path.rpartition("/")[2].rstrip(")")  # of `transpose(jvp(block/reduce_sum))`
     return Collective(kind, size, devices, max(arrays, default=(0, ""))[1], stage, operation, times)
 
 

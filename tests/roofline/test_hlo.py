@@ -21,7 +21,7 @@ HloModule step
 
 ENTRY %main (p: bf16[256,4]) -> f32[10] {
   %p = bf16[256,4]{1,0:T(8,128)(2,1)} parameter(0)
-  %all-reduce.1 = (f32[10]{0:T(256)}, bf16[3,5]{1,0:T(8,128)(2,1)S(1)}) all-reduce(%a, %b), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add, metadata={op_name="jit(f)/transpose(jvp())/reduce_sum" stack_frame_id=3}
+  %all-reduce.1 = (f32[10]{0:T(256)}, bf16[3,5]{1,0:T(8,128)(2,1)S(1)}) all-reduce(%a, %b), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add, metadata={op_name="jit(f)/transpose(jvp(block/reduce_sum))" stack_frame_id=3}
   %all-gather.1 = bf16[1024,4]{1,0} all-gather(%p), channel_id=2, replica_groups=[1,4]<=[4], dimensions={0}, metadata={op_name="jit(f)/jvp(A)/dot_general"}
   %reduce-scatter.1 = f32[16]{0} reduce-scatter(%c), channel_id=3, replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}, to_apply=%add, dimensions={0}
   ROOT %r = f32[10]{0} get-tuple-element(%all-reduce.1), index=0

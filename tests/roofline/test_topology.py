@@ -35,3 +35,9 @@ def test_peaks_are_in_their_units(chip):
     assert 5e11 < chip.bandwidth < 2e13
     assert 5e10 < chip.links < 2e12
     assert chip.source
+
+
+def test_a_tpu_needs_libtpu(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs the package libtpu; install it"):
+        open_topology("v5e:4x4")
