@@ -93,9 +93,6 @@ def resolve(config: TrainConfig, dataset: Dataset) -> ResolvedConfig:
     schedule, step, data = config.schedule, config.step, config.data
     ema = first(step.ema, recipe.ema) or None
     recipes_own = step.ema is None and epochs >= recipe.epochs  # plain, as its authors ran it
-    precision = config.precision
-    if precision == "auto":
-        precision = "float32" if platform.target() == "cpu" else "bfloat16"
     augmentation, mixup, cutmix = _augmentation(config, recipe)
     host_crop = None
     if dataset.image_shape is None:
@@ -130,12 +127,19 @@ def resolve(config: TrainConfig, dataset: Dataset) -> ResolvedConfig:
         cutmix=cutmix,
         repeats=first(data.repeats, recipe.repeats),
         drop_path=recipe.drop_path if has_drop_path else None,
-        precision=precision,
+        precision=precision_of(config),
         host_crop=host_crop,
         augmentation=augmentation,
         train=first(step.train, recipe.train),
         layer_decay=first(step.layer_decay, _layer_decay(config, recipe)),
     )
+
+
+def precision_of(config: TrainConfig) -> str:
+    """Return "float32" or "bfloat16"; "auto" is the one that the devices compute faster in."""
+    if config.precision != "auto":
+        return config.precision
+    return "float32" if platform.target() == "cpu" else "bfloat16"
 
 
 def check_parts(config: TrainConfig, batch_size: int) -> None:
@@ -287,6 +291,13 @@ def _rates(
         source = "the paper's tuned values" + (
             "" if tuned.exact else f" for {tuned.backbone}, which stands in for {config.model}"
         )
+    return from_command(config, rate, decay, source)
+
+
+def from_command(
+    config: TrainConfig, rate: float, decay: float, source: str
+) -> tuple[float, float, str]:
+    """Return learning rate, weight decay, and where they come from, as the config decides."""
     given = [name for name in ("lr", "weight_decay") if getattr(config, name) is not None]
     if given:
         whole = len(given) == 2

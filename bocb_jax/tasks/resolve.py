@@ -7,7 +7,6 @@ from bocb_jax import optim
 from bocb_jax.config import TrainConfig
 from bocb_jax.data.annotated import AnnotatedDataset
 from bocb_jax.errors import UserError
-from bocb_jax.models import platform
 from bocb_jax.models.factory import MODELS
 from bocb_jax.optim.registry import OptimizerInfo
 from bocb_jax.resolve import (
@@ -16,6 +15,8 @@ from bocb_jax.resolve import (
     check_parts,
     decay_mask,
     first,
+    from_command,
+    precision_of,
     recorded_size,
 )
 from bocb_jax.tasks.recipes import TransferRecipe, recipe_of
@@ -64,16 +65,10 @@ def resolve(config: TrainConfig, dataset: AnnotatedDataset, images: int) -> Reso
     rate, decay = _rates(recipe, optimizer, batch_size)
     step, schedule = config.step, config.schedule
     ema = step.ema or None
-    precision = config.precision
-    if precision == "auto":
-        precision = "float32" if platform.target() == "cpu" else "bfloat16"
     special = (_of_detector if config.task == "detection" else _of_pose)(config, recipe)
     side = special["short"][1] if config.task == "detection" else special["input_size"][1]
     special["backbone_size"] = _backbone_size(config, side)
-    given = [n for n in ("lr", "weight_decay") if getattr(config, n) is not None]
-    source = f"the recipe {name} for {config.opt}"
-    if given:
-        source = "the command" if len(given) == 2 else f"{source}; {given[0]} from the command"
+    rate, decay, source = from_command(config, rate, decay, f"the recipe {name} for {config.opt}")
     warmup = recipe.warmup_steps * batch_size / images  # in epochs
     return ResolvedConfig(
         recipe=name,
@@ -83,8 +78,8 @@ def resolve(config: TrainConfig, dataset: AnnotatedDataset, images: int) -> Reso
         test_size=side,
         crop_ratio=1.0,
         num_classes=dataset.num_classes,
-        learning_rate=first(config.lr, rate),
-        weight_decay=first(config.weight_decay, decay),
+        learning_rate=rate,
+        weight_decay=decay,
         hparams_source=source,
         decay_mask=decay_mask("all", optimizer),
         # An optimizer that keeps its rate, as Schedule-Free, keeps it here.
@@ -105,7 +100,7 @@ def resolve(config: TrainConfig, dataset: AnnotatedDataset, images: int) -> Reso
         cutmix=0.0,
         repeats=1,
         drop_path=None,
-        precision=precision,
+        precision=precision_of(config),
         host_crop=None,
         augmentation={},
         layer_decay=first(step.layer_decay, _layer_decay(config, recipe)),
