@@ -75,41 +75,33 @@ _POSE = TransferRecipe(
     rate_factor=1.0,
     layer_decay={"vit": 0.75},
 )
+# Nets of a few 100,000 parameters from random weights.
+_SMALL = TransferRecipe(
+    epochs=12,
+    batch_size=32,
+    boundaries=(0.75, 0.92),
+    rates={"sgd": (0.02, 1e-4)},
+    rate_factor=4.0,
+    warmup_steps=100,
+    width=64,
+    short=(128, 128),
+    long=128,
+    shapes=1,
+    finest_stride=4,
+    input_size=(96, 128),
+)
 RECIPES: dict[str, dict[str, TransferRecipe]] = {
     "detection": {
         "1x": _DETECTOR,
         "3x": dataclasses.replace(
             _DETECTOR, epochs=36, boundaries=(27 / 36, 33 / 36), short=(640, 800)
         ),
-        # Nets of a few 100,000 parameters from random weights.
-        "small": TransferRecipe(
-            epochs=12,
-            batch_size=16,
-            boundaries=(0.75, 0.92),
-            rates={"sgd": (0.02, 1e-4)},
-            rate_factor=4.0,
-            warmup_steps=100,
-            clip_norm=10.0,
-            width=64,
-            short=(128, 128),
-            long=128,
-            shapes=1,
-            finest_stride=4,
-        ),
+        "small": dataclasses.replace(_SMALL, batch_size=16, clip_norm=10.0),
     },
     "pose": {
         "210e": _POSE,
         "384x288": dataclasses.replace(_POSE, input_size=(288, 384), sigma=3),
-        "small": TransferRecipe(
-            epochs=12,
-            batch_size=32,
-            boundaries=(0.75, 0.92),
-            rates={"sgd": (0.02, 1e-4)},
-            rate_factor=4.0,
-            warmup_steps=100,
-            width=64,
-            input_size=(96, 128),
-        ),
+        "small": _SMALL,
     },
 }
 
