@@ -130,9 +130,7 @@ class BoxedImages(Split):
                 f"A batch would mix the padded shapes {found}; take a plan of "
                 "bocb_jax.data.grouped with the groups of this split."
             )
-        keys = keys or [()] * len(indices)
-        examples = [self.draw(int(i), key) for i, key in zip(indices, keys, strict=True)]
-        return {name: np.stack([each[name] for each in examples]) for name in examples[0]}
+        return self._stacked(indices, keys)
 
     def train_plan(self, batch_size: int, seed: int) -> grouped.GroupedTrainPlan:
         """Return a plan of endless batches of one padded shape each."""

@@ -23,7 +23,7 @@ from bocb_jax.pose.skeleton import Skeleton, skeleton_of
 Entry = dict[str, Any]
 
 # Share of a person's box that the person covers, where no area is given; as MMPose takes it.
-_PERSON_SHARE = 0.53
+PERSON_SHARE = 0.53
 _MAX_SIDE = 2**16  # pixels; also keeps sizes in int32
 
 
@@ -258,7 +258,7 @@ def _areas(
     annotations: Sequence[Entry], boxes: np.ndarray, persons: bool, source: str
 ) -> tuple[np.ndarray, int]:
     """Return areas (M,) float64, and how many of them the file gives."""
-    share = _PERSON_SHARE if persons else 1.0
+    share = PERSON_SHARE if persons else 1.0
     areas = share * boxes[:, 2] * boxes[:, 3]
     measured = 0
     for index, annotation in enumerate(annotations):
@@ -357,7 +357,7 @@ def _with_notes(found: Annotations, unmeasured: int) -> Annotations:
         if jointless:
             notes.append(f"{_count(jointless, 'person')} without a labelled joint: left out.")
     if unmeasured:
-        rule = f"{_PERSON_SHARE} of the box" if found.visible is not None else "the box"
+        rule = f"{PERSON_SHARE} of the box" if found.visible is not None else "the box"
         notes.append(f"{_count(unmeasured, 'annotation')} without an area: taken as {rule}.")
     empty_labels = np.bincount(found.labels, minlength=len(found.category_names)) == 0
     if empty_labels.any():

@@ -60,8 +60,7 @@ class Split:
         Raises:
           UserError: the images differ in shape, or an example is not what it must be.
         """
-        keys = keys or [()] * len(indices)
-        examples = [self.draw(int(i), key) for i, key in zip(indices, keys, strict=True)]
+        examples = self._drawn(indices, keys)
         for i, example in zip(indices, examples, strict=True):
             _check_example(int(i), example)
         shapes = {example["image"].shape for example in examples}
@@ -76,6 +75,15 @@ class Split:
             "label": np.array([example["label"] for example in examples], np.int32),
             "index": np.array(found, np.int32),
         }
+
+    def _drawn(self, indices: np.ndarray, keys: Sequence[Key]) -> list[Example]:
+        keys = keys or [()] * len(indices)
+        return [self.draw(int(i), key) for i, key in zip(indices, keys, strict=True)]
+
+    def _stacked(self, indices: np.ndarray, keys: Sequence[Key]) -> Batch:
+        """Return all that examples hold, stacked along a new first axis."""
+        examples = self._drawn(indices, keys)
+        return {name: np.stack([each[name] for each in examples]) for name in examples[0]}
 
     def load(self) -> Batch:
         """Return all examples as one batch.

@@ -104,9 +104,7 @@ class PersonCrops(Split):
 
     def gather(self, indices: np.ndarray, keys: Sequence[Key] = ()) -> Batch:
         """Return examples stacked along a new first axis; see `Split.gather`."""
-        keys = keys or [()] * len(indices)
-        examples = [self.draw(int(i), key) for i, key in zip(indices, keys, strict=True)]
-        return {name: np.stack([each[name] for each in examples]) for name in examples[0]}
+        return self._stacked(indices, keys)
 
     def _cut(self, index: int, crop: Crop) -> dict[str, Any]:
         size = self._fit(crop.size)

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from PIL.Image import Resampling
 
 from bocb_jax.data.coco import Annotations
-from bocb_jax.data.coco_json import annotations_from_json
+from bocb_jax.data.coco_json import PERSON_SHARE, annotations_from_json
 from bocb_jax.data.decode import decode
 from bocb_jax.data.figures import SHAPES, Figure, Shape, random_figure, random_shape
 from bocb_jax.errors import UserError
@@ -30,7 +30,6 @@ SIDE = 128  # pixels
 
 _PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 _ENLARGED = 2  # drawn at twice the size and averaged, for smooth edges
-_PERSON_SHARE = 0.53  # of its box that a person is taken to cover, as MMPose takes it
 # Shares of the image's side.
 _FIGURE, _RADIUS = (0.5, 0.8), (0.08, 0.18)
 _MOST_FIGURES, _MOST_SHAPES = 2, 4
@@ -222,7 +221,7 @@ def _annotations(task: str, seed: int, split: str, count: int, side: int) -> Ann
             if isinstance(thing, Shape):
                 annotation["area"] = round(thing.area, 2)
             else:
-                annotation["area"] = round(_PERSON_SHARE * box[2] * box[3], 2)
+                annotation["area"] = round(PERSON_SHARE * box[2] * box[3], 2)
                 triples = np.column_stack([thing.joints.round(2), scene.visible(place)])
                 annotation["keypoints"] = triples.ravel().tolist()
             annotations.append(annotation)
