@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from bocb_jax.errors import UserError
 from bocb_jax.models import layers
 from bocb_jax.models.maps import Maps
+from bocb_jax.models.transposed import ConvTranspose
 
 _TAKEN = 3  # maps of a backbone that a pyramid starts from
 
@@ -120,31 +120,22 @@ def _coarser(convs: Sequence[Any], x: jax.Array, config: PyramidConfig) -> list[
     return levels
 
 
-class Upsample(nnx.Module):
-    """2x2 transposed convolution of stride 2: every pixel becomes 2x2 pixels.
-
-    The kernel has shape (2, 2, out_features, in_features), the layout that PyTorch's weight takes
-    by the same exchange of axes as a convolution's.
-    """
-
-    def __init__(self, in_features: int, out_features: int, *, dtype: layers.Dtype, rngs: nnx.Rngs):
-        self.dtype = dtype
-        shape = (2, 2, out_features, in_features)
-        bound = (4 * out_features) ** -0.5  # PyTorch counts the fan-in on the output axis
-        self.kernel = nnx.Param(
-            layers.symmetric_uniform(bound)(rngs.params(), shape, jnp.float32), kind="conv"
-        )
-        self.bias = nnx.Param(
-            layers.symmetric_uniform(bound)(rngs.params(), (out_features,), jnp.float32)
-        )
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        dtype = self.dtype or x.dtype
-        batch, height, width, _ = x.shape
-        kernel = self.kernel[...].astype(dtype)
-        y = jnp.einsum("bhwi,kloi->bhkwlo", x.astype(dtype), kernel)
-        y = y.reshape(batch, 2 * height, 2 * width, -1)
-        return y + layers.per_channel(self.bias[...].astype(dtype), y)
+def _doubling(
+    in_features: int, out_features: int, *, dtype: layers.Dtype, rngs: nnx.Rngs
+) -> ConvTranspose:
+    """Return a transposed convolution that makes 2x2 pixels of each, initialized as in PyTorch."""
+    # PyTorch counts the fan-in on the output axis.
+    init = layers.symmetric_uniform((4 * out_features) ** -0.5)
+    return ConvTranspose(
+        in_features,
+        out_features,
+        2,
+        strides=2,
+        kernel_init=init,
+        bias_init=init,
+        dtype=dtype,
+        rngs=rngs,
+    )
 
 
 class ConvNorm(layers.Conv):
@@ -232,13 +223,13 @@ def _resizing(
     if scale == 4:
         half, quarter = features // 2, features // 4
         up: list[layers.Layer] = [
-            Upsample(features, half, **kwargs),
+            _doubling(features, half, **kwargs),
             _layer_norm(half, **kwargs),
             layers.gelu,
         ]
-        return [*up, Upsample(half, quarter, **kwargs)], quarter
+        return [*up, _doubling(half, quarter, **kwargs)], quarter
     if scale == 2:
-        return [Upsample(features, features // 2, **kwargs)], features // 2
+        return [_doubling(features, features // 2, **kwargs)], features // 2
     if scale == 1:
         return [], features
     if scale in (0.5, 0.25):

@@ -26,7 +26,8 @@ class ConvTranspose(nnx.Module):
       use_bias: whether a bias is added.
       dtype: type of the computation.
       kernel_init: initializer of the kernel.
-      rngs: random streams; `params` draws the kernel.
+      bias_init: initializer of the bias.
+      rngs: random streams; `params` draws both.
 
     Raises:
       UserError: no padding makes the output that large.
@@ -42,6 +43,7 @@ class ConvTranspose(nnx.Module):
         use_bias: bool = True,
         dtype: layers.Dtype = None,
         kernel_init: layers.Initializer = layers.torch_uniform,
+        bias_init: layers.Initializer = nnx.initializers.zeros,
         rngs: nnx.Rngs,
     ):
         if kernel_size < strides or (kernel_size - strides) % 2:
@@ -54,7 +56,9 @@ class ConvTranspose(nnx.Module):
         shape = (kernel_size, kernel_size, out_features, in_features)
         metadata: dict[str, Any] = {"kind": "conv"}
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32), **metadata)
-        self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32)) if use_bias else None
+        self.bias = (
+            nnx.Param(bias_init(rngs.params(), (out_features,), jnp.float32)) if use_bias else None
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = self.dtype or x.dtype
@@ -71,6 +75,10 @@ def transposed_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
       stride: of the convolution.
     """
     side, padding = len(kernel), (len(kernel) - stride) // 2
+    batch, height, width, _ = x.shape
+    if side == stride:  # every pixel becomes a patch of its own: one product of matrices
+        y = jnp.einsum("bhwi,kloi->bhkwlo", x, kernel)
+        return y.reshape(batch, stride * height, stride * width, -1)
     if platform.target() != "cpu":
         return lax.conv_general_dilated(
             x,
@@ -82,7 +90,6 @@ def transposed_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         )
     # XLA's form for CPUs multiplies the zeros between the pixels as well. Each phase of the output,
     # every stride-th pixel, is a convolution of its own with every stride-th tap of the kernel.
-    batch, height, width, _ = x.shape
     phases = [_phase(first, side, stride, padding) for first in range(stride)]
     rows = [
         jnp.stack(
