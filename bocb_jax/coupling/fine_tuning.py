@@ -92,10 +92,11 @@ def _lines(
         (found.columns["backbone"] == backbone) & (found.columns["pretrained_with"] == name)
     ]
     for _, row in rows.iterrows():
-        if isinstance(row["general"], str):
+        if isinstance(row["general"], str) and np.isfinite(row["price"]):
+            costs = f"costs {_distance(table, row['price'])}"
             lines.append(
-                f"Without knowing that it was {name} one would take {row['general']}, which costs "
-                f"{_distance(table, row['price'])}."
+                f"Without knowing that it was {name} one would take {row['general']}, which "
+                f"{'does not finish' if row['fails'] else costs}."
             )
         if isinstance(row["own"], str):
             side = "ahead of" if row["gain"] >= 0 else "behind"

@@ -13,7 +13,7 @@ from scipy import stats
 
 from bocb_jax.coupling import best, decomposition, margins, noise
 from bocb_jax.coupling.cells import Cells, cells_of_table
-from bocb_jax.coupling.costs import costs_of, general_advice
+from bocb_jax.coupling.costs import costs_of, diverged, general_advice
 from bocb_jax.coupling.interaction import interaction_test
 from bocb_jax.coupling.replicates import Replicates, replicates_of, tables_by_backbone
 from bocb_jax.coupling.score_table import ScoreTable, regret_of
@@ -54,12 +54,13 @@ class Pretraining:
     # A row for each backbone and optimizer of pre-training: the best for fine-tuning and what it
     # reaches (best, best_score), within (optimizers at most `table.equal` behind it) of n,
     # sgd_like, adaptive (what the best of each kind is behind; NaN without one), general (the
-    # optimizer that loses least under the other optimizers of pre-training) and its price with
-    # _low and _high; own (the optimizer of pre-training, where it also fine-tuned), own_score,
-    # own_regret, other (the best of the others), gain of own over other with _low and _high.
+    # optimizer that loses least under the other optimizers of pre-training), its price with _low
+    # and _high, and fails (whether it diverged: the price is that of a failure); own (the optimizer
+    # of pre-training, where it also fine-tuned), own_score, own_regret, other (the best of the
+    # others), gain of own over other with _low and _high.
     columns: pandas.DataFrame
     gain: Mean  # of `columns`
-    price: Mean  # of `columns`
+    price: Mean  # of `columns`, of what does not fail
     match: Mean  # of `backbones`
     # The optimizer of pre-training that transfers best under its own best fine-tuning. Index
     # backbone: pretrained_with, optimizer, score, second, lead with _low and _high.
@@ -112,7 +113,7 @@ def analyze_pretraining(
         backbones=backbones.drop(columns=["match_error", "match_df"]),
         columns=columns[_COLUMNS],
         gain=_averaged(columns, "gain"),
-        price=_averaged(columns, "price"),
+        price=_averaged(columns[columns["fails"].ne(True)], "price"),
         match=match,
         transfers_best=_transfers_best(repeated, confidence),
         by_starts=by_starts,
@@ -271,6 +272,7 @@ def _columns(
     """
     table = repeated.within
     costs, goodness, counts = costs_of(table), table.goodness(), table.counts()
+    failed = diverged(table)
     estimated, scores = noise.estimate_noise(table), repeated.raw.matrix()
     groups = pandas.Series(table.backbones, index=table.backbones)
     chosen = general_advice(costs.to_numpy()[None], groups)[0]
@@ -292,6 +294,7 @@ def _columns(
         own = next((o for o in here.index if to_opt(o) == to_opt(name)), None)
         if general is not None:
             row |= {"general": general, "price": costs.at[general, name]}
+            row["fails"] = bool(failed.at[general, name])
         if own is not None and len(here) > 1:
             row |= {"own": own, "own_score": scores.at[own, name], "own_regret": regret[own]}
             row |= {"other": here.drop(own).idxmax(), "gain": here[own] - here.drop(own).max()}
@@ -306,7 +309,7 @@ def _columns(
 
 _COLUMNS = [
     "backbone", "pretrained_with", "best", "best_score", "within", "n", "sgd_like", "adaptive",
-    "general", "price", "price_low", "price_high",
+    "general", "price", "price_low", "price_high", "fails",
     "own", "own_score", "own_regret", "other", "gain", "gain_low", "gain_high",
 ]  # fmt: skip
 

@@ -158,7 +158,19 @@ def _gain(found: Pretraining, table: ScoreTable) -> str:
 
 
 def _price(found: Pretraining, table: ScoreTable) -> str:
-    rows, price = found.columns[found.columns["price"].notna()], found.price
+    """Return what it costs not to know the optimizer of pre-training, and where that fails."""
+    chosen, price = found.columns[found.columns["price"].notna()], found.price
+    fails = chosen["fails"].astype(bool)
+    rows = chosen[~fails]
+    failing = [
+        f"{label(row['general'])} after {label(row['pretrained_with'])}"
+        for _, row in chosen[fails].iterrows()
+    ]
+    if rows.empty and failing:
+        return (
+            "Of the optimizers of fine-tuning that one would choose without knowing that of "
+            f"pre-training no run finishes: {listed(failing)}."
+        )
     if rows.empty:
         return ""
     worst = rows.loc[rows["price"].idxmax()]
@@ -175,6 +187,8 @@ def _price(found: Pretraining, table: ScoreTable) -> str:
     own = found.columns["own_regret"].dropna()
     if len(own):
         text += f"; to take the same one costs {with_unit(table, own.mean())} on average"
+    if failing:
+        text += f"; no run finishes with {listed(failing)}"
     return text + "."
 
 

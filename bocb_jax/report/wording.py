@@ -63,6 +63,19 @@ def distances(table: ScoreTable, frame: pandas.DataFrame, *columns: str) -> pand
     return frame.assign(**told)
 
 
+def without_failed(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """Return rows of general advice without a price of what fails: it was not measured.
+
+    Args:
+      frame: with columns general, price and fails.
+    """
+    fails = frame["fails"].eq(True)
+    said = frame["general"].astype(str) + ", which does not finish"
+    return frame.assign(
+        price=frame["price"].mask(fails), general=frame["general"].mask(fails, said)
+    )
+
+
 def equal_distance(table: ScoreTable) -> str:
     """Return the distance that counts as equal: "1 point", "0.05 nats", "2 %"."""
     if table.relative:

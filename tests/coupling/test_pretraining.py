@@ -9,7 +9,7 @@ import pytest
 from helpers import pretrained
 
 from bocb_jax import paper
-from bocb_jax.coupling import analyze
+from bocb_jax.coupling import analyze, fine_tuning
 from bocb_jax.coupling.pretraining import analyze_pretraining
 from bocb_jax.coupling.replicates import (
     replicates_of,
@@ -119,6 +119,36 @@ def test_quantities_by_hand():
     assert found.match.value == pytest.approx(np.linalg.lstsq(design, y, rcond=None)[0][-1])
     assert found.verdict == "not known"
     assert np.isnan(found.gain.low)
+
+
+def test_advice_that_diverged_is_no_measured_price():
+    from bocb_jax.report.pretraining import sentences
+    from bocb_jax.report.sections import pretraining
+
+    scores = {
+        "sgd": {"sgd": 60.0, "adamw": 58.0, "lamb": 57.0},
+        "adamw": {"sgd": np.nan, "adamw": 63.0, "lamb": 64.0},
+    }
+    table = exact_table(scores)
+    status = table.runs["status"].mask(table.runs["score"].isna(), "diverged")
+    blank = dict.fromkeys(
+        ("train_loss", "first_train_loss", "learning_rate", "weight_decay"), np.nan
+    )
+    table = dataclasses.replace(table, runs=table.runs.assign(status=status, **blank))
+    analysis = analyze(table, resamples=20)
+    found = analysis.pretraining
+    columns = found.columns.set_index("pretrained_with")
+    assert columns["general"].to_dict() == {"sgd": "lamb", "adamw": "sgd"}
+    assert columns["fails"].to_dict() == {"sgd": False, "adamw": True}
+    assert (found.price.value, found.price.cells) == (3.0, 1)
+    (line,) = (line for line in sentences(analysis) if "without knowing" in line)
+    assert "costs 3.0 AP on average, and 3.0 AP at worst (lamb after sgd)" in line
+    assert line.endswith("; no run finishes with sgd after adamw.")
+    rows = pretraining.build(analysis).blocks[1].rows
+    assert [row["general"] for row in rows] == ["lamb", "sgd, which does not finish"]
+    assert [row["price"] for row in rows] == [3.0, pytest.approx(np.nan, nan_ok=True)]
+    advice = fine_tuning.advise(table, "net", "adamw")
+    assert any("would take sgd, which does not finish." in line for line in advice.lines)
 
 
 def test_a_lower_score_is_better_where_the_table_says_so():

@@ -37,12 +37,8 @@ def _backbones(analysis: Analysis, rows: Sequence[dict[str, Any]]) -> Table:
     unit = f", {table.distance_unit}"
     equal = wording.equal_distance(table)
     frame = wording.distances(table, pandas.DataFrame(rows), "price", "median", "largest")
-    if "fails" in frame:  # the cost of the worst stands in for what was not measured
-        fails = frame["fails"].eq(True)
-        frame["price"] = frame["price"].mask(fails)
-        frame["general"] = frame["general"].mask(
-            fails, frame["general"].astype(str) + ", which does not finish"
-        )
+    if "fails" in frame:
+        frame = wording.without_failed(frame)
     if headline.is_coarse(table):
         odds = regret_of(table.log_odds().goodness())
         frame["median_odds"] = odds.median().reindex(frame["backbone"]).to_numpy()

@@ -31,7 +31,9 @@ def build(analysis: Analysis) -> Section:
     )
     cells = table.as_measured(cells)
     starts = wording.distances(table, found.columns, "sgd_like", "own_regret", "gain", "price")
-    starts = starts.assign(best_score=table.as_measured(starts["best_score"]))
+    starts = wording.without_failed(starts).assign(
+        best_score=table.as_measured(starts["best_score"])
+    )
     keys = {f"with {name}": name for name in cells.columns}
     scores = cells.rename(columns={name: key for key, name in keys.items()}).reset_index()
     each = (
