@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 
 SETTINGS = {
@@ -59,15 +58,18 @@ def metrics(folder: Path) -> list[dict]:
 def arrays(folder: Path) -> dict[str, list]:
     """Return all arrays of the last state and of the best weights."""
     import jax
+    import numpy as np
     from orbax.checkpoint import v1 as ocp
 
     found = {}
     for name in ("last", "best"):
         names = [path.name for path in (folder / "checkpoints" / name).iterdir()]
         step = max(int(name) for name in names if name.isdecimal())  # others are damaged
-        with warnings.catch_warnings():  # the devices of the run may not be available here
-            warnings.simplefilter("ignore")
-            tree = ocp.load_checkpointables(folder / "checkpoints" / name / str(step))["state"]
+        path = folder / "checkpoints" / name / str(step)
+        # Into NumPy arrays: the devices of the run may not be available here.
+        shapes = ocp.checkpointables_metadata(path).metadata["state"]
+        wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+        tree = ocp.load_checkpointables(path, {"state": wanted})["state"]
         found[name] = [step, *jax.tree.leaves(tree)]
     return found
 
