@@ -32,7 +32,6 @@ from bocb_jax.checked import FilePath, Workers
 from bocb_jax.command_line import Parser, value_of
 from bocb_jax.config import TrainConfig, present_flags
 from bocb_jax.console import console, duration, output
-from bocb_jax.data.synthetic import open_or_synthetic
 from bocb_jax.engine.program import Program
 from bocb_jax.engine.sharding import batch_sharding, check_batch, make_mesh, replicated
 from bocb_jax.models import platform
@@ -183,13 +182,7 @@ def compile_run(config: TrainConfig, topology: Topology) -> Check:
       UserError: a setting is wrong.
     """
     kind = KINDS[config.task]
-    dataset: Any
-    if config.task == "classification":
-        dataset, _ = open_or_synthetic(
-            config.dataset, split_seed=config.data.split_seed, data_dir=config.data.dir
-        )
-    else:
-        dataset = kind.open(config)
+    dataset, _ = kind.open_or_stand_in(config)
     started = time.monotonic()
     with platform.tracing_for(topology.chip.platform):
         resolved = kind.resolve(config, dataset)

@@ -8,6 +8,7 @@ import pytest
 from bocb_jax import paper, preflight
 from bocb_jax.errors import UserError
 from bocb_jax.roofline import chips
+from bocb_jax.roofline.topology import open_topology
 
 SMALL = ["--dataset", "digits", "--opt", "adamw", "--batch-size", "64", "--step.clip-norm", "1"]
 
@@ -94,3 +95,10 @@ def test_the_table_is_written_and_goes_on(tmp_path, monkeypatch, capsys):
     assert preflight.main(asked) == 0
     assert "vit_mini" not in capsys.readouterr().err  # nothing was compiled again
     assert table.read_text() == text
+
+
+@pytest.mark.parametrize(("protocol", "images"), [("held_out", 1257), ("paper", 1527)])
+def test_the_steps_are_those_of_the_protocol(protocol, images):
+    run = ["--dataset", "digits", "--protocol", protocol, "--epochs", "10", "--batch-size", "64"]
+    check = preflight.compile_run(preflight.run_config(run), open_topology("h100:1"))
+    assert check.steps == 10 * (images // 64)

@@ -298,6 +298,16 @@ def test_a_study_has_the_rates_of_its_task(config):
     assert adamw.macs > 0
 
 
+def test_a_study_of_coco_is_planned_without_it_by_the_recipe_for_it(tmp_path):
+    train = {"task": "pose", "dataset": f"coco:{tmp_path / 'nowhere'}"}
+    study = study_from_dict({"backbones": [BACKBONE], "optimizers": ["sgd"], "train": train})
+    (pair,) = find_pairs(study, stand_in=True)
+    assert (pair.epochs, pair.has_data) == (210, False)
+    assert pair.images == 210 * (149_813 // 512) * 512
+    with pytest.raises(UserError, match="nowhere"):
+        find_pairs(study)
+
+
 # --- Starting weights -----------------------------------------------------------------------------
 
 

@@ -13,10 +13,9 @@ import jax
 
 from bocb_jax.build import compiled_population
 from bocb_jax.config import TrainConfig
-from bocb_jax.data.synthetic import open_or_synthetic
 from bocb_jax.engine.outcome import is_out_of_memory
 from bocb_jax.engine.trainer import PopulationTrainer, SingleTrainer, Trainer
-from bocb_jax.tasks.kinds import KINDS, AnyDataset
+from bocb_jax.tasks.kinds import KINDS
 from bocb_jax.train import Run
 
 MEASURED_PIXELS = 8 * 224**2  # of a batch at most, on a CPU
@@ -26,19 +25,10 @@ ROUNDS = 5  # of `compare`
 def seconds_per_image(config: TrainConfig) -> float:
     """Measure a few training steps of a run.
 
-    Noise stands in for a data set that is not on this machine. On a CPU, where an image takes as
-    long whatever the batch size, a large batch is cut to about `MEASURED_PIXELS`.
+    Synthetic images stand in for a data set that is not on this machine. On a CPU, where an image
+    takes as long whatever the batch size, a large batch is cut to about `MEASURED_PIXELS`.
     """
-    dataset: AnyDataset
-    if config.task == "classification":
-        dataset, _ = open_or_synthetic(
-            config.dataset,
-            split_seed=config.data.split_seed,
-            data_dir=config.data.dir,
-            on_corrupt=config.on_corrupt,
-        )
-    else:
-        dataset = KINDS[config.task].open(config)
+    dataset, _ = KINDS[config.task].open_or_stand_in(config)
     run = Run(config, dataset)
     if jax.default_backend() == "cpu":
         parts = config.step.accumulate * config.step.batch_norm_groups  # these divide a batch

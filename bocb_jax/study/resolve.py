@@ -6,7 +6,6 @@ bocb_jax.study.resolve`, which reads a study and prints {"pairs": ...} or {"erro
 """
 
 import dataclasses
-import functools
 import json
 import os
 import subprocess
@@ -14,16 +13,14 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from bocb_jax.config import DataConfig, TrainConfig, from_dict
+from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.errors import UserError
 from bocb_jax.study.pretrained import Weights, find_weights
 from bocb_jax.study.spec import Study, study_from_dict
 
 if TYPE_CHECKING:
     from bocb_jax.build import ProgramSpec
-    from bocb_jax.data.registry import Dataset
     from bocb_jax.resolve import ResolvedConfig
-    from bocb_jax.tasks.kinds import AnyDataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,20 +199,8 @@ def _run(backbone: str, optimizer: str, train: dict[str, Any], stand_in: bool) -
     from bocb_jax.tasks.kinds import KINDS
 
     config = from_dict(TrainConfig, {**train, "model": backbone, "opt": optimizer})
-    kind, has_data = KINDS[config.task], True
-    dataset: AnyDataset
-    if config.task == "classification":
-        dataset, has_data = _dataset(
-            config.dataset, config.data, config.on_corrupt, config.protocol, stand_in
-        )
-    else:
-        folder = config.dataset.removeprefix("coco:")
-        has_data = not (stand_in and folder != config.dataset) or os.path.isdir(
-            os.path.expanduser(folder)
-        )
-        if not has_data:
-            config = dataclasses.replace(config, dataset="shapes")
-        dataset = kind.open(config)
+    kind = KINDS[config.task]
+    dataset, has_data = kind.open_or_stand_in(config) if stand_in else (kind.open(config), True)
     resolved = kind.resolve(config, dataset)
     epoch_steps = kind.data(config, resolved, dataset).epoch_steps
     if not has_data and config.task in _COCO:
@@ -270,24 +255,6 @@ def _check_optimizer(backbone: str, optimizer: str, train: dict[str, Any], stand
         build_optimizer(spec)
         if is_own:
             checked_steps(spec, make_mesh(devices=1))
-
-
-@functools.cache
-def _dataset(
-    name: str, data: DataConfig, on_corrupt: str, protocol: str, stand_in: bool
-) -> tuple["Dataset", bool]:
-    """Return a data set, and whether it is the real one."""
-    from bocb_jax.data.registry import open_dataset
-    from bocb_jax.data.synthetic import open_or_synthetic
-
-    options: dict[str, Any] = {
-        "split_seed": data.split_seed, "data_dir": data.dir, "on_corrupt": on_corrupt,
-    }  # fmt: skip
-    if stand_in:
-        dataset, is_real = open_or_synthetic(name, **options)
-    else:
-        dataset, is_real = open_dataset(name, **options), True
-    return dataset.tuned_on_test() if protocol == "paper" else dataset, is_real
 
 
 def _optimizer(

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import jax
@@ -19,6 +19,7 @@ from bocb_jax.data.loader import Loader
 from bocb_jax.data.persons import PersonCrops
 from bocb_jax.data.pipeline import Batches
 from bocb_jax.data.registry import open_dataset
+from bocb_jax.data.synthetic import open_or_synthetic
 from bocb_jax.detection.rules import STYLES
 from bocb_jax.errors import UserError
 from bocb_jax.models import retinanet
@@ -78,6 +79,13 @@ class Kind(Protocol):
     def open(self, config: TrainConfig) -> Any:
         """Open the data set of a run, with the splits of its protocol."""
 
+    def open_or_stand_in(self, config: TrainConfig) -> tuple[Any, bool]:
+        """Open the data set, or a stand-in where it is not on this machine; download nothing.
+
+        Returns:
+          The data set, with the splits of its protocol, and whether it is the real one.
+        """
+
     def resolve(self, config: TrainConfig, dataset: Any) -> ResolvedConfig:
         """Return the values that a config leaves open."""
 
@@ -95,14 +103,11 @@ class _Classification:
     score = "accuracy"
 
     def open(self, config: TrainConfig) -> Dataset:
-        dataset = _dataset(
-            os.getcwd(),  # a relative path in the name means another folder elsewhere
-            config.dataset,
-            split_seed=config.data.split_seed,
-            data_dir=config.data.dir,
-            on_corrupt=config.on_corrupt,
-        )
-        return dataset.tuned_on_test() if config.protocol == "paper" else dataset
+        return _with_protocol(_opened(open_dataset, config), config.protocol)
+
+    def open_or_stand_in(self, config: TrainConfig) -> tuple[Dataset, bool]:
+        dataset, is_real = _opened(open_or_synthetic, config)
+        return _with_protocol(dataset, config.protocol), is_real
 
     def resolve(self, config: TrainConfig, dataset: Dataset) -> ResolvedConfig:
         return resolve_classification(config, dataset)
@@ -116,11 +121,27 @@ class _Classification:
         return _LabelledImages(config, resolved, dataset)
 
 
+def _opened(open_: Callable[..., Any], config: TrainConfig) -> Any:
+    """Return what a function that opens data sets makes of that of a run."""
+    return _dataset(
+        os.getcwd(),  # a relative path in the name means another folder elsewhere
+        open_,
+        config.dataset,
+        split_seed=config.data.split_seed,
+        data_dir=config.data.dir,
+        on_corrupt=config.on_corrupt,
+    )
+
+
 @functools.lru_cache(maxsize=1)
-def _dataset(here: str, name: str, **options: Any) -> Dataset:
+def _dataset(here: str, open_: Callable[..., Any], name: str, **options: Any) -> Any:
     """Open a data set; the next run of this process uses the images that are decoded already."""
     del here
-    return open_dataset(name, **options)
+    return open_(name, **options)
+
+
+def _with_protocol(dataset: Dataset, protocol: str) -> Dataset:
+    return dataset.tuned_on_test() if protocol == "paper" else dataset
 
 
 class _LabelledImages:
@@ -266,9 +287,17 @@ class _Transfer:
     score = "AP"
 
     def open(self, config: TrainConfig) -> AnnotatedDataset:
+        return self._open(config, config.dataset)
+
+    def open_or_stand_in(self, config: TrainConfig) -> tuple[AnnotatedDataset, bool]:
+        scheme, _, folder = config.dataset.partition(":")
+        is_real = scheme != "coco" or os.path.isdir(os.path.expanduser(folder))
+        return self._open(config, config.dataset if is_real else "shapes"), is_real
+
+    def _open(self, config: TrainConfig, name: str) -> AnnotatedDataset:
         return _annotated(
             os.getcwd(),
-            config.dataset,
+            name,
             config.task,
             split_seed=config.data.split_seed,
             held_out=config.protocol != "paper",
