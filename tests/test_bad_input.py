@@ -32,7 +32,12 @@ def in_process(rows):
 
 
 def by_script(rows):
-    return [row for row in rows if row.values[0].script or row.values[0].script_only]
+    """Return the rows for the installed `bocb`: every fourth by default, all with `-m slow`."""
+    found = [row for row in rows if row.values[0].script or row.values[0].script_only]
+    return [
+        pytest.param(*row.values, id=row.id, marks=[pytest.mark.slow] * (place % 4 > 0))
+        for place, row in enumerate(found)
+    ]
 
 
 def content(folder: Path) -> dict[str, object]:

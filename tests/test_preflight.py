@@ -34,6 +34,7 @@ def test_a_run_that_fits(capsys):
     assert "chip-hours" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["detection", "pose"])
 def test_other_tasks(task, capsys):
     assert preflight.main(["--task", task, "--topology", "h100:2", "--batch-size", "8"]) == 0
@@ -56,6 +57,7 @@ def test_a_setting_that_fits_is_tried(capsys, tiny_chip):
     assert " --step.accumulate " in out
 
 
+@pytest.mark.slow
 def test_nothing_is_tried_if_not_asked(capsys, tiny_chip):
     tiny_chip(2**20)
     run = ["--model", "vit_mini", "--topology", "h100:1", "--no-search", *SMALL]
@@ -81,6 +83,7 @@ def test_bad_settings_are_one_sentence(arguments, message):
         preflight.main([*arguments, "--dataset", "digits"])
 
 
+@pytest.mark.slow
 def test_the_table_is_written_and_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paper, "backbones", lambda: ["vit_mini", "mixer_mini"])
     table = tmp_path / "table.md"

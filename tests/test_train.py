@@ -91,7 +91,9 @@ def test_the_same_command_elsewhere_gives_the_same_bits(config, tmp_path):
     kill_run.compare(again.folder(), config.folder())
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [
+    (signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_a_signal_stops_the_run_after_saving(config, number, code):
     command = [sys.executable, "-m", "bocb_jax.train", *words(config, epochs=200)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -107,6 +109,7 @@ def test_a_signal_stops_the_run_after_saving(config, number, code):
     assert not (log.parent / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_the_end_of_the_time_stops_the_run_after_saving(config, monkeypatch):
     undisturbed = dataclasses.replace(config, run_id="undisturbed")
     train(undisturbed)

@@ -112,7 +112,7 @@ def test_classification_keeps_its_names():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("task", ["detection", "pose"])
+@pytest.mark.parametrize("task", ["detection", pytest.param("pose", marks=pytest.mark.slow)])
 def test_a_run_leaves_its_record(task, config):
     outcome = train(config(task))
     folder = config(task).folder()
@@ -330,8 +330,11 @@ def filled(model, seed):
 STEMS = {"resnet_mini": {"stem": "cifar"}, "vit_mini": {}}
 
 
-@pytest.mark.parametrize("task", ["detection", "pose"])
-@pytest.mark.parametrize("model", STEMS)
+@pytest.mark.parametrize(("model", "task"), [
+    ("resnet_mini", "detection"), ("vit_mini", "pose"),
+    pytest.param("resnet_mini", "pose", marks=pytest.mark.slow),
+    pytest.param("vit_mini", "detection", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_starts_from_a_file_with_pytorchs_names(model, task, tmp_path):
     source = filled(model, 3)
     path = tmp_path / "weights.safetensors"
@@ -437,7 +440,7 @@ def test_every_backbone_takes_a_step(model, task):
 
 # --- Every optimizer ------------------------------------------------------------------------------
 
-FEW = ("sophia", "sam+sgd", "lion")  # those that ask for other gradients; all with `-m slow`
+FEW = ("sophia", "lion")  # one asks for another gradient; all with `-m slow`
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ SHORTER = (
     (r"(bocb sweep [^#\n]*--dry-run[^#\n]*)", r"\1 --backbones resnet_mini --optimizers sgd "),
     (r"(bocb sweep (?:(?!--dry-run)[^#\n])*)(?=#|\n)",
      r"\1 --backbones resnet_mini,mixer_mini --optimizers sgd,adamw --train.epochs 1 "
-     r"--train.batch_size 256 --search.lr_factors '[1]' --progress none "),
+     r"--train.batch_size 256 --search.lr_factors '[1]' --final.seeds '[1, 2]' --progress none "),
     (r"(bocb analyze [^#\n]*)", r"\1 --resamples 50 "),
     (r"--budget 30m", "--budget 1s --epochs 1"),
     (r"RUN\b", "digits-resnet_mini-sgd-s1-*"),
@@ -87,8 +87,18 @@ def test_bocb_is_installed():
     assert BOCB.exists()
 
 
-# Pages whose code installs the project anew, or trains for a minute.
-SLOW = {"CONTRIBUTING.md", "docs/guides/own.md", "docs/guides/train.md"}
+# Pages whose code installs the project anew or trains; README has the same kinds of commands.
+SLOW = {
+    "CONTRIBUTING.md",
+    "docs/concepts/patterns.md",
+    "docs/guides/analyze.md",
+    "docs/guides/own.md",
+    "docs/guides/preflight.md",
+    "docs/guides/quickstart.md",
+    "docs/guides/scores.md",
+    "docs/guides/train.md",
+    "docs/howto/dataset.md",
+}
 
 
 @pytest.mark.parametrize(

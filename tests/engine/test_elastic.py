@@ -79,6 +79,7 @@ def test_one_process_continues_two_and_the_reverse(tmp_path):
     assert [(start["step"], start["processes"]) for start in starts] == [(0, 1), (22, 2), (44, 1)]
 
 
+@pytest.mark.slow
 def test_the_command_finds_the_run_that_was_begun_on_other_devices(tmp_path, compile_cache, capsys):
     begun = settings(tmp_path, compile_cache, run_id=None)
     train(begun)

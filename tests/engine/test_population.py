@@ -164,6 +164,7 @@ def test_a_resumed_population_has_the_bits_of_an_uninterrupted_one(configs, monk
         kill_run.compare(a.folder(), b.folder())
 
 
+@pytest.mark.slow
 def test_a_group_that_fills_half_of_the_members_is_trained_together(configs):
     ours, theirs = (configs(where)[:2] for where in ("together", "alone"))
     assert [o["population"] for o in train_together(ours, members=4)] == [2, 2]

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from bocb_jax.study.messages import Answer, Request, Task
 
 SLOW = """
@@ -27,6 +29,7 @@ def slow(learning_rate):
 WORKER = "from bocb_jax.study import worker; worker.NOTICE_SECONDS = 0.2; worker.main()"
 
 
+@pytest.mark.slow
 def test_a_worker_with_slow_steps_saves(tmp_path, compile_cache):
     """Its steps, in which no handler runs, take longer than a worker has that does not train."""
     (tmp_path / "slow_steps.py").write_text(SLOW)

@@ -177,6 +177,7 @@ def interrupt_after(saves, monkeypatch):
     monkeypatch.setattr(Checkpoints, "save", counted)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_another_machine_to_the_same_bits(config, tmp_path, monkeypatch):
     whole = dataclasses.replace(config, workdir=str(tmp_path / "whole"))
     outcome = train(whole)

@@ -110,6 +110,7 @@ def test_a_study_without_a_search_counts_its_final_runs_alone(tmp_path):
     assert cell.size == len(cell.planned({})) == 3
 
 
+@pytest.mark.slow
 def test_a_backbone_is_measured_on_the_photographs(tmp_path, monkeypatch):
     monkeypatch.setattr("bocb_jax.engine.compile_cache.use_compile_cache", lambda folder: None)
     settings = {

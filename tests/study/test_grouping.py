@@ -200,6 +200,7 @@ def cold_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 def test_without_memory_for_all_they_are_trained_one_by_one(tmp_path, monkeypatch):
     import bocb_jax.train_population
 
