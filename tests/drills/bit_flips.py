@@ -1,6 +1,6 @@
 """Flip bits in a run's checkpoints, and cut files short: all damage must be found, none restored.
 
-    python tests/drills/bit_flips.py --flips 200 [--run RUN]
+    PYTHONPATH=tests python tests/drills/bit_flips.py --flips 200 [--run RUN]
 
 Without `--run`, a small run is trained first. Flips go to random bits of random files of `last` and
 `best`, their checksums included, large files as often as small ones.

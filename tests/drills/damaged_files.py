@@ -1,6 +1,6 @@
 """Damage the files of a run at random and read them: a sentence or allowed values must come of it.
 
-    python tests/drills/damaged_files.py --seconds 600 [--kinds config result ...]
+    PYTHONPATH=tests python tests/drills/damaged_files.py --seconds 600 [--kinds config result ...]
 
 Bytes are flipped, cut off, repeated or replaced; in JSON, values too. An error other than a
 `UserError`, a file that takes over 5 s, or over 1 GiB of memory on top of what the start took, is

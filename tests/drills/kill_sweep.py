@@ -1,6 +1,6 @@
 """Kills a sweep and its workers at random moments, starts it again, and compares the tables.
 
-    python tests/drills/kill_sweep.py --kills 30
+    PYTHONPATH=tests python tests/drills/kill_sweep.py --kills 30
 
 Two sweeps of the same study: one undisturbed, one that is killed with SIGKILL, now the sweep, now
 one of its workers. Afterwards the tables must be equal but for what the clock decides, and the

@@ -1,6 +1,6 @@
 """A sweep on a real Ray cluster of two nodes on this machine, one of which is killed midway.
 
-    python tests/drills/ray_sweep.py
+    PYTHONPATH=tests python tests/drills/ray_sweep.py
 
 The table must equal that of the local pool but for what the clock decides, with and without the
 loss of a node, and the weights of every final run to the last bit.

@@ -1,6 +1,6 @@
 """Runs and sweeps on a server that speaks S3, on this machine (`pip install 'moto[server]' s3fs`).
 
-    python tests/drills/s3_sweep.py [--ray] [--kills 4]
+    PYTHONPATH=tests python tests/drills/s3_sweep.py [--ray] [--kills 4]
 
 A run that is killed at random and goes on now on the same and now on another machine, that is, with
 an empty scratch folder, must leave the bits of an undisturbed one. So must a sweep that is killed,
