@@ -50,11 +50,12 @@ def estimate(
     runs, hours, flops, stored = 0, 0.0, 0.0, 0.0
     for cell in cells:
         pair = cell.pair
-        ended = sum(planned.run in outcomes for planned in cell.planned(outcomes))
-        left_runs = max(cell.size - ended, 0)
-        runs += left_runs
-        hours += left_runs * pair.images * seconds.get(pair.label, 0.0) / 3600
-        flops += left_runs * pair.images * pair.macs * FLOPS_PER_MAC
+        ended = [planned for planned in cell.planned(outcomes) if planned.run in outcomes]
+        runs += max(cell.size - len(ended), 0)
+        done = sum(planned.config["epochs"] for planned in ended) / pair.epochs
+        images = max(cell.length - done, 0.0) * pair.images
+        hours += images * seconds.get(pair.label, 0.0) / 3600
+        flops += images * pair.macs * FLOPS_PER_MAC
         stored += _stored_bytes(cell)
     lines = [
         f"{study.name}: {len(cells)} pairs, {sum(cell.size for cell in cells)} runs, {runs} of "

@@ -11,7 +11,7 @@ from typing import Any
 
 from bocb_jax.config import TrainConfig, from_dict, run_id
 from bocb_jax.study.resolve import Pair
-from bocb_jax.study.search import Point, number_of_trials, propose, winner
+from bocb_jax.study.search import Point, propose, shares_of_trials, winner
 from bocb_jax.study.spec import Study
 
 
@@ -57,7 +57,20 @@ class Cell:
     @property
     def trials(self) -> int:
         """The least number of runs of the search."""
-        return number_of_trials(self.study.search, self.pair.center) if self.searches else 0
+        return len(self.lengths)
+
+    @property
+    def length(self) -> float:
+        """Epochs of the least number of runs, over those of a final run."""
+        return sum(self.lengths) + len(self.study.final.seeds)
+
+    @property
+    def lengths(self) -> list[float]:
+        """Epochs of each run of the search that is sure to be made, over those of a final run."""
+        if not self.searches:
+            return []
+        shares = shares_of_trials(self.study.search, self.pair.center)
+        return [self._epochs(share) / self.pair.epochs for share in shares]
 
     @property
     def searches(self) -> bool:
@@ -94,6 +107,9 @@ class Cell:
         )
         return trials + self._finals(best)
 
+    def _epochs(self, share: float) -> int:
+        return max(1, round(share * self.pair.epochs))
+
     def _finals(self, point: Point) -> list[Planned]:
         return [self._run(point, seed, test=True) for seed in self.study.final.seeds]
 
@@ -112,7 +128,7 @@ class Cell:
                 "lr": point.lr,
                 "weight_decay": point.weight_decay,
                 "seed": seed,
-                "epochs": max(1, round(point.share * pair.epochs)),
+                "epochs": self._epochs(point.share),
                 "test": test,
                 "label": pair.label,
                 "study": self.study.name,

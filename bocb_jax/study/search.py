@@ -59,15 +59,19 @@ def winner(points: list[Point], scores: Scores) -> Point | None:
     return max(whole, key=scores.__getitem__, default=None)
 
 
-def number_of_trials(search: Search, center: tuple[float, float]) -> int:
-    """Return the number of trials before the grid moves; with successive halving, of all."""
+def shares_of_trials(search: Search, center: tuple[float, float]) -> list[float]:
+    """Return the share of the epochs of each trial that is sure to be made.
+
+    These are the trials before the grid moves; with successive halving, those of all rungs.
+    """
     first = propose(dataclasses.replace(search, halving=0.0), center, {})
-    count = total = len(first)
-    if search.halving:
-        for _ in range(search.rungs):
-            count = max(1, math.floor(count / search.halving))
-            total += count
-    return total
+    if not search.halving:
+        return [point.share for point in first]
+    shares, count = list[float](), len(first)
+    for rung in range(search.rungs, -1, -1):
+        shares += [_clean(search.halving**-rung)] * count
+        count = max(1, math.floor(count / search.halving))
+    return shares
 
 
 def _clean(value: float) -> float:

@@ -123,3 +123,17 @@ def test_a_backbone_is_measured_on_the_photographs(tmp_path, monkeypatch):
     assert 0 < found.seconds_per_image < 1
     found = Executor().answer(Request(Task.MEASURE, [{**settings, "image_size": 33}]))
     assert "cannot be cut into patches" in found.error
+
+
+def test_short_runs_of_successive_halving_count_as_they_are_long(tmp_path):
+    search = Search(lr_factors=(0.1, 1, 10, 100), halving=2, rungs=1)
+    study = Study(name="s", backbones=("a",), optimizers=("b",), search=search)
+    cells = made_runs.cells(study, tmp_path, 1, 1)  # four runs of half the epochs, 2 + 1 whole ones
+    assert cells[0].lengths == [0.5] * 4 + [1] * 2
+    said = estimated(cells, {})
+    assert "7 runs, 7 of them still to do" in said
+    assert f"About {5 * 4800 * 10_000 * 6:.1e} floating-point operations" in said
+    first = cells[0].planned({})[0]
+    made_runs.finish(first, tmp_path)
+    said = estimated(cells, {first.run: Outcome("finished", 0.5)})
+    assert f"About {4.5 * 4800 * 10_000 * 6:.1e} floating-point operations" in said

@@ -8,7 +8,7 @@ from helpers import made_runs
 
 from bocb_jax.errors import UserError
 from bocb_jax.study.plan import Outcome
-from bocb_jax.study.search import Point, ladder, number_of_trials, propose, step_of, winner
+from bocb_jax.study.search import Point, ladder, propose, shares_of_trials, step_of, winner
 from bocb_jax.study.spec import Search, Study, overrides_of, read_study, study_from_dict
 
 WHOLE = {"backbones": ["vit_mini"], "optimizers": ["sgd"]}
@@ -86,7 +86,7 @@ def test_a_grid_is_the_product():
     assert {(p.lr, p.weight_decay) for p in points} == {
         (lr, decay) for lr in (3e-5, 3e-4, 3e-3) for decay in (0, 0.1)
     }
-    assert number_of_trials(search, (3e-4, 0.05)) == 6
+    assert len(shares_of_trials(search, (3e-4, 0.05))) == 6
     assert len(propose(Search(weight_decay_factors=(0.1, 1)), (1, 0.0), {})) == 1
 
 
@@ -100,7 +100,7 @@ def test_around_looks_at_five_by_five_values():
     points, _ = go_through(Search(kind="around"), (5e-4, 0.05), lambda p: -abs(p.lr - 5e-4))
     assert sorted({p.lr for p in points}) == [1e-4, 2e-4, 5e-4, 1e-3, 2e-3]
     assert {0.01, 0.02, 0.05, 0.1, 0.2} <= {p.weight_decay for p in points}
-    assert number_of_trials(Search(kind="around"), (5e-4, 0.05)) == 25
+    assert len(shares_of_trials(Search(kind="around"), (5e-4, 0.05))) == 25
 
 
 @pytest.mark.parametrize("best", [5e-5, 1e-2])
@@ -158,7 +158,7 @@ def test_successive_halving_keeps_the_best_third_of_each_rung():
     }  # fmt: skip
     assert set(by_share[0.333333]) == {6, 7, 8}
     assert winner(points, scores) == Point(7, 0.0, 1.0)
-    assert number_of_trials(search, (1, 0.0)) == len(points) == 13
+    assert len(shares_of_trials(search, (1, 0.0))) == len(points) == 13
 
 
 def test_a_search_is_a_function_of_the_scores_alone():
