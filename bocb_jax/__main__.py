@@ -61,7 +61,7 @@ COMMANDS = {
         "bocb_jax.analyze:main", "which optimizer suits which backbone: verdict and report", "RUNS"
     ),
     "preflight": Command(
-        "bocb_jax.preflight:main", "what a run needs on a TPU or GPU that is not here"
+        "bocb_jax.preflight.__main__:main", "what a run needs on a TPU or GPU that is not here"
     ),
     "recommend": Command(
         "bocb_jax.commands.recommend:main", "which optimizer and rates to try first, and why"

@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 
-from bocb_jax import paper, preflight
+from bocb_jax import paper
 from bocb_jax.errors import UserError
+from bocb_jax.preflight import __main__ as preflight
+from bocb_jax.preflight.check import compile_run
 from bocb_jax.roofline import chips
 from bocb_jax.roofline.topology import open_topology
 
@@ -103,5 +107,37 @@ def test_the_table_is_written_and_goes_on(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(("protocol", "images"), [("held_out", 1257), ("paper", 1527)])
 def test_the_steps_are_those_of_the_protocol(protocol, images):
     run = ["--dataset", "digits", "--protocol", protocol, "--epochs", "10", "--batch-size", "64"]
-    check = preflight.compile_run(preflight.run_config(run), open_topology("h100:1"))
+    check = compile_run(preflight.run_config(run), open_topology("h100:1"))
     assert check.steps == 10 * (images // 64)
+
+
+def test_only_the_devices_that_a_run_uses_are_compiled_for():
+    run = ["--dataset", "digits", "--batch-size", "64", "--model", "vit_mini"]
+    check = compile_run(
+        preflight.run_config([*run, "--parallel.devices", "2"]), open_topology("h100:4")
+    )
+    assert check.topology.num_chips == 2
+    with pytest.raises(UserError, match=r"parallel\.devices is 8, but h100:4 has 4 devices"):
+        compile_run(preflight.run_config([*run, "--parallel.devices", "8"]), check.topology)
+
+
+def test_a_data_set_that_is_not_here_counts_as_many_steps_as_the_real_one(tmp_path):
+    run = ["--task", "detection", "--data", f"coco:{tmp_path / 'nowhere'}", "--batch-size", "16"]
+    small = ["--transfer.short", "32", "32", "--transfer.long", "32", "--epochs", "12"]
+    check = compile_run(preflight.run_config([*run, *small]), open_topology("h100:1"))
+    assert check.steps == 12 * (117_266 // 16)
+
+
+def test_a_run_alone_is_compiled_by_python_m(tmp_path):
+    run = [
+        sys.executable,
+        "-m",
+        "bocb_jax.preflight",
+        "--topology",
+        "h100:1",
+        "--model",
+        "vit_mini",
+    ]
+    done = subprocess.run([*run, *SMALL], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "It fits." in done.stdout

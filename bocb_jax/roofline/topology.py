@@ -42,7 +42,19 @@ class Topology:
     @property
     def num_chips(self) -> int:
         """Number of chips."""
-        return len(self.devices) // self.chip.devices
+        return math.ceil(len(self.devices) / self.chip.devices)
+
+    def first(self, devices: int | None) -> "Topology":
+        """Return the first devices alone; None for all.
+
+        Raises:
+          UserError: there are fewer.
+        """
+        if devices is not None and devices > len(self.devices):
+            raise UserError(
+                f"parallel.devices is {devices}, but {self.name} has {len(self.devices)} devices."
+            )
+        return dataclasses.replace(self, devices=self.devices[:devices])
 
     def mesh(self, fsdp: int = 1) -> Mesh:
         """Return the ('data', 'fsdp') mesh of a run on all devices.

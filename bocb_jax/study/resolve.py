@@ -180,10 +180,6 @@ def _optimizers(pattern: str) -> list[str]:
     return [pattern]
 
 
-# Training examples of COCO 2017, whose size stands in for an annotated set that is not there.
-_COCO = {"detection": 117_266, "pose": 149_813}
-
-
 @dataclasses.dataclass(frozen=True)
 class _Run:
     """What the settings of a run stand for."""
@@ -196,18 +192,15 @@ class _Run:
 
 def _run(backbone: str, optimizer: str, train: dict[str, Any], stand_in: bool) -> _Run:
     from bocb_jax.build import program_spec
-    from bocb_jax.tasks.kinds import KINDS
+    from bocb_jax.tasks.kinds import KINDS, epoch_steps
 
     config = from_dict(TrainConfig, {**train, "model": backbone, "opt": optimizer})
     kind = KINDS[config.task]
     dataset, has_data = kind.open_or_stand_in(config) if stand_in else (kind.open(config), True)
     resolved = kind.resolve(config, dataset)
-    epoch_steps = kind.data(config, resolved, dataset).epoch_steps
-    if not has_data and config.task in _COCO:
-        epoch_steps = _COCO[config.task] // resolved.batch_size
-    return _Run(
-        resolved, program_spec(config, resolved, dataset, epoch_steps), epoch_steps, has_data
-    )
+    data = kind.data(config, resolved, dataset)
+    steps = epoch_steps(config, resolved, data, has_data=has_data)
+    return _Run(resolved, program_spec(config, resolved, dataset, steps), steps, has_data)
 
 
 def _size(backbone: str, train: dict[str, Any], stand_in: bool) -> dict[str, Any]:

@@ -372,6 +372,26 @@ def _annotated(here: str, name: str, task: str, **options: Any) -> AnnotatedData
     return open_annotated(name, task, **options)
 
 
+# Training examples of COCO 2017, whose size stands in for an annotated set that is not there.
+_COCO = {"detection": 117_266, "pose": 149_813}
+
+
+def epoch_steps(
+    config: TrainConfig, resolved: ResolvedConfig, data: RunData, *, has_data: bool
+) -> int:
+    """Return the training batches in an epoch of the data set that a config names.
+
+    Args:
+      config: of the run.
+      resolved: what the recipe fills in.
+      data: of the run, or of a stand-in.
+      has_data: whether it is the run's own, see `Kind.open_or_stand_in`.
+    """
+    if not has_data and config.task in _COCO:
+        return _COCO[config.task] // resolved.batch_size
+    return data.epoch_steps
+
+
 KINDS: dict[str, Kind] = {
     "classification": _Classification(),
     "detection": _Detection(),
