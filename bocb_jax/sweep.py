@@ -5,7 +5,8 @@ this machine or of a Ray cluster. The same command resumes a sweep that was stop
 same table as if it had never stopped. This process never loads JAX; its workers do.
 
 Exit codes: 0 all runs have ended (some may have failed: the table says which), 1 the budget is
-spent, 2 a setting is wrong, 130 or 143 interrupted; 143 too when the time of --max-minutes is over.
+spent, or with --preflight a pair does not fit, 2 a setting is wrong, 130 or 143 interrupted; 143
+too when the time of --max-minutes is over.
 """
 
 import argparse
@@ -45,6 +46,8 @@ def main(arguments: list[str]) -> int:
     """Run, or estimate, the sweep that the command line asks for; return the exit code."""
     options, overrides = parse(arguments)
     study = read_study(options.study, overrides)
+    if options.preflight:
+        return preflight(study, options)
     if options.dry_run:
         return dry_run(study, options)
     return sweep(
@@ -80,9 +83,15 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     add("--dry-run", action="store_true", help="say how many runs, device-hours and gigabytes")
     add("--quick", action="store_true", help="with --dry-run: measure nothing")
     add(
+        "--preflight",
+        metavar="TOPOLOGY",
+        help="compile for chips such as v5e:4x4; say whether all pairs fit, and what all take",
+    )
+    add(
         "--workers",
         type=value_of(Workers),
-        help="runs at a time; default: one per device or CPU core",
+        help="runs at a time; default: one per device or CPU core; of --preflight: programs "
+        "compiled at a time (1)",
     )
     add("--cluster", metavar="ADDRESS", help="a Ray cluster; auto: the one there is, or a new one")
     add("--retry", choices=["failed"], help="train again what crashed, timed out or lacked memory")
@@ -261,6 +270,20 @@ def dry_run(study: Study, options: argparse.Namespace) -> int:
     said = estimate(study, cells, outcomes, root, options.workers, quick=options.quick)
     console.print(said, markup=False, soft_wrap=True)
     return 0
+
+
+def preflight(study: Study, options: argparse.Namespace) -> int:
+    """Compile every pair of a study for other devices, and say what it takes there.
+
+    Returns:
+      The exit code: 0 if every pair fits as the study asks for it, else 1.
+    """
+    cells = plan(study, options.workdir, stand_in=True)
+    from bocb_jax.preflight.study import check_study  # loads JAX, which a sweep itself must not
+
+    path = Path(f"preflight-{Path(options.study).stem}.md")
+    jobs = options.workers or 1
+    return 0 if check_study(study, cells, options.preflight, path=path, jobs=jobs) else 1
 
 
 def _open_pool(cluster: str | None, workers: int | None, logs: Path) -> Pool:

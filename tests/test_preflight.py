@@ -7,9 +7,11 @@ import sys
 
 import pytest
 
-from bocb_jax import paper
+from bocb_jax import paper, sweep
+from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.errors import UserError
 from bocb_jax.preflight import __main__ as preflight
+from bocb_jax.preflight import many, study
 from bocb_jax.preflight.check import compile_run
 from bocb_jax.roofline import chips
 from bocb_jax.roofline.topology import open_topology
@@ -141,3 +143,130 @@ def test_a_run_alone_is_compiled_by_python_m(tmp_path):
     done = subprocess.run([*run, *SMALL], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "It fits." in done.stdout
+
+
+# --- A study ------------------------------------------------------------------------------------
+
+
+STUDY = """
+backbones = ["vit_mini", "mixer_mini"]
+optimizers = ["adam", "sgd", "adamw", "lamb"]
+opt_args.sgd = { momentum = 0.5 }
+
+[train]
+dataset = "digits"
+epochs = 8
+batch_size = 64
+image_size = 16
+
+[search]
+lr_factors = [0.1, 1, 10, 100]
+halving = 2
+rungs = 1
+
+[final]
+seeds = [1, 2]
+"""
+
+
+def pretended(monkeypatch, row):
+    """Every program costs `row`; returns the runs that were asked about."""
+    asked = {}
+
+    def check_each(runs, topology, *, on_rows, **options):
+        asked.update(runs)
+        rows = {name: row(config) for name, config in runs.items()}
+        on_rows(rows)
+        return rows
+
+    monkeypatch.setattr(study, "check_each", check_each)
+    return asked
+
+
+def fits(config):
+    hour = {"memory": 2.0**30, "least": 1.0, "bound": "memory", "hours": 2.0, "chip_hours": 4.0}
+    return {"verdict": many.FITS, "flags": "", **hour}
+
+
+def swept(tmp_path, monkeypatch, *options, text=STUDY):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "small.toml"
+    path.write_text(text)
+    return sweep.main([str(path), "--preflight", "h100:2", *options])
+
+
+def test_optimizers_that_need_the_same_are_compiled_once(tmp_path, monkeypatch, capsys):
+    asked = pretended(monkeypatch, fits)
+    assert swept(tmp_path, monkeypatch) == 0
+    out, said = capsys.readouterr()
+    # Adam and AdamW have two moments and element-wise updates; SGD has an argument of its own.
+    assert list(asked) == [
+        f"{backbone} + {pair}"
+        for backbone in ("vit_mini", "mixer_mini")
+        for pair in ("adam and 1 like it", "sgd", "lamb")
+    ]
+    assert {config.epochs for config in asked.values()} == {8}
+    assert "small: 8 pairs, 6 programs to compile for h100:2" in said
+    # Of each pair four runs of half the epochs, two whole ones of the search, two final ones.
+    hours = 8 * 4.0 * (4 * 0.5 + 2)
+    assert f"64 runs take at least {study.hours_text((hours + 64) / 2)}" in out
+    assert f"{hours + 64:,.1f} chip-hours: {hours:,.0f} for the search, 64 for the final" in out
+    assert out.rstrip().endswith("All pairs fit.")
+    table = (tmp_path / "preflight-small.md").read_text()
+    assert "| vit_mini | adam, adamw | 1.00 | 1000.0 | memory | 2.00 | 16 | 48.0 | fits |" in table
+    assert not (tmp_path / "runs").exists()
+
+
+def test_pairs_that_do_not_fit_are_named_with_what_does(tmp_path, monkeypatch, capsys):
+    def row(config):
+        if config.model == "vit_mini":
+            return fits(config)
+        if config.opt == "lamb":
+            return {"verdict": "It does not fit."}
+        return {**fits(config), "verdict": "It does not fit. Fits with --step.accumulate 2."}
+
+    pretended(monkeypatch, row)
+    assert swept(tmp_path, monkeypatch, "--budget.device-hours", "10") == 1
+    out = capsys.readouterr().out
+    assert "mixer_mini + adam, adamw: It does not fit. Fits with --step.accumulate 2." in out
+    assert "Left out of the hours: mixer_mini + lamb." in out
+    assert "That exceeds budget.device_hours, 10" in out
+    assert "[[variants]]" in out
+
+
+def test_variants_that_differ_in_their_weights_alone_share_a_program(tmp_path, monkeypatch):
+    variants = "".join(
+        f'[[variants]]\nname = "{name}"\ntrain = {{ init = "{name}.pth" }}\n' for name in "xy"
+    )
+    text = STUDY.replace("[train]", f"{variants}[[variants]]\nname = 'random'\n[train]", 1)
+    asked = pretended(monkeypatch, fits)
+    assert swept(tmp_path, monkeypatch, "--backbones", "vit_mini", text=text) == 0
+    assert [name for name in asked if "lamb" in name] == [
+        "vit_mini (x) + lamb and 1 like it",
+        "vit_mini (random) + lamb",
+    ]
+
+
+def test_a_study_is_compiled_and_what_was_compiled_is_kept(tmp_path, monkeypatch, capsys):
+    two = ["--optimizers", "adam,adamw", "--backbones", "vit_mini"]
+    assert swept(tmp_path, monkeypatch, *two) == 0
+    out, said = capsys.readouterr()
+    assert "1/1" in said
+    assert "All pairs fit." in out
+    rows = (tmp_path / "preflight-small.jsonl").read_text().splitlines()
+    assert len(rows) == 1
+    assert swept(tmp_path, monkeypatch, *two) == 0
+    assert "1/1" not in capsys.readouterr().err
+
+
+def test_a_study_of_settings_that_do_not_go_together_is_a_sentence(tmp_path, monkeypatch):
+    one = ["--optimizers", "adam", "--backbones", "vit_mini", "--train.batch-size", "63"]
+    with pytest.raises(UserError, match="63, which cannot be divided evenly among 2 devices"):
+        swept(tmp_path, monkeypatch, *one)
+
+
+def test_a_run_that_is_refused_is_a_row_of_the_table():
+    config = from_dict(TrainConfig, {"model": "vit_mini", "batch_size": 63})
+    row = many.row_of(many.to_dict(config), "h100:2", search=False)
+    assert row["refused"]
+    assert "cannot be divided" in row["verdict"]
