@@ -154,6 +154,8 @@ def _schedule(
 def _step_options(config: TrainConfig, resolved: ResolvedConfig) -> StepOptions:
     """Fill `StepOptions` by name: from the resolved config, else from `config.step`."""
     given = dataclasses.asdict(config.step) | dataclasses.asdict(resolved)
+    if resolved.precision == "float32":
+        given["reduce_dtype"] = "auto"  # the same program
     return StepOptions(**{f.name: given[f.name] for f in dataclasses.fields(StepOptions)})
 
 

@@ -54,6 +54,7 @@ OMITTED = {
     "step.ema_warmup": None,
     "step.train": None,
     "step.layer_decay": None,
+    "step.reduce_dtype": "auto",
     "task": "classification",
 }
 Task = Literal["classification", "detection", "pose"]
@@ -153,6 +154,9 @@ class StepConfig:
     # What is trained; the rest keeps its weights and BatchNorm's statistics. None: as the recipe.
     train: Literal["all", "classifier"] | None = None
     layer_decay: Share | None = None  # factor on the learning rate from each layer to the one below
+    # Type in which gradients are summed over devices and parts of a batch; auto: in which layers
+    # compute, bfloat16 in runs of that precision.
+    reduce_dtype: Literal["auto", "float32"] = "auto"
 
 
 @settings("transfer")

@@ -104,8 +104,8 @@ def test_settings_by_position_are_named():
         StepConfig("bce", 3)
     with pytest.raises(TypeError, match="multiple values for keyword argument 'loss'"):
         StepConfig("bce", loss="bce")
-    with pytest.raises(TypeError, match="takes 11 values, not 12"):
-        StepConfig(*[None] * 12)
+    with pytest.raises(TypeError, match="takes 12 values, not 13"):
+        StepConfig(*[None] * 13)
 
 
 def test_toml_errors_name_the_file(tmp_path):

@@ -11,9 +11,9 @@ from bocb_jax import paper, sweep
 from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.errors import UserError
 from bocb_jax.preflight import __main__ as preflight
-from bocb_jax.preflight import many, study
-from bocb_jax.preflight.check import compile_run
+from bocb_jax.preflight import check, many, study
 from bocb_jax.roofline import chips
+from bocb_jax.roofline.cost import StepCost
 from bocb_jax.roofline.topology import open_topology
 
 SMALL = ["--dataset", "digits", "--opt", "adamw", "--batch-size", "64", "--step.clip-norm", "1"]
@@ -100,49 +100,56 @@ def test_the_table_is_written_and_goes_on(tmp_path, monkeypatch, capsys):
     assert text.count("\n| ") == 3
     assert "| vit_mini | " in text
     lines = table.with_suffix(".jsonl").read_text().splitlines()
-    assert {json.loads(line)["backbone"] for line in lines} == {"vit_mini", "mixer_mini"}
+    assert {json.loads(line)["name"] for line in lines} == {"vit_mini", "mixer_mini"}
     assert preflight.main(asked) == 0
     assert "vit_mini" not in capsys.readouterr().err  # nothing was compiled again
     assert table.read_text() == text
 
 
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Steps are traced, not compiled."""
+
+    def compile_step(step, state, batch, key, topology):
+        return StepCost(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, ())
+
+    monkeypatch.setattr(check, "compile_step", compile_step)
+
+
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize(("protocol", "images"), [("held_out", 1257), ("paper", 1527)])
 def test_the_steps_are_those_of_the_protocol(protocol, images):
     run = ["--dataset", "digits", "--protocol", protocol, "--epochs", "10", "--batch-size", "64"]
-    check = compile_run(preflight.run_config(run), open_topology("h100:1"))
-    assert check.steps == 10 * (images // 64)
+    found = check.compile_run(preflight.run_config(run), open_topology("h100:1"))
+    assert found.steps == 10 * (images // 64)
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_only_the_devices_that_a_run_uses_are_compiled_for():
     run = ["--dataset", "digits", "--batch-size", "64", "--model", "vit_mini"]
-    check = compile_run(
+    found = check.compile_run(
         preflight.run_config([*run, "--parallel.devices", "2"]), open_topology("h100:4")
     )
-    assert check.topology.num_chips == 2
+    assert found.topology.num_chips == 2
     with pytest.raises(UserError, match=r"parallel\.devices is 8, but h100:4 has 4 devices"):
-        compile_run(preflight.run_config([*run, "--parallel.devices", "8"]), check.topology)
+        check.compile_run(
+            preflight.run_config([*run, "--parallel.devices", "8"]), open_topology("h100:4")
+        )
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_a_data_set_that_is_not_here_counts_as_many_steps_as_the_real_one(tmp_path):
     run = ["--task", "detection", "--data", f"coco:{tmp_path / 'nowhere'}", "--batch-size", "16"]
     small = ["--transfer.short", "32", "32", "--transfer.long", "32", "--epochs", "12"]
-    check = compile_run(preflight.run_config([*run, *small]), open_topology("h100:1"))
-    assert check.steps == 12 * (117_266 // 16)
+    found = check.compile_run(preflight.run_config([*run, *small]), open_topology("h100:1"))
+    assert found.steps == 12 * (117_266 // 16)
 
 
-def test_a_run_alone_is_compiled_by_python_m(tmp_path):
-    run = [
-        sys.executable,
-        "-m",
-        "bocb_jax.preflight",
-        "--topology",
-        "h100:1",
-        "--model",
-        "vit_mini",
-    ]
-    done = subprocess.run([*run, *SMALL], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "It fits." in done.stdout
+def test_python_m_starts_it():
+    run = [sys.executable, "-m", "bocb_jax.preflight", "--topology", "v5e:nowhere"]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "There is no topology" in done.stderr
 
 
 # --- A study ------------------------------------------------------------------------------------
@@ -167,6 +174,9 @@ rungs = 1
 [final]
 seeds = [1, 2]
 """
+
+
+PLAIN = STUDY.replace("opt_args.sgd = { momentum = 0.5 }\n", "")
 
 
 def pretended(monkeypatch, row):
@@ -249,20 +259,20 @@ def test_variants_that_differ_in_their_weights_alone_share_a_program(tmp_path, m
 
 def test_a_study_is_compiled_and_what_was_compiled_is_kept(tmp_path, monkeypatch, capsys):
     two = ["--optimizers", "adam,adamw", "--backbones", "vit_mini"]
-    assert swept(tmp_path, monkeypatch, *two) == 0
+    assert swept(tmp_path, monkeypatch, *two, text=PLAIN) == 0
     out, said = capsys.readouterr()
     assert "1/1" in said
     assert "All pairs fit." in out
     rows = (tmp_path / "preflight-small.jsonl").read_text().splitlines()
     assert len(rows) == 1
-    assert swept(tmp_path, monkeypatch, *two) == 0
+    assert swept(tmp_path, monkeypatch, *two, text=PLAIN) == 0
     assert "1/1" not in capsys.readouterr().err
 
 
 def test_a_study_of_settings_that_do_not_go_together_is_a_sentence(tmp_path, monkeypatch):
     one = ["--optimizers", "adam", "--backbones", "vit_mini", "--train.batch-size", "63"]
     with pytest.raises(UserError, match="63, which cannot be divided evenly among 2 devices"):
-        swept(tmp_path, monkeypatch, *one)
+        swept(tmp_path, monkeypatch, *one, text=PLAIN)
 
 
 def test_a_run_that_is_refused_is_a_row_of_the_table():

@@ -8,6 +8,7 @@ from bocb_jax.config import TrainConfig, from_dict, run_id
 IDS = [
     ({}, "digits-vit_s-adamw-s0-d5a7f085"),
     ({"model": "resnet_mini", "opt": "sgd"}, "digits-resnet_mini-sgd-s0-ae3756e1"),
+    ({"step": {"reduce_dtype": "auto"}}, "digits-vit_s-adamw-s0-d5a7f085"),
     ({"lr": 1}, "digits-vit_s-adamw-s0-6cff5e43"),
     ({"lr": 0.1, "weight_decay": 0}, "digits-vit_s-adamw-s0-c91218be"),
     ({"epochs": 3, "batch_size": 128, "seed": 7}, "digits-vit_s-adamw-s7-7825c803"),

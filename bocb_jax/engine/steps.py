@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from bocb_jax.engine.gradient_sums import in_float32
 from bocb_jax.engine.state import Batch, Metrics, Params, TrainState
 from bocb_jax.engine.task import Outputs, Size, Targets, Task
 
@@ -25,6 +26,8 @@ class StepOptions:
 
     clip_norm: float | None = None  # largest global norm of the gradient
     accumulate: int = 1  # parts of a batch, whose gradients are averaged
+    # "float32", or "auto": as the layers compute them, in which they are summed over devices
+    reduce_dtype: str = "auto"
     ema: float | None = None  # decay of the moving average of the weights
     ema_warmup: bool = False  # let that decay grow from 0 to `ema`
 
@@ -291,7 +294,10 @@ class Steps:
     def _value_and_grad(
         self, params: Params, model_state: Params, part: Microbatch
     ) -> tuple[tuple[jax.Array, Forward], Params]:
-        return jax.value_and_grad(self._loss, has_aux=True)(params, model_state, part)
+        function = jax.value_and_grad(self._loss, has_aux=True)
+        if self.options.reduce_dtype == "float32":
+            function = in_float32(function)
+        return function(params, model_state, part)
 
     def _loss(
         self, params: Params, model_state: Params, part: Microbatch

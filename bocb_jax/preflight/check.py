@@ -75,12 +75,35 @@ class Check:
         return self.steps * self.least.least / 3600
 
     @property
+    def asked_dtype(self) -> str:
+        """Type in which gradients are to be summed over devices, as the settings say."""
+        chosen = self.config.step.reduce_dtype
+        return self.resolved.precision if chosen == "auto" else chosen
+
+    @property
+    def summed_in(self) -> str:
+        """Type of the largest sum over devices, as it was compiled; stand-ins keep float32."""
+        assert self.cost is not None
+        sums = [t for t in self.cost.collectives if t.kind in ("all-reduce", "reduce-scatter")]
+        if self.topology.stand_in or not sums:
+            return self.asked_dtype
+        largest = max(sums, key=lambda transfer: transfer.bytes * transfer.times).dtype
+        return {"bf16": "bfloat16", "f32": "float32"}.get(largest, largest)
+
+    @property
     def traffic_ratio(self) -> float:
         """Bytes that arrive at a device, over those that must."""
         assert self.cost is not None
-        sent = jnp.float32 if self.topology.stand_in else self.resolved.precision  # CPUs send that
-        devices, fsdp = len(self.topology.devices), self.config.parallel.fsdp
-        least = least_received(self.num_params, jnp.dtype(sent).itemsize, devices, fsdp)
+        # CPUs send float32 in any case.
+        gathered = "float32" if self.topology.stand_in else self.resolved.precision
+        summed = "float32" if self.topology.stand_in else self.asked_dtype
+        least = least_received(
+            self.num_params,
+            len(self.topology.devices),
+            self.config.parallel.fsdp,
+            gathered=jnp.dtype(gathered).itemsize,
+            summed=jnp.dtype(summed).itemsize,
+        )
         return self.cost.received / least if least else math.nan
 
 

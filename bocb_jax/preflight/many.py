@@ -66,7 +66,7 @@ def check_each(
         }
         for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
             name = futures[future]
-            row = rows[name] = {"question": asked[name], **future.result()}
+            row = rows[name] = {"name": name, "question": asked[name], **future.result()}
             with kept.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             on_rows(rows)

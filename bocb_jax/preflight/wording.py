@@ -121,7 +121,23 @@ def _transfers(check: Check, cost: StepCost) -> list[str]:
         f"Between devices, {ratio:.2f} times the bytes that gradients (and, with FSDP, parameters) "
         "must move:",
         *lines,
+        _sums(check),
     ]
+
+
+def _sums(check: Check) -> str:
+    """Return in which type gradients are summed, and how to have the other one."""
+    said = f"Gradients are summed over devices in {check.summed_in}"
+    if check.resolved.precision == "float32":
+        return f"{said}."
+    if check.config.step.reduce_dtype == "float32":
+        return f"{said}, as step.reduce_dtype asks for."
+    if check.summed_in == "float32":
+        return f"{said}, in which those of the parts of a batch are added up."
+    return (
+        f"{said}, in which the layers compute them (the default: half the bytes). "
+        "--step.reduce-dtype float32 sums in float32."
+    )
 
 
 def _ms(seconds: float) -> str:

@@ -168,7 +168,9 @@ def device_bytes(tree: Any) -> float:
     )
 
 
-def least_received(num_params: int, itemsize: int, devices: int, fsdp: int) -> float:
+def least_received(
+    num_params: int, devices: int, fsdp: int, *, gathered: float, summed: float
+) -> float:
     """Return the bytes that must arrive at a device in a step.
 
     The gradients are summed over all devices once; where `fsdp` devices share a state, parameters
@@ -176,11 +178,10 @@ def least_received(num_params: int, itemsize: int, devices: int, fsdp: int) -> f
 
     Args:
       num_params: learned values.
-      itemsize: bytes of a value as it is sent.
       devices: in all.
       fsdp: that share one copy of the state.
+      gathered: bytes of a parameter as it is sent.
+      summed: bytes of a value of the gradient as it is sent.
     """
-    whole = num_params * itemsize
-    copies = devices // fsdp
-    among, between = 1 - 1 / fsdp, 1 - 1 / copies
-    return whole * (3 * among + 2 * between / fsdp)
+    among, between = 1 - 1 / fsdp, 1 - fsdp / devices
+    return num_params * ((2 * gathered + summed) * among + 2 * summed * between / fsdp)

@@ -30,7 +30,13 @@ from bocb_jax.roofline.topology import open_topology
     ],
 )
 def test_least_transfers(devices, fsdp, expected):
-    assert least_received(1000, 2, devices, fsdp) == pytest.approx(2000 * expected)
+    found = least_received(1000, devices, fsdp, gathered=2, summed=2)
+    assert found == pytest.approx(2000 * expected)
+
+
+def test_sums_in_float32_are_twice_the_bytes_of_bfloat16():
+    assert least_received(1000, 4, 1, gathered=2, summed=4) == pytest.approx(4000 * 2 * 3 / 4)
+    assert least_received(1000, 4, 4, gathered=2, summed=4) == pytest.approx((4000 + 4000) * 3 / 4)
 
 
 def test_what_a_device_holds():
