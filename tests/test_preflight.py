@@ -37,6 +37,7 @@ def test_a_run_that_fits(capsys):
     assert out.startswith("vit_mini + adamw on h100:4 (4 chips), batch 64, bfloat16, ")
     assert "It fits. An estimate: compiled for CPUs" in out
     assert "all-reduce" in out
+    assert "Gradients are summed over devices in bfloat16, in which the layers compute them" in out
     assert "chip-hours" in out
 
 
@@ -223,7 +224,7 @@ def test_optimizers_that_need_the_same_are_compiled_once(tmp_path, monkeypatch, 
     assert f"{hours + 64:,.1f} chip-hours: {hours:,.0f} for the search, 64 for the final" in out
     assert out.rstrip().endswith("All pairs fit.")
     table = (tmp_path / "preflight-small.md").read_text()
-    assert "| vit_mini | adam, adamw | 1.00 | 1000.0 | memory | 2.00 | 16 | 48.0 | fits |" in table
+    assert "| vit_mini | adam, adamw | 1.00 | 1,000 | memory | 2 | 16 | 48.0 | fits |" in table
     assert not (tmp_path / "runs").exists()
 
 

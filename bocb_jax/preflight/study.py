@@ -12,7 +12,7 @@ from bocb_jax.console import console, output
 from bocb_jax.preflight.check import use_cpu
 from bocb_jax.preflight.many import FITS, Row, check_each
 from bocb_jax.preflight.table import heading, line
-from bocb_jax.preflight.wording import hours_text
+from bocb_jax.preflight.wording import chips_text, hours_text
 from bocb_jax.resolve import recorded_size
 from bocb_jax.roofline.chips import GIB
 from bocb_jax.roofline.topology import Topology, open_topology
@@ -155,7 +155,7 @@ def _summary(
     runs = sum(cell.size for program in programs.values() for cell in program.cells)
     parts = f": {search:,.0f} for the search, {final:,.0f} for the final runs" if search else ""
     said = [
-        f"{study.name} on {topology.name} ({chips} chips): {runs:,} runs take at least "
+        f"{study.name} on {topology.name} ({chips_text(topology)}): {runs:,} runs take at least "
         f"{hours_text(total / chips)}, {total:,.1f} chip-hours{parts}. These are training steps at "
         "published peaks, which take longer; evaluation, saving and compilation are not counted."
     ]
@@ -218,9 +218,9 @@ def _table_rows(program: Program, row: Row) -> list[str]:
             hours = f"{row['chip_hours'] * length:,.1f}"
             figures = [
                 f"{row['memory'] / GIB:.2f}",
-                f"{1e3 * row['least']:.1f}",
+                f"{1e3 * row['least']:,.4g}",
                 row["bound"],
-                f"{row['hours']:.2f}",
+                f"{row['hours']:,.3g}",
             ]
         found.append(line([label, optimizers, *figures, f"{runs:,}", hours, row["verdict"]]))
     return found

@@ -15,8 +15,8 @@ def described(check: Check) -> str:
     """Return the lines about a run: memory, arithmetic, transfers, times and the verdict."""
     config, resolved = check.config, check.resolved
     lines = [
-        f"{config.model} + {config.opt} on {check.topology.name} ({check.topology.num_chips} "
-        f"chips), batch {resolved.batch_size:,}, {resolved.precision}, "
+        f"{config.model} + {config.opt} on {check.topology.name} ({chips_text(check.topology)}), "
+        f"batch {resolved.batch_size:,}, {resolved.precision}, "
         f"{resolved.image_size} px{settings(config)}"
     ]
     if check.cost is None:
@@ -54,6 +54,11 @@ def shortage_text(shortage: OutOfMemory) -> str:
 def hours_text(hours: float) -> str:
     """Return a time: in days from two days on, else in hours, minutes and seconds."""
     return f"{hours / 24:,.1f} days" if hours >= 48 else duration(3600 * hours)
+
+
+def chips_text(topology: Topology) -> str:
+    """Return how many chips are used."""
+    return f"{topology.num_chips} chip" + ("s" if topology.num_chips > 1 else "")
 
 
 def _memory(cost: StepCost, topology: Topology) -> list[str]:
