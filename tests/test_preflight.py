@@ -258,6 +258,7 @@ def test_variants_that_differ_in_their_weights_alone_share_a_program(tmp_path, m
     ]
 
 
+@pytest.mark.slow
 def test_a_study_is_compiled_and_what_was_compiled_is_kept(tmp_path, monkeypatch, capsys):
     two = ["--optimizers", "adam,adamw", "--backbones", "vit_mini"]
     assert swept(tmp_path, monkeypatch, *two, text=PLAIN) == 0
