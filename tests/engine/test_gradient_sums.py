@@ -16,7 +16,10 @@ from bocb_jax.engine.gradient_sums import in_float32
 from bocb_jax.engine.sharding import make_mesh
 from bocb_jax.engine.steps import _split, weights_of
 from bocb_jax.models import platform
+from bocb_jax.preflight.__main__ import run_config
+from bocb_jax.preflight.check import compile_run
 from bocb_jax.resolve import resolve
+from bocb_jax.roofline.topology import open_topology
 
 HALF = jnp.bfloat16
 
@@ -162,3 +165,24 @@ def test_runs_in_float32_have_the_same_program_with_the_setting():
         given = from_dict(TrainConfig, {**config, "step": step})
         specs.add(program_spec(given, resolve(given, dataset), dataset, 10))
     assert len(specs) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [
+        ([], "bf16"),
+        (["--step.reduce-dtype", "float32"], "f32"),
+        (["--step.accumulate", "4"], "f32"),
+    ],
+)
+def test_a_tpu_sums_once_a_step_in_the_type_that_was_asked_for(settings, dtype):
+    pytest.importorskip("libtpu")
+    run = ["--model", "vit_mini", "--dataset", "digits", "--opt", "adamw", "--batch-size", "64"]
+    check = compile_run(run_config([*run, *settings]), open_topology("v5e:2x2"))
+    sums = [t for t in check.cost.collectives if t.kind == "all-reduce" and t.bytes > 64]
+    assert {t.dtype for t in sums} == {dtype}
+    assert {t.times for t in sums} == {1}
+    width = {"bf16": 2, "f32": 4}[dtype]
+    # The metrics of a step, a few bytes, are left out.
+    assert sum(t.bytes for t in sums) == pytest.approx(width * check.num_params, rel=1e-3)
