@@ -1,9 +1,11 @@
 """`bocb preflight` with GPUs that the CPU stands in for: verdicts, settings, the table."""
 
+import concurrent.futures
 import dataclasses
 import json
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
@@ -282,3 +284,25 @@ def test_a_run_that_is_refused_is_a_row_of_the_table():
     row = many.row_of(many.to_dict(config), "h100:2", search=False)
     assert row["refused"]
     assert "cannot be divided" in row["verdict"]
+
+
+def test_a_process_that_is_killed_is_a_sentence(tmp_path, monkeypatch):
+    class Killed(concurrent.futures.ThreadPoolExecutor):
+        def __init__(self, jobs, context):
+            super().__init__(jobs)
+
+        def submit(self, function, *args, **kwargs):
+            future = concurrent.futures.Future()
+            future.set_exception(BrokenProcessPool("a child was terminated abruptly"))
+            return future
+
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Killed)
+    with pytest.raises(UserError, match=r"killed, perhaps for want of memory.*fewer than 2"):
+        many.check_each(
+            {"a": TrainConfig()},
+            "h100:1",
+            kept=tmp_path / "kept.jsonl",
+            jobs=2,
+            search=False,
+            on_rows=lambda rows: None,
+        )

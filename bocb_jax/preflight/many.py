@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def check_each(
       A row by name, see `row_of`.
 
     Raises:
-      UserError: a setting is wrong, and so in every run.
+      UserError: a setting is wrong, and so in every run; or a process was killed.
     """
     before = {line.get("question"): line for line in (read_jsonl(kept) if kept.exists() else [])}
     asked = {name: _question(config, topology, search=search) for name, config in runs.items()}
@@ -66,7 +67,7 @@ def check_each(
         }
         for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
             name = futures[future]
-            row = rows[name] = {"name": name, "question": asked[name], **future.result()}
+            row = rows[name] = {"name": name, "question": asked[name], **_result(future, jobs)}
             with kept.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             on_rows(rows)
@@ -78,6 +79,17 @@ def check_each(
     if len(refused) == len(rows) > 0:
         raise UserError(refused[0]["verdict"])
     return rows
+
+
+def _result(future: "concurrent.futures.Future[Row]", jobs: int) -> Row:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        fewer = f" with fewer than {jobs} at a time" if jobs > 1 else " on a machine with more"
+        raise UserError(
+            "A process that compiles was killed, perhaps for want of memory. What was compiled "
+            f"before is kept: start the same command again,{fewer}."
+        ) from error
 
 
 def row_of(config: dict[str, Any], topology: str, *, search: bool) -> Row:
