@@ -148,6 +148,20 @@ def test_a_data_set_that_is_not_here_counts_as_many_steps_as_the_real_one(tmp_pa
     assert found.steps == 12 * (117_266 // 16)
 
 
+def test_a_detector_is_compiled_for_its_largest_images(monkeypatch):
+    seen = []
+
+    def compile_step(step, state, batch, key, topology):
+        seen.append(batch["image"].shape)
+        return StepCost(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, ())
+
+    monkeypatch.setattr(check, "compile_step", compile_step)
+    run = ["--task", "detection", "--batch-size", "4", "--transfer.short", "32", "32"]
+    run += ["--transfer.long", "128", "--transfer.shapes", "4"]
+    check.compile_run(preflight.run_config(run), open_topology("h100:1"))
+    assert seen == [(4, 128, 32, 3)]
+
+
 def test_python_m_starts_it():
     run = [sys.executable, "-m", "bocb_jax.preflight", "--topology", "v5e:nowhere"]
     done = subprocess.run(run, capture_output=True, text=True, timeout=300)

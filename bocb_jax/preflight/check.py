@@ -133,7 +133,7 @@ def compile_run(config: TrainConfig, topology: Topology) -> Check:
                 program, {"image": (shape, jnp.uint8), "label": (shape[:1], jnp.int32)}
             )
         else:
-            batch, key = _batch(program, _first_batch(data))
+            batch, key = _batch(program, _largest_batch(data))
         cost, shortage = None, None
         try:
             cost = compile_step(program.train_step, state, batch, key, topology)
@@ -163,8 +163,12 @@ def _batch(program: Program, arrays: dict[str, tuple[tuple[int, ...], Any]]) -> 
     return batch, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
 
 
-def _first_batch(data: RunData) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Return shapes and types of the first batch that a run trains on."""
+def _largest_batch(data: RunData) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Return shapes and types of a batch that a run trains on, of its largest images."""
     batches = data.loader(batch_sharding(make_mesh(devices=1))).train(seed=0)
     with contextlib.closing(batches):
-        return {name: (array.shape, array.dtype) for name, array in next(batches).items()}
+        found = {name: (array.shape, array.dtype) for name, array in next(batches).items()}
+    shape, dtype = found["image"]
+    if data.largest is not None:
+        found["image"] = (shape[0], *data.largest, *shape[3:]), dtype
+    return found

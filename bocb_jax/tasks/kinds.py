@@ -57,6 +57,10 @@ class RunData(Protocol):
     def said(self) -> str:
         """What a run says of its batches before it starts; may be empty."""
 
+    @property
+    def largest(self) -> tuple[int, int] | None:
+        """Height and width of the largest images of a batch, if batches have several shapes."""
+
     def loader(self, sharding: jax.sharding.NamedSharding) -> BatchSource:
         """Return where batches come from, put on devices as `sharding` says."""
 
@@ -146,6 +150,7 @@ def _with_protocol(dataset: Dataset, protocol: str) -> Dataset:
 
 class _LabelledImages:
     said = ""
+    largest = None
 
     def __init__(self, config: TrainConfig, resolved: ResolvedConfig, dataset: Dataset):
         self._config, self._resolved, self._dataset = config, resolved, dataset
@@ -226,6 +231,10 @@ class _BoxedData:
         shapes = "one padded shape" if len(used) == 1 else f"{len(used)} padded shapes"
         return f"Images are put into {shapes} ({listed} pixels); each is compiled.\n"
 
+    @property
+    def largest(self) -> tuple[int, int]:
+        return self.splits["train"].shapes[-1]
+
     def train(self, seed: int) -> pipeline.Plan:
         return self.splits["train"].train_plan(self._batch_size, seed)
 
@@ -244,6 +253,7 @@ class _BoxedData:
 
 class _PersonData:
     said = ""
+    largest = None
 
     def __init__(self, config: TrainConfig, resolved: ResolvedConfig, dataset: AnnotatedDataset):
         special = resolved.transfer
