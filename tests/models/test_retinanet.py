@@ -350,10 +350,29 @@ def test_plans(strides, kind, finest, taken, first, pooled):
     assert not found.simple
 
 
+def abstract_backbone(name, side):
+    return nnx.eval_shape(lambda: bocb_jax.create_model(name, image_size=side, rngs=nnx.Rngs(0)))
+
+
 def test_strides_that_do_not_double_are_refused():
     maps = Maps((4, 8, 32), ((1, 1),) * 3, (8, 8, 8), (frozenset(),) * 3)
     with pytest.raises(UserError, match="strides 4, 8, 32; a pyramid from stride 4 on needs"):
         pyramid.plan(maps, pyramid.PyramidConfig())
+
+
+@pytest.mark.parametrize("side", [224, 300, 360, 400, 420, 600, 800])
+def test_strides_are_those_of_the_net_whatever_the_size(side):
+    model = abstract_backbone("resnet_mini", 224)
+    assert maps.inspect_maps(model, side, side).strides == (4, 8, 16, 32)
+
+
+@pytest.mark.parametrize(("image", "cells", "stride"), [(224, 16, 14), (224, 13, 16), (64, 2, 32)])
+def test_strides_of_patches_and_of_maps_without_padding(image, cells, stride):
+    class Net(nnx.Module):
+        def features(self, x):
+            return [jnp.zeros((len(x), cells, cells, 8))]
+
+    assert maps.inspect_maps(Net(), image, image).strides == (stride,)
 
 
 def test_a_model_without_features_is_refused():
@@ -363,9 +382,7 @@ def test_a_model_without_features_is_refused():
 
 
 def test_stages_are_frozen_by_what_their_maps_depend_on():
-    model = nnx.eval_shape(
-        lambda: bocb_jax.create_model("resnet_mini", image_size=64, rngs=nnx.Rngs(0))
-    )
+    model = abstract_backbone("resnet_mini", 64)
     found = maps.inspect_maps(model, 64, 64)
     assert found.strides == (4, 8, 16, 32)
     first = {str(path[0]) for path in found.used[0]}
