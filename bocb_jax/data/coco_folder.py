@@ -9,6 +9,7 @@ import numpy as np
 from bocb_jax.data.coco import Annotations
 from bocb_jax.data.coco_json import read_coco
 from bocb_jax.data.decode import decode
+from bocb_jax.data.exif import orientation, turned
 from bocb_jax.data.listing import read_file, shown
 from bocb_jax.errors import UserError
 
@@ -55,13 +56,18 @@ class CocoSplit:
     def read(self, index: int) -> np.ndarray:
         """Return an image, (H, W, 3) uint8.
 
+        It is turned upright as its EXIF orientation says, as in MMDetection and detectron2: the
+        tools that draw boxes show it so. Where only the size of the file as it is stored is that of
+        the annotations, it is not turned.
+
         Raises:
           UserError: the file cannot be decoded, or has another size than the annotations say.
         """
         name = self.annotations.file_names[index]
         path = os.path.join(self.folder, name)
         try:
-            pixels = decode(read_file(path))
+            encoded = read_file(path)
+            stored = decode(encoded)
         except Exception as error:  # decoders raise exceptions of many types for broken files
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             raise UserError(
@@ -69,15 +75,16 @@ class CocoSplit:
                 "from the annotations."
             ) from error
         width, height = self.annotations.sizes[index]
-        if pixels.shape[:2] != (height, width):
-            turned = pixels.shape[:2] == (width, height)
-            hint = "; its boxes may be those of the picture turned upright" if turned else ""
-            raise UserError(
-                f"The image '{shown(path)}' has {pixels.shape[1]} x {pixels.shape[0]} pixels, but "
-                f"{width} x {height} in '{self.annotations.source}'{hint}. Make both agree: boxes "
-                "are in pixels of the file."
-            )
-        return pixels
+        for pixels in (turned(stored, orientation(encoded)), stored):
+            if pixels.shape[:2] == (height, width):
+                return np.ascontiguousarray(pixels)
+        is_turned = stored.shape[:2] == (width, height)
+        hint = "; its boxes may be those of the picture turned upright" if is_turned else ""
+        raise UserError(
+            f"The image '{shown(path)}' has {stored.shape[1]} x {stored.shape[0]} pixels, but "
+            f"{width} x {height} in '{self.annotations.source}'{hint}. Make both agree: boxes "
+            "are in pixels of the file."
+        )
 
 
 def open_coco(path: str | os.PathLike[str], task: str) -> dict[str, CocoSplit]:

@@ -2,7 +2,8 @@
 
 Everything is decoded to RGB uint8: gray is repeated, an alpha channel dropped, 16 bits scaled to 8,
 and the first frame of an animation taken. The EXIF orientation is ignored, as in torchvision's,
-timm's and TFDS's loaders, so that results are comparable; TIFFs alone are turned, by Pillow.
+timm's and TFDS's loaders, so that results are comparable; TIFFs alone are turned, by Pillow. What
+has boxes or joints is turned by its readers.
 
 Files come from anywhere: only formats of pixels are opened (Pillow would have Ghostscript run an
 EPS file, whatever its name), and none whose decoding takes more than `MAX_DECODING_BYTES`.

@@ -2,6 +2,8 @@
 
 import struct
 
+import numpy as np
+
 _TAG = 0x0112
 
 
@@ -18,6 +20,17 @@ def orientation(encoded: bytes) -> int:
         return _of_tiff(_find_exif(encoded))
     except (struct.error, IndexError):  # cut short
         return 1
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Return an image (H, W, 3) upright, by its EXIF orientation, 1 ... 8."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
 
 
 def _find_exif(encoded: bytes) -> bytes:

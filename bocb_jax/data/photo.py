@@ -1,11 +1,7 @@
 """Image files that no data set lists, as `bocb predict` reads them."""
 
-import contextlib
 import dataclasses
-import functools
-import io
 import os
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,20 +9,18 @@ from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
 from bocb_jax.data.coco import Annotations
-from bocb_jax.data.decode import decode, formats
+from bocb_jax.data.decode import decode
+from bocb_jax.data.exif import orientation, turned
 from bocb_jax.data.listing import is_image_name, read_file, shown
 from bocb_jax.errors import UserError
 from bocb_jax.pose.skeleton import Skeleton
-
-_ORIENTATION = 0x0112  # the EXIF tag
 
 
 @dataclasses.dataclass(frozen=True)
 class Photo:
     """An image file, turned upright as its EXIF orientation says.
 
-    Data sets are read without turning, as in other loaders; their files have no orientation, as a
-    rule. Photographs of a telephone do.
+    Data sets for classification are read without turning, as in other loaders.
 
     Attributes:
       name: what messages call it.
@@ -62,28 +56,7 @@ class Photo:
         except Exception as error:  # decoders raise exceptions of many types for broken files
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             raise UserError(f"The image '{self.name}' cannot be decoded ({reason}).") from error
-        return np.ascontiguousarray(turned(pixels, self._orientation))
-
-    @functools.cached_property
-    def _orientation(self) -> int:
-        """The EXIF orientation, 1 ... 8; 1 where there is none or Pillow turns the image."""
-        with contextlib.suppress(Exception), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(self.encoded), formats=formats()) as image:
-                found = image.getexif().get(_ORIENTATION, 1)
-                return found if image.format != "TIFF" and found in range(1, 9) else 1
-        return 1
-
-
-def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Return an image (H, W, 3) upright, by its EXIF orientation, 1 ... 8."""
-    if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return pixels
+        return np.ascontiguousarray(turned(pixels, orientation(self.encoded)))
 
 
 def read_photo(path: str) -> Photo:

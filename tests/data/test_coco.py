@@ -3,12 +3,14 @@
 import os
 import re
 import shutil
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import coco_files
 from helpers.coco_files import BAD_JSON, annotation, changed, good, image_bytes, of_first, write
+from PIL import Image, ImageOps
 
 from bocb_jax.data.coco_folder import open_coco
 from bocb_jax.data.coco_json import annotations_from_json
@@ -232,6 +234,21 @@ def test_refuses_an_image(name, tmp_path):
     split = open_coco(write(tmp_path, encoded=encoded), "detection")["train"]
     with pytest.raises(UserError, match=says):
         split.read(0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turns_photographs_as_the_tools_that_draw_boxes_show_them(orientation, tmp_path):
+    stored = (48, 64) if orientation >= 5 else (64, 48)
+    encoded = image_bytes(*stored, orientation)
+    split = open_coco(write(tmp_path, encoded=encoded), "detection")["train"]
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(BytesIO(encoded))))
+    np.testing.assert_array_equal(split.read(0), expected)
+
+
+def test_does_not_turn_a_photograph_whose_boxes_are_in_pixels_of_the_file(tmp_path):
+    encoded = image_bytes(orientation=6)
+    split = open_coco(write(tmp_path, encoded=encoded), "detection")["train"]
+    np.testing.assert_array_equal(split.read(0), np.asarray(Image.open(BytesIO(encoded))))
 
 
 @pytest.mark.skipif(not COCO_MINI.is_dir(), reason="BOCB_JAX_COCO_MINI does not name coco_mini")

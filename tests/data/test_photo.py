@@ -8,7 +8,8 @@ from PIL import Image, ImageOps
 
 from bocb_jax.data.boxed import BoxedImages, Resize, padded_shapes
 from bocb_jax.data.decode import decode
-from bocb_jax.data.photo import Photo, Unannotated, photos_in, read_photo, turned
+from bocb_jax.data.exif import turned
+from bocb_jax.data.photo import Photo, Unannotated, photos_in, read_photo
 from bocb_jax.errors import UserError
 
 

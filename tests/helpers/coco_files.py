@@ -11,10 +11,11 @@ WIDTH, HEIGHT = 64, 48
 NAMES = ("head", "left_hand", "right_hand")
 
 
-def image_bytes(width=WIDTH, height=HEIGHT):
-    file = BytesIO()
+def image_bytes(width=WIDTH, height=HEIGHT, orientation=1):
+    file, exif = BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    Image.fromarray(pixels).save(file, "PNG")
+    Image.fromarray(pixels).save(file, "PNG", **({"exif": exif} if orientation > 1 else {}))
     return file.getvalue()
 
 
