@@ -7,8 +7,8 @@ training by `Annotations.usable` and `Annotations.persons`, and told in notes.
 
 import dataclasses
 import json
-import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -368,7 +368,9 @@ def _with_notes(found: Annotations, unmeasured: int) -> Annotations:
 
 def is_finite(value: object) -> bool:
     """Return whether a value is a number, and neither infinite nor NaN."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= sys.float_info.max  # not so for NaN, and for integers beyond any float
 
 
 def _count(number: int, one: str, many: str = "") -> str:

@@ -140,6 +140,7 @@ BAD_JSON = {
     "box-of-three": (of_first(bbox=[1, 2, 3]), r"bbox of annotation 1 .* is \[1, 2, 3\]; it must"),
     "box-of-text": (of_first(bbox=["1", 2, 3, 4]), "it must be four numbers"),
     "box-not-finite": (of_first(bbox=[1, 2, float("nan"), 4]), "it must be four numbers"),
+    "box-beyond-floats": (of_first(bbox=[1, 2, 10**400, 4]), "it must be four numbers"),
     "crowd-text": (of_first(iscrowd="0"), "'iscrowd' of annotation 1 .* is \"0\"; it must be 0"),
     "area-text": (of_first(area="large"), "The area of annotation 1 .* is \"large\"; it must be"),
     "pose-all-invisible": (
