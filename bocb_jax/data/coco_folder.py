@@ -175,7 +175,9 @@ def _image_folder(path: str, names: Sequence[str], annotations: Annotations) -> 
             f"first, '{shown(first)}', was looked for in {', '.join(map(shown, existing))}."
         )
     there = _present(folder)
-    missing = [n for n in annotations.file_names if os.path.normpath(n) not in there]
+    missing = [name for name in annotations.file_names if os.path.normpath(name) not in there]
+    # Folders behind links are not walked through.
+    missing = [name for name in missing if not os.path.isfile(os.path.join(folder, name))]
     if missing:
         raise UserError(
             f"{len(missing):,} of the {len(annotations):,} images of '{annotations.source}' are "

@@ -217,6 +217,18 @@ def test_refuses_a_folder_that_is_none(tmp_path):
         open_coco(tmp_path, "detection")
 
 
+def test_images_may_lie_behind_links(tmp_path):
+    def named(data):
+        for image in data["images"]:
+            image["file_name"] = f"linked/{image['file_name']}"
+
+    write(tmp_path / "elsewhere")
+    data = changed(named)
+    write(tmp_path / "coco", train=data, val=data, images=())
+    (tmp_path / "coco" / "images" / "linked").symlink_to(tmp_path / "elsewhere" / "images")
+    assert open_coco(tmp_path / "coco", "detection")["train"].read(1).shape == (48, 64, 3)
+
+
 IMAGES = {
     "damaged": (image_bytes()[:100], r"images/1.png' cannot be decoded \(.*Replace it"),
     "empty": (b"\n", "cannot be decoded"),
