@@ -103,8 +103,9 @@ def open_annotated(
         notes = (*notes, f"{len(validation):,} training images are held out for validation.")
     found = {"train": train, "validation": validation, "test": test}
     for key, split in found.items():
-        if not len(split.annotations.persons if task == "pose" else split.annotations.labels):
-            what = "person with a labelled joint" if task == "pose" else "box"
+        of_split = split.annotations
+        if not (len(of_split.persons) if task == "pose" else (~of_split.crowd).any()):
+            what = "person with a labelled joint" if task == "pose" else "box of a single object"
             raise UserError(f"The {key} split of '{name}' has no {what}.")
     return AnnotatedDataset(name, found, notes=tuple(notes))
 
