@@ -20,6 +20,7 @@ from bocb_jax.build import compiled_program, lr_multipliers, starting_weights
 from bocb_jax.commands.weights import ImportOptions, import_weights
 from bocb_jax.config import TrainConfig, from_dict, run_id
 from bocb_jax.coupling.scores import from_results
+from bocb_jax.data.annotated import open_annotated
 from bocb_jax.engine.checkpoint import read_best
 from bocb_jax.errors import UserError
 from bocb_jax.study.resolve import find_pairs
@@ -273,6 +274,24 @@ def test_refuses(name, tmp_path):
 def test_says_how_many_shapes_are_compiled(config):
     text = Run(config()).data.said
     assert text == "Images are put into one padded shape (128x64 pixels); each is compiled.\n"
+
+
+def test_says_how_many_images_are_left_out(config, tmp_path):
+    given = config()
+    file = tmp_path / "coco" / "annotations" / "instances_train.json"
+    data = json.loads(file.read_text())
+    data["images"].append(data["images"][0] | {"id": 99})
+    file.write_text(json.dumps(data))
+    run = Run(dataclasses.replace(given, protocol="paper"))
+    said = "1 training image(s) without a box or with a side below 32 pixels are left out, as in"
+    assert run.data.said.startswith(said)
+    assert len(run.data.splits["train"]) == 8
+    for image in data["images"]:
+        image["width"] = 31
+    file.write_text(json.dumps(data))
+    small = open_annotated(given.dataset, "detection")
+    with pytest.raises(UserError, match="no training image with a box and no side below 32 pixels"):
+        Run(given, small)
 
 
 def test_a_damaged_image_ends_the_run_in_a_sentence(config, tmp_path):

@@ -12,6 +12,7 @@ from bocb_jax.config import TrainConfig
 from bocb_jax.data import pipeline
 from bocb_jax.data.annotated import AnnotatedDataset, images_of, open_annotated
 from bocb_jax.data.boxed import BoxedImages, Resize, padded_shapes
+from bocb_jax.data.coco import LEAST_SIDE
 from bocb_jax.data.dataset import Dataset
 from bocb_jax.data.decode import RandomCrop
 from bocb_jax.data.detections import read_detections
@@ -213,8 +214,7 @@ class _BoxedData:
         shapes = padded_shapes(resize, special["shapes"])
         train = dataset.splits["train"]
         chosen = train.annotations.trained_images
-        if not len(chosen):
-            raise UserError(f"'{dataset.name}' has no training image with a box.")
+        self._left_out = len(train) - len(chosen)
         self.splits = {
             "train": BoxedImages(images_of(train, chosen), resize, shapes, training=True)
         }
@@ -229,7 +229,13 @@ class _BoxedData:
         used = {split.shapes[group] for split in self.splits.values() for group in split.groups}
         listed = ", ".join(f"{width}x{height}" for height, width in sorted(used))
         shapes = "one padded shape" if len(used) == 1 else f"{len(used)} padded shapes"
-        return f"Images are put into {shapes} ({listed} pixels); each is compiled.\n"
+        left_out = ""
+        if self._left_out:
+            left_out = (
+                f"{self._left_out:,} training image(s) without a box or with a side below "
+                f"{LEAST_SIDE} pixels are left out, as in MMDetection.\n"
+            )
+        return f"{left_out}Images are put into {shapes} ({listed} pixels); each is compiled.\n"
 
     @property
     def largest(self) -> tuple[int, int]:
@@ -316,7 +322,13 @@ class _Transfer:
 
 class _Detection(_Transfer):
     def resolve(self, config: TrainConfig, dataset: AnnotatedDataset) -> ResolvedConfig:
-        resolved = resolve(config, dataset, len(dataset.annotations.trained_images))
+        images = len(dataset.annotations.trained_images)
+        if not images:
+            raise UserError(
+                f"'{dataset.name}' has no training image with a box and no side below {LEAST_SIDE} "
+                "pixels."
+            )
+        resolved = resolve(config, dataset, images)
         assert resolved.transfer is not None
         group = STYLES[resolved.transfer["style"]].group
         part = resolved.batch_size // config.step.accumulate
