@@ -400,6 +400,9 @@ def starting_weights(
         new = torch_weights.load_torch_weights(filled, weights, new_head=True, say=say)
     if filled is not model:
         new = torch_weights.copy_backbone(filled, model)
+    if spec.net is not None:
+        taken = len(list(torch_weights.variables(model))) - len(new)
+        say(_taken(source, taken, new, whole=filled is model))
     leaves, structure = jax.tree.flatten(weights_of(model))
     missing = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct)]
 
@@ -411,6 +414,28 @@ def starting_weights(
     for i, leaf in zip(missing, draw(key) if missing else (), strict=True):
         leaves[i] = leaf
     return jax.tree.unflatten(structure, leaves), new
+
+
+def _taken(source: str, taken: int, new: list[str], *, whole: bool) -> str:
+    """Say what of a detector or a pose net starts from given weights.
+
+    Args:
+      source: of the weights.
+      taken: number of arrays that start from them.
+      new: names of the others.
+      whole: whether the weights are those of a whole net, not of a backbone alone.
+    """
+    if not whole:
+        return (
+            f"The backbone starts from {source} ({taken} arrays), what is around it from random "
+            "weights."
+        )
+    if not new:
+        return f"All {taken} arrays start from {source}."
+    return (
+        f"{taken} arrays start from {source}, those of another number of classes ({', '.join(new)})"
+        " from random weights."
+    )
 
 
 def initial_weights(

@@ -271,9 +271,7 @@ class Run:
                 console.print(text, markup=False, soft_wrap=True)
 
         weights, new = starting_weights(spec, config.init, self.key, ema=config.init_ema, say=say)
-        if new and spec.net is not None:
-            say(f"The backbone starts from {config.init}, what is around it from random weights.")
-        elif new:
+        if new and spec.net is None:
             say(
                 f"{config.init} has another number of classes than the {spec.num_classes} of "
                 f"{config.dataset}: the classifier ({', '.join(new)}) starts from random weights."

@@ -13,10 +13,11 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 from helpers.coco_files import annotation, changed, write
+from helpers.filled import with_values
 
 import bocb_jax
 from bocb_jax import optim, results, torch_weights, transfer
-from bocb_jax.build import compiled_program, lr_multipliers, starting_weights
+from bocb_jax.build import build_model, compiled_program, lr_multipliers, starting_weights
 from bocb_jax.commands.weights import ImportOptions, import_weights
 from bocb_jax.config import TrainConfig, from_dict, run_id
 from bocb_jax.coupling.scores import from_results
@@ -374,8 +375,10 @@ def test_starts_from_a_run(tmp_path):
 
 
 def check_backbone_is(source, spec, path):
-    weights, new = starting_weights(spec, path, jax.random.key(0), say=lambda text: None)
+    said = []
+    weights, new = starting_weights(spec, path, jax.random.key(0), say=said.append)
     assert new
+    assert f"The backbone starts from {path} (" in said[-1]
     assert not any(name.startswith("backbone.") for name in new)
     given = {".".join(map(str, p)): v.get_value() for p, v in torch_weights.variables(source)}
     both = [*leaves(weights["params"]), *leaves(weights["model_state"])]
@@ -384,6 +387,30 @@ def check_backbone_is(source, spec, path):
     assert len(taken) > len(given) - 8  # all but the classifier's
     for name, value in taken.items():
         np.testing.assert_array_equal(value, given[name], err_msg=name)
+
+
+@pytest.mark.parametrize("classes", [5, 9])
+def test_starts_from_a_whole_net_of_the_same_or_other_classes(classes, tmp_path):
+    """`shapes` has five categories."""
+    spec = spec_of(BACKBONE, transfer={"width": 8})
+    other = dataclasses.replace(
+        spec, num_classes=classes, net=dataclasses.replace(spec.net, num_classes=classes)
+    )
+    source = with_values(nnx.eval_shape(lambda: build_model(other, nnx.Rngs(0))))
+    path = tmp_path / "net.safetensors"
+    safetensors.numpy.save_file(torch_weights.to_torch_state_dict(source), path)
+    said = []
+    weights, new = starting_weights(spec, str(path), jax.random.key(0), say=said.append)
+    given = {".".join(map(str, p)): v.get_value() for p, v in torch_weights.variables(source)}
+    if classes == 5:
+        assert not new
+        assert said == [f"All {len(given)} arrays start from {path}."]
+    else:
+        assert new == ["bbox_head.retina_cls.bias", "bbox_head.retina_cls.weight"]
+        assert said[-1].startswith(f"{len(given) - 2} arrays start from {path}, those of another")
+    for name, value in (*leaves(weights["params"]), *leaves(weights["model_state"])):
+        if "retina_cls" not in name or classes == 5:
+            np.testing.assert_array_equal(value, given[name], err_msg=name)
 
 
 def leaves(tree):
