@@ -175,9 +175,8 @@ class TransferConfig:
     shapes: Annotated[int, Field(ge=1, le=64)] | None = None
     finest_stride: Count | None = None  # detection: of the pyramid's first level, in pixels
     width: Count | None = None  # channels of what is put around the backbone
-    frozen_stages: Annotated[int, Field(ge=0, le=64)] | None = (
-        None  # detection: 0 with random weights
-    )
+    # Detection: first stages that are not trained.
+    frozen_stages: Annotated[int, Field(ge=0, le=64)] | None = None
     # Detection: what of the backbone's BatchNorm is fixed.
     batch_norm: Literal["nothing", "statistics", "all"] | None = None
     input_size: tuple[Pixels, Pixels] | None = None  # pose: width and height of a crop

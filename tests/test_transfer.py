@@ -220,6 +220,9 @@ def test_recipes_are_the_references(config):
     assert (small.transfer["short"], small.transfer["long"]) == ([400, 400], 666)
     vit = resolved("detection", model="deit_s", dataset=data, init="deit.pth")
     assert vit.layer_decay == 0.7
+    for model in ("swin_t", "convnext_t", "deit_s"):  # nothing is frozen there
+        given = resolved("detection", model=model, dataset=data, init="weights.pth")
+        assert given.transfer["frozen_stages"] == 0
 
     pose = resolved("pose", model="resnet50", opt="adam", dataset=data)
     assert (pose.recipe, pose.epochs, pose.batch_size) == ("210e", 210, 512)

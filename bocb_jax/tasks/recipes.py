@@ -34,8 +34,9 @@ class TransferRecipe:
       finest_stride: of its pyramid; None: a quarter of the backbone's coarsest.
       input_size: (width, height) of crops; of a pose net.
       sigma: of Gaussians on heat maps; of a pose net.
-      layer_decay: first part of a backbone's name -> factor on the learning rate from each layer to
-        the one below, where the backbone is pre-trained.
+      layer_decay: family of a backbone -> factor on the learning rate from each layer to the one
+        below, where the backbone is pre-trained.
+      frozen_stages: likewise -> number of first stages that are not trained; of a detector.
     """
 
     epochs: int
@@ -56,6 +57,7 @@ class TransferRecipe:
     input_size: tuple[int, int] = (192, 256)
     sigma: int = 2
     layer_decay: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    frozen_stages: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 _DETECTOR = TransferRecipe(
@@ -66,6 +68,7 @@ _DETECTOR = TransferRecipe(
     rate_factor=0.2,
     scaled_batch=16,
     layer_decay={"vit": 0.7},
+    frozen_stages={"resnet": 1},
 )
 _POSE = TransferRecipe(
     epochs=210,

@@ -1,6 +1,7 @@
 """Fill in what the config of a detector or a pose net leaves open."""
 
 import dataclasses
+import re
 from typing import Any
 
 from bocb_jax import optim
@@ -119,6 +120,7 @@ def _of_detector(config: TrainConfig, recipe: TransferRecipe) -> dict[str, Any]:
     long = max(first(given.long, long), short[1])
     # Random weights must be trained, and their BatchNorm has no statistics yet.
     pretrained = config.init is not None
+    frozen = recipe.frozen_stages.get(_family(config), 0) if pretrained else 0
     return {
         **_common(config, recipe),
         "style": first(given.style, recipe.style),
@@ -126,7 +128,7 @@ def _of_detector(config: TrainConfig, recipe: TransferRecipe) -> dict[str, Any]:
         "long": long,
         "shapes": first(given.shapes, recipe.shapes),
         "finest_stride": first(given.finest_stride, recipe.finest_stride),
-        "frozen_stages": first(given.frozen_stages, 1 if pretrained else 0),
+        "frozen_stages": first(given.frozen_stages, frozen),
         "batch_norm": first(given.batch_norm, "statistics" if pretrained else "nothing"),
     }
 
@@ -155,8 +157,13 @@ def _common(config: TrainConfig, recipe: TransferRecipe) -> dict[str, Any]:
 
 def _layer_decay(config: TrainConfig, recipe: TransferRecipe) -> float | None:
     """Return the factor of the recipe, for pre-trained weights."""
-    family = MODELS.canonical(config.model).partition("_")[0]
-    return recipe.layer_decay.get(family) if config.init is not None else None
+    return None if config.init is None else recipe.layer_decay.get(_family(config))
+
+
+def _family(config: TrainConfig) -> str:
+    """Return the letters that a backbone's name begins with: "resnet" of resnet50."""
+    found = re.match("[a-z]*", MODELS.canonical(config.model))
+    return found[0] if found else ""
 
 
 def _backbone_size(config: TrainConfig, side: int) -> int:
