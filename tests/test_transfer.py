@@ -219,7 +219,10 @@ def test_recipes_are_the_references(config):
     small = resolved("detection", model="resnet50", dataset=data, image_size=400)
     assert (small.transfer["short"], small.transfer["long"]) == ([400, 400], 666)
     vit = resolved("detection", model="deit_s", dataset=data, init="deit.pth")
-    assert vit.layer_decay == 0.7
+    assert (vit.layer_decay, vit.drop_path) == (0.7, 0.1)
+    assert (found.drop_path, longer.drop_path) == (None, 0.2)
+    given = resolved("pose", model="swin_t", dataset=data, model_args={"drop_path": 0.3})
+    assert given.drop_path is None  # the arguments have it
     for model in ("swin_t", "convnext_t", "deit_s"):  # nothing is frozen there
         given = resolved("detection", model=model, dataset=data, init="weights.pth")
         assert given.transfer["frozen_stages"] == 0

@@ -1,7 +1,8 @@
 """Training settings of detection and pose estimation: what a run uses where its config is silent.
 
 Sources: MMDetection 2.26 (`retinanet_r50_fpn_1x_coco.py`, `retinanet_r50_fpn_mstrain_640-800_3x`,
-`retinanet_r50_fpn_rsb-pretrain_1x_coco.py`), MMPose 1.3 (`td-hm_res50_8xb64-210e_coco-256x192.py`,
+`retinanet_r50_fpn_rsb-pretrain_1x_coco.py`, `retinanet_swin-t-p4-w7_fpn_1x_coco.py`), MMPose 1.3
+(`td-hm_res50_8xb64-210e_coco-256x192.py`, `td-hm_swin-t-p4-w7_8xb32-210e_coco-256x192.py`,
 `td-hm_ViTPose-base-simple_8xb64-210e_coco-256x192.py`), ViTDet (Li et al., 2022, arXiv 2203.16527).
 The recipes `small` are ours.
 """
@@ -36,6 +37,7 @@ class TransferRecipe:
       sigma: of Gaussians on heat maps; of a pose net.
       layer_decay: family of a backbone -> factor on the learning rate from each layer to the one
         below, where the backbone is pre-trained.
+      drop_path: likewise -> largest rate of stochastic depth.
       frozen_stages: likewise -> number of first stages that are not trained; of a detector.
     """
 
@@ -57,6 +59,7 @@ class TransferRecipe:
     input_size: tuple[int, int] = (192, 256)
     sigma: int = 2
     layer_decay: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    drop_path: Mapping[str, float] = dataclasses.field(default_factory=dict)
     frozen_stages: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
@@ -68,6 +71,7 @@ _DETECTOR = TransferRecipe(
     rate_factor=0.2,
     scaled_batch=16,
     layer_decay={"vit": 0.7},
+    drop_path={"swin": 0.2, "vit": 0.1},
     frozen_stages={"resnet": 1},
 )
 _POSE = TransferRecipe(
@@ -77,6 +81,7 @@ _POSE = TransferRecipe(
     rates={"adam": (5e-4, 0.0)},
     rate_factor=1.0,
     layer_decay={"vit": 0.75},
+    drop_path={"swin": 0.2, "vit": 0.1},
 )
 # Nets of a few 100,000 parameters from random weights.
 _SMALL = TransferRecipe(

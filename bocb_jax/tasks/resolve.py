@@ -100,7 +100,7 @@ def resolve(config: TrainConfig, dataset: AnnotatedDataset, images: int) -> Reso
         mixup=0.0,
         cutmix=0.0,
         repeats=1,
-        drop_path=None,
+        drop_path=_drop_path(config, recipe),
         precision=precision_of(config),
         host_crop=None,
         augmentation={},
@@ -158,6 +158,13 @@ def _common(config: TrainConfig, recipe: TransferRecipe) -> dict[str, Any]:
 def _layer_decay(config: TrainConfig, recipe: TransferRecipe) -> float | None:
     """Return the factor of the recipe, for pre-trained weights."""
     return None if config.init is None else recipe.layer_decay.get(_family(config))
+
+
+def _drop_path(config: TrainConfig, recipe: TransferRecipe) -> float | None:
+    """Return the rate of the recipe for a backbone that has stochastic depth and none given."""
+    decides = "drop_path" in MODELS.resolve(config.model).overrides
+    given = "drop_path" in config.model_args
+    return recipe.drop_path.get(_family(config)) if decides and not given else None
 
 
 def _family(config: TrainConfig) -> str:
