@@ -447,11 +447,14 @@ def initial_weights(
     precision: str,
     seed: int,
     shapes: Shapes,
+    net: Net | None = None,
 ) -> dict[str, np.ndarray]:
     """Return the random weights that a run started from, as its record describes it.
 
     Args:
+      image_size: that the backbone is built for.
       shapes: of the run's weights, by dotted path; they bound the model, see `recorded_builder`.
+      net: around the backbone.
 
     Returns:
       Arrays by dotted path, as `engine.checkpoint.read_best` returns them.
@@ -463,7 +466,7 @@ def initial_weights(
         raise UserError(f"The precision of a run is float32 or bfloat16, not {precision[:60]!r}.")
     arguments = _hashable("model_args", model_args)
     draw = _initializer(
-        model, arguments, num_classes, image_size, precision, tuple(sorted(shapes.items()))
+        model, arguments, num_classes, image_size, precision, tuple(sorted(shapes.items())), net
     )
     return jax.tree.map(np.asarray, by_path(draw(jax.random.key(seed))))
 
@@ -476,14 +479,17 @@ def _initializer(
     image_size: int,
     precision: str,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    net: Net | None,
 ) -> Callable[[jax.Array], Params]:
+    dtype = jnp.dtype(precision)
     build = recorded_builder(
         MODELS.get(model),
         dict(model_args),
         num_classes=num_classes,
         image_size=image_size,
         shapes=dict(shapes),
-        dtype=jnp.dtype(precision),
+        dtype=dtype,
+        around=None if net is None else functools.partial(net.around, dtype=dtype),
     )
 
     def draw(key: jax.Array) -> Params:

@@ -72,7 +72,7 @@ RULES = {
     "bocb_jax/prediction": {
         "jax", "flax", "numpy", "pydantic", "ours:errors", "ours:checked", "ours:config",
         "ours:models", "ours:data", "ours:augment", "ours:detection", "ours:pose", "ours:engine",
-        "ours:tasks", "ours:torch_weights",
+        "ours:tasks", "ours:torch_weights", "ours:run_files",
     },
     "bocb_jax/coupling": {
         "numpy", "pandas", "pyarrow", "scipy", "statsmodels", "scikit_posthocs", "ours:errors",
@@ -81,7 +81,7 @@ RULES = {
     "bocb_jax/patterns": {
         "numpy", "pandas", "scipy", "sklearn", "joblib", "threadpoolctl", "rich",
         "ours:errors", "ours:coupling", "ours:engine", "ours:build", "ours:run_files",
-        "ours:storage", "ours:weight_files",
+        "ours:storage", "ours:weight_files", "ours:models", "ours:prediction",
     },
     "bocb_jax/report": {
         "numpy", "pandas", "matplotlib", "PIL", "ours:errors", "ours:paper", "ours:storage",

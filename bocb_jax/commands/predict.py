@@ -52,8 +52,8 @@ def main(arguments: list[str]) -> int:
     paths = [path for given in options.images for path in photos_in(given)]
     targets = _targets(paths, options.out)
     with local_copy(options.run, is_file=lambda file: False, wanted=_is_needed) as folder:
-        record, task = _record(Path(folder), options)
-        model = predictor(task, record, top=options.top)
+        record = _record(Path(folder), options)
+        model = predictor(record, top=options.top)
         given = None if options.boxes is None else GivenBoxes(options.boxes, options.min_score)
         if options.out is not None:
             options.out.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
                 failed += 1
                 console.print(result["error"], markup=False, soft_wrap=True)
             elif options.out is not None:
-                limbs = record.skeleton().limbs if task == "pose" else ()
+                limbs = record.skeleton().limbs if record.task == "pose" else ()
                 drawn = _drawn(photo, result, record.names, limbs, options.min_score)
                 pictures.save(drawn, targets[len(found) - 1])
     text = json.dumps(finite(found), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -126,8 +126,8 @@ def _is_needed(file: Path) -> bool:
     return "checkpoints/best/" in file.as_posix() or file.name in (*RUN_FILES, "dataset.json")
 
 
-def _record(folder: Path, options: argparse.Namespace) -> tuple[Record, str]:
-    """Return the record of a run, and its task.
+def _record(folder: Path, options: argparse.Namespace) -> Record:
+    """Return the record of a run.
 
     Raises:
       UserError: it is no run, or does not say what it must.
@@ -158,7 +158,7 @@ def _record(folder: Path, options: argparse.Namespace) -> tuple[Record, str]:
             soft_wrap=True,
         )
         data = unknown_data()
-    return Record(folder, entry, config, stored.get("resolved") or {}, data), task
+    return Record(folder, entry, config, stored.get("resolved") or {}, data)
 
 
 def _targets(paths: Sequence[str], out: Path | None) -> list[Path]:

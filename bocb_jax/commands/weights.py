@@ -30,6 +30,8 @@ from bocb_jax.errors import UserError
 from bocb_jax.models import create_model
 from bocb_jax.models.factory import MODELS, ModelEntry
 from bocb_jax.models.recorded import Shapes, recorded_builder
+from bocb_jax.prediction.nets import net_of
+from bocb_jax.prediction.recorded import Record, read_record
 from bocb_jax.run_files import read_config
 from bocb_jax.storage.files import write_json
 from bocb_jax.weight_files.read import read_weights
@@ -52,8 +54,10 @@ class ExportOptions:
     """Write the best weights of a run to a file with PyTorch's names."""
 
     run: Positional[str]  # a run directory, or a folder that import-weights made
-    # The library whose names to use; a backbone has those of its reference only.
+    # The library whose names to use; a backbone has those of its reference only. A detector has
+    # MMDetection's unless torchvision's are asked for, a pose net has MMPose's.
     to: Literal["timm", "torchvision", "official"] | None = None
+    backbone: bool = False  # of a detector or a pose net, the backbone alone
     out: str | None = None  # the new file; None: RUN/MODEL.safetensors
     # The import path of the run's backbone, if it is one of yours. A run directory may come from
     # somebody else, so the path in its config.json is not followed.
@@ -116,7 +120,8 @@ def import_weights(options: ImportOptions) -> Path:
 def export_weights(options: ExportOptions) -> Path:
     """Write a run's best weights to a new `.safetensors` file, and return the file.
 
-    In PyTorch: `model.load_state_dict(safetensors.torch.load_file(path))`, strictly.
+    In PyTorch: `model.load_state_dict(safetensors.torch.load_file(path))`, strictly; a backbone
+    that was a part of a net has no classifier.
 
     Raises:
       UserError: the run has no weights, the model has no names of that library, or the file exists.
@@ -126,32 +131,68 @@ def export_weights(options: ExportOptions) -> Path:
     if stored is None:
         raise UserError(f"{run} is not a run directory: there is no config.json in it.")
     name = stored["config"]["model"]
-    task = stored["config"].get("task", "classification")
-    if task != "classification":
-        raise UserError(f"{run} is a net for {task}; export-weights writes backbones alone.")
-    entry = recorded_entry(name, options.model)
+    record = read_record(run, stored, recorded_entry(name, options.model))
     file_name = re.sub(r"[^A-Za-z0-9_.-]+", "_", MODELS.canonical(name))
     out = _new(Path(options.out or run / f"{file_name}.safetensors"))
-    weights = read_best(run)
-    model = _recorded_model(entry, stored, {key: array.shape for key, array in weights.items()})
-    known = getattr(type(model), "torch_sources", ())
-    if options.to and options.to not in known:
-        has = f"those of {' and '.join(known)}" if known else "its own"
-        raise UserError(f"The weights of {name} cannot have the names of {options.to}, only {has}.")
-    torch_weights.load_weights(model, weights)
+    if record.task == "classification":
+        if options.backbone:
+            raise UserError(f"{run} is a backbone already; leave out --backbone.")
+        state = _backbone_state(record, options.to)
+    else:
+        state = _net_state(record, options)
     # Readers of PyTorch weights look for "format" in the metadata.
     metadata = {"format": "pt", "model": name}
     # Written beside it first, so that a full disk leaves no file that looks whole.
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_file(torch_weights.to_torch_state_dict(model), temporary, metadata)
+        save_file(state, temporary, metadata)
         os.replace(temporary, out)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise UserError(f"{out} cannot be written: {error}.") from error
     return out
+
+
+def _backbone_state(record: Record, to: str | None) -> dict[str, np.ndarray]:
+    """Return the arrays of a classifier by PyTorch's names."""
+    weights = read_best(record.folder)
+    model = _recorded_model(record, {key: array.shape for key, array in weights.items()})
+    _check_names(model, record, to)
+    torch_weights.load_weights(model, weights)
+    return torch_weights.to_torch_state_dict(model)
+
+
+def _net_state(record: Record, options: ExportOptions) -> dict[str, np.ndarray]:
+    """Return the arrays of a detector, a pose net, or the backbone of one, by PyTorch's names."""
+    net = net_of(record)
+    assert net is not None  # of another task than classification
+    model: Any = record.load(net)[0]
+    state = torch_weights.to_torch_state_dict(model)
+    if options.backbone:
+        _check_names(model.backbone, record, options.to)
+        start = "backbone."
+        return {n.removeprefix(start): a for n, a in state.items() if n.startswith(start)}
+    if options.to is None:
+        return state
+    if options.to != "torchvision" or record.task != "detection":
+        theirs = "MMDetection, or of torchvision," if record.task == "detection" else "MMPose"
+        raise UserError(
+            f"{record.folder} is a net for {record.task}, whose weights have the names of {theirs} "
+            f"around the backbone; those of {options.to} are for --backbone."
+        )
+    _check_names(model.backbone, record, options.to)
+    return {net.other_name(name): array for name, array in state.items()}
+
+
+def _check_names(model: nnx.Module, record: Record, to: str | None) -> None:
+    """Refuse the names of a library that a backbone does not have."""
+    known = getattr(type(model), "torch_sources", ())
+    if to and to not in known:
+        name = record.config["model"]
+        has = f"those of {' and '.join(known)}" if known else "its own"
+        raise UserError(f"The weights of {name} cannot have the names of {to}, only {has}.")
 
 
 def _say(text: str) -> None:
@@ -191,14 +232,13 @@ def recorded_entry(name: str, given: str | None) -> ModelEntry:
     return MODELS.resolve(given)
 
 
-def _recorded_model(entry: ModelEntry, stored: dict[str, Any], shapes: Shapes) -> nnx.Module:
-    """Build the model of a run, with shapes for parameters."""
-    resolved = stored.get("resolved") or {}
+def _recorded_model(record: Record, shapes: Shapes) -> nnx.Module:
+    """Build the backbone of a run, with shapes for parameters."""
     build = recorded_builder(
-        entry,
-        stored["config"].get("model_args") or {},
-        num_classes=resolved.get("num_classes"),
-        image_size=resolved.get("image_size"),
+        record.entry,
+        record.config.get("model_args") or {},
+        num_classes=record.resolved.get("num_classes"),
+        image_size=record.resolved.get("image_size"),
         shapes=shapes,
     )
     return nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))

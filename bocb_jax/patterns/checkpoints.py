@@ -44,6 +44,7 @@ class Initialization:
     image_size: int
     precision: str
     seed: int
+    around: str = ""  # JSON of what is recorded of the net around the backbone, if there is one
 
 
 def find_weights(paths: Iterable[str | Path]) -> list[Path]:
@@ -145,18 +146,23 @@ def _initialization(
 ) -> Initialization | None:
     if not {"num_classes", "image_size", "precision"} <= set(resolved) or "seed" not in config:
         return None
-    if config.get("task", "classification") != "classification":  # a whole net, not a backbone
-        return None
     arguments = dict(config.get("model_args") or {})
     if resolved.get("drop_path") is not None:
         arguments["drop_path"] = resolved["drop_path"]
+    task, around, side = config.get("task", "classification"), "", resolved["image_size"]
+    if task != "classification":
+        given = resolved.get("transfer")
+        settings = given if isinstance(given, dict) else {}
+        around = json.dumps([task, settings], sort_keys=True)
+        side = settings.get("backbone_size", side)
     return Initialization(
         model=config["model"],
         model_args=json.dumps(arguments, sort_keys=True),
         num_classes=resolved["num_classes"],
-        image_size=resolved["image_size"],
+        image_size=side,
         precision=resolved["precision"],
         seed=config["seed"],
+        around=around,
     )
 
 
@@ -178,8 +184,8 @@ def analyze_checkpoints(
     Returns:
       One row per layer: source, backbone, optimizer, seed, score, failed, the fields of `Layer`,
       each metric again with `_init`, and `init`, which says what the latter are of: "own", the
-      weights that the run itself started from (the backbone initialized with the run's seed), or
-      "gaussian", a Gaussian layer of the same shape and of variance 1 / fan-in.
+      random weights of the net with the run's seed, from which it started unless `--init` gave it
+      others, or "gaussian", a Gaussian layer of the same shape and of variance 1 / fan-in.
 
     Raises:
       UserError: there are no weights, some cannot be read, or runs of one backbone have different
@@ -277,11 +283,13 @@ def _analyze_initial(
 
     compile_cache.use_compile_cache(None)
     known = dataclasses.asdict(start) | {"model_args": json.loads(start.model_args)}
+    around = known.pop("around")
     found = {}
     for seed in seeds:
         try:
             if "shapes" not in known:
                 known["shapes"] = checkpoint.best_shapes(path)
+                known["net"] = _net(path, start.model) if around else None
             arrays = build.initial_weights(**known | {"seed": seed})
         except (UserError, ImportError, TypeError, ValueError, AttributeError) as error:
             return {}, str(error)
@@ -290,6 +298,17 @@ def _analyze_initial(
             for layer in analyze_weights(arrays, threads=threads)
         }
     return found, ""
+
+
+def _net(path: Path, model: str) -> Any:
+    """Return what is around the backbone of a run; nothing that the run names is imported."""
+    from bocb_jax.models.factory import MODELS
+    from bocb_jax.prediction.nets import net_of
+    from bocb_jax.prediction.recorded import read_record as read_whole_record
+
+    stored = read_config(path)
+    assert stored is not None
+    return net_of(read_whole_record(path, stored, MODELS.get(model)))
 
 
 @functools.cache  # many layers have the same shape, within a network and across runs

@@ -2,32 +2,27 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import Field
 
 from bocb_jax.augment.preprocess import preprocess
-from bocb_jax.checked import Pixels, settings
 from bocb_jax.data.boxed import BoxedImages, Resize, padded_shapes
 from bocb_jax.data.detections import Detections
 from bocb_jax.data.persons import PersonCrops
 from bocb_jax.data.photo import Photo, Unannotated
-from bocb_jax.detection.rules import STYLES
 from bocb_jax.errors import UserError
-from bocb_jax.models import retinanet
-from bocb_jax.prediction.recorded import Record, Side
-from bocb_jax.tasks.detection import Detector
+from bocb_jax.prediction.nets import box_settings, detector, evaluation_settings, pose_net
+from bocb_jax.prediction.recorded import Record
 from bocb_jax.tasks.net import Net
-from bocb_jax.tasks.pose import HeatmapNet, persons_in
+from bocb_jax.tasks.pose import persons_in
 
 Found: TypeAlias = dict[str, Any]  # of a photograph, in plain JSON types
 # Left, top, width, height in pixels, and score, of each person in a photograph.
 Boxes: TypeAlias = Sequence[Sequence[float]]
 _MOST_CROPS = 16  # in a batch
-_Width = Annotated[int, Field(ge=1, le=16_384)]
 
 
 class Predictor(Protocol):
@@ -107,38 +102,17 @@ class Classifier:
 # --- Boxes ----------------------------------------------------------------------------------------
 
 
-@settings("resolved.transfer")
-class BoxSettings:
-    """What the record of a detector says of it."""
-
-    style: Literal["mmdet", "torchvision", "torchvision_v2"]
-    width: _Width
-    short: tuple[Side, Side]
-    long: Side
-    shapes: Annotated[int, Field(ge=1, le=64)]
-    finest_stride: Pixels | None = None
-
-
 class BoxFinder:
     """Finds boxes of the categories that a detector was trained on, as its evaluation does."""
 
     batch_size = 1  # images differ in shape
 
     def __init__(self, record: Record):
-        given: BoxSettings = record.checked(BoxSettings, record.transfer)
+        given = box_settings(record)
         self._names = record.names
         self._resize = Resize(given.long, given.short)
         self._shapes = padded_shapes(self._resize, given.shapes)
-        config = retinanet.style_of(
-            given.style,
-            channels=given.width,
-            finest_stride=given.finest_stride,
-            frozen_stages=0,
-            batch_norm="nothing",
-        )
-        images = record.images
-        net = Detector(config, STYLES[given.style], images.num_classes, images.image_size)
-        self._evaluate = _evaluation(record, net)
+        self._evaluate = _evaluation(record, detector(record))
 
     def predict(self, photos: Sequence[Photo], boxes: Sequence[Boxes | None]) -> list[Found]:
         return [self._find(photo) for photo in photos]
@@ -161,38 +135,15 @@ class BoxFinder:
 # --- Joints ---------------------------------------------------------------------------------------
 
 
-@settings("resolved.transfer")
-class JointSettings:
-    """What the record of a pose net says of it."""
-
-    width: _Width
-    input_size: tuple[Side, Side]
-    sigma: Annotated[int, Field(ge=1, le=1000)]
-
-
-@settings("config.transfer")
-class EvaluationSettings:
-    """How the run of a pose net evaluates."""
-
-    flip_test: bool = True
-    soft_nms: bool = False
-
-
 class JointFinder:
     """Finds the joints of persons in given boxes, without duplicates, as an evaluation does."""
 
     batch_size = 8
 
     def __init__(self, record: Record):
-        given: JointSettings = record.checked(JointSettings, record.transfer)
-        evaluated = record.config.get("transfer")
-        evaluated = evaluated if isinstance(evaluated, dict) else {}
-        options: EvaluationSettings = record.checked(EvaluationSettings, evaluated)
-        self._skeleton, self._input_size = record.skeleton(), given.input_size
-        self._soft_nms = options.soft_nms
-        net = HeatmapNet(
-            self._skeleton, given.input_size, given.sigma, given.width, options.flip_test
-        )
+        net = pose_net(record)
+        self._skeleton, self._input_size = net.skeleton, net.input_size
+        self._soft_nms = evaluation_settings(record).soft_nms
         self._evaluate = _evaluation(record, net)
 
     def predict(self, photos: Sequence[Photo], boxes: Sequence[Boxes | None]) -> list[Found]:
@@ -273,21 +224,20 @@ def _bbox(corners: np.ndarray) -> list[float]:
     return [left, top, right - left, bottom - top]
 
 
-def predictor(task: str, record: Record, *, top: int) -> Predictor:
+def predictor(record: Record, *, top: int) -> Predictor:
     """Return what predicts with a run.
 
     Args:
-      task: of the run.
       record: of the run.
       top: number of classes to name.
 
     Raises:
-      UserError: the record or the weights are not those of such a run.
+      UserError: the record or the weights are not those of a run of a known task.
     """
-    if task == "classification":
+    if record.task == "classification":
         return Classifier(record, top)
-    if task == "detection":
+    if record.task == "detection":
         return BoxFinder(record)
-    if task == "pose":
+    if record.task == "pose":
         return JointFinder(record)
-    raise UserError(f"{record.folder} is a run of {task[:60]!r}, which nothing here predicts.")
+    raise UserError(f"{record.folder} is a run of {record.task[:60]!r}, which nothing here knows.")

@@ -21,6 +21,7 @@ from bocb_jax.errors import UserError
 from bocb_jax.models.factory import ModelEntry
 from bocb_jax.models.recorded import recorded_builder
 from bocb_jax.pose.skeleton import Skeleton
+from bocb_jax.run_files import read_data
 from bocb_jax.tasks.net import Net
 
 Side = Annotated[int, Field(ge=1, le=4096)]  # pixels
@@ -55,6 +56,11 @@ class Record:
     config: Mapping[str, Any]
     resolved: Mapping[str, Any]
     data: Mapping[str, Any]
+
+    @property
+    def task(self) -> str:
+        """What the run is for."""
+        return self.config.get("task", "classification")
 
     @functools.cached_property
     def images(self) -> ImageSettings:
@@ -132,6 +138,21 @@ class Record:
         model = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
         torch_weights.load_weights(model, weights)
         return model, whole_weights(model), forward_of(model)
+
+
+def read_record(folder: Path, stored: Mapping[str, Any], entry: ModelEntry) -> Record:
+    """Return the record of a run, whether or not it describes its data.
+
+    Args:
+      folder: of the run.
+      stored: the content of its `config.json`.
+      entry: its backbone.
+
+    Raises:
+      UserError: the description of the data cannot be read.
+    """
+    data = read_data(folder) or unknown_data()
+    return Record(folder, entry, stored["config"], stored.get("resolved") or {}, data)
 
 
 def unknown_data() -> dict[str, Any]:

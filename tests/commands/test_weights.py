@@ -12,6 +12,7 @@ from drills import kill_run
 from flax import nnx
 from helpers import filled
 from helpers.torch_files import zipped
+from helpers.untrained import untrained_run
 from safetensors.numpy import load_file, save, save_file
 
 import bocb_jax
@@ -288,6 +289,78 @@ def test_the_number_of_classes_is_found_behind_a_prefix(tmp_path, capsys):
     assert bocb(["import-weights", file, "--model", "resnet_mini", "--out", out]) == 0
     assert bocb(["export-weights", out]) == 0
     assert bits(load_file(f"{out}/resnet_mini.safetensors")) == bits(weights)
+
+
+# --- Detectors and pose nets ----------------------------------------------------------------------
+
+RESNET = {"model": "resnet_mini", "model_args": {}}
+
+
+@pytest.fixture(scope="module")
+def nets(tmp_path_factory):
+    """Untrained runs, by task: the folder, the run and its weights."""
+    here = tmp_path_factory.mktemp("nets")
+    return {t: (here / t, *untrained_run(here / t, t, **RESNET)) for t in ("detection", "pose")}
+
+
+def exported(run, *words):
+    file = run.parent / f"{len(list(run.parent.iterdir()))}.safetensors"
+    assert bocb(["export-weights", str(run), "--out", str(file), *words]) == 0
+    return file, load_file(file)
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "names"),
+    [
+        ("detection", (), {"backbone.conv1.weight", "neck.lateral_convs.0.conv.weight",
+                           "bbox_head.retina_cls.bias", "backbone.bn1.running_var"}),
+        ("detection", ("--to", "torchvision"), {
+            "backbone.body.conv1.weight", "backbone.fpn.inner_blocks.0.0.weight",
+            "head.classification_head.cls_logits.bias", "backbone.body.bn1.running_var"}),
+        ("pose", (), {"backbone.conv1.weight", "head.deconv_layers.0.weight",
+                      "head.deconv_layers.1.running_mean", "head.final_layer.bias"}),
+    ],
+)  # fmt: skip
+def test_whole_nets_go_out_and_come_back(nets, task, words, names):
+    from bocb_jax.build import starting_weights
+
+    folder, run, weights = nets[task]
+    file, made = exported(folder, *words)
+    assert names < made.keys()
+    again, new = starting_weights(run.spec, str(file), jax.random.key(9), say=lambda text: None)
+    assert not new
+    jax.tree.map(np.testing.assert_array_equal, again, weights)
+
+
+@pytest.mark.parametrize("task", ["detection", "pose"])
+def test_backbones_of_nets_go_out_alone(nets, task):
+    folder, _, weights = nets[task]
+    _, made = exported(folder, "--backbone", "--to", "timm")
+    expected = filled.torch_shapes(model_of(10, "resnet_mini"))
+    here = {name: array.shape for name, array in made.items()}
+    wider = {"conv1.weight"}  # at 64 pixels and more the stem is another
+    assert here.keys() == {n for n in expected if not n.startswith("fc.")}
+    assert all(shape == expected[n] for n, shape in here.items() if n not in wider)
+    kernel = weights["params"]["backbone"]["layer1"][0]["conv1"]["kernel"]
+    np.testing.assert_array_equal(
+        made["layer1.0.conv1.weight"], np.moveaxis(kernel, (-1, -2), (0, 1))
+    )
+
+
+def test_names_that_a_net_does_not_have_are_a_sentence(nets, tmp_path, capsys):
+    detector, pose = (str(nets[task][0]) for task in ("detection", "pose"))
+    assert bocb(["import-weights", a_file(tmp_path), "--model", "vit_mini",
+                 "--model-args.depth", "1", "--out", str(tmp_path / "vit")]) == 0  # fmt: skip
+    for words, message in (
+        ((detector, "--to", "timm"), "have the names of MMDetection, or of torchvision, around"),
+        ((pose, "--to", "torchvision"), "the names of MMPose around the backbone; those of torch"),
+        ((pose, "--to", "official", "--backbone"), "only those of timm and torchvision"),
+        ((str(tmp_path / "vit"), "--backbone"), "is a backbone already; leave out --backbone"),
+    ):
+        capsys.readouterr()
+        assert bocb(["export-weights", *words, "--out", str(tmp_path / "no")]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.PTH", "w.ckpt", "w.pth.tar", "w.pt", "w.bin"])

@@ -6,6 +6,7 @@ import numpy as np
 import pandas
 import pytest
 from helpers import torch_files
+from helpers.untrained import untrained_run
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from safetensors.numpy import save_file
 
@@ -134,6 +135,29 @@ def test_runs_are_compared_with_their_own_initialization(tmp_path):
     assert set(runs["gone"]["init"]) == {"gaussian"}
     assert set(runs["own"]["score"]) == {50.0}
     assert (set(runs["own"]["failed"]), set(runs["seed"]["failed"])) == ({False}, {True})
+
+
+@pytest.mark.parametrize("task", ["detection", "pose"])
+def test_detectors_and_pose_nets_are_compared_with_their_own_initialization(task, tmp_path):
+    untrained_run(tmp_path / "run", task)
+    frame = analyze_checkpoints([tmp_path], jobs=1, progress=False)
+    assert set(frame["init"]) == {"own"}
+    for name in METRICS:
+        np.testing.assert_array_equal(frame[name], frame[f"{name}_init"])
+    around = {"detection": "bbox_head.retina_cls", "pose": "head.final_layer"}
+    assert {around[task], "backbone.blocks.0.attn.qkv"} <= set(frame["layer"])
+
+
+def test_what_a_record_cannot_mean_has_gaussian_layers_beside_it(tmp_path, capsys):
+    untrained_run(tmp_path / "run", "detection")
+    file = tmp_path / "run" / "config.json"
+    stored = json.loads(file.read_text())
+    for transfer in ([1], {"width": 10**9}, None, {**stored["resolved"]["transfer"], "short": "x"}):
+        stored["resolved"]["transfer"] = transfer
+        file.write_text(json.dumps(stored))
+        frame = analyze_checkpoints([tmp_path], jobs=1, progress=False)
+        assert set(frame["init"]) == {"gaussian"}
+        assert "started from are not known" in " ".join(capsys.readouterr().err.split())
 
 
 def test_ridges_are_sorted_by_score_and_failed_ones_are_grey():
