@@ -20,7 +20,7 @@ from rich.progress import track
 from rich.table import Table
 
 from bocb_jax import paper
-from bocb_jax.bench import gpu, models
+from bocb_jax.bench import gpu, models, transfer
 from bocb_jax.bench.data import measure as augmentation_speed
 from bocb_jax.bench.data import measure_folder as folder_speed
 from bocb_jax.bench.optimizers import Cost, measure
@@ -43,6 +43,8 @@ from bocb_jax.train import Run
 def main(arguments: list[str]) -> int:
     """Measure what the command line asks for, and return the exit code."""
     options = _parser().parse_args(arguments)
+    if options.task and not options.models:
+        raise UserError("--task is for --models; leave it out, or add --models.")
     keep_freed_memory()
     rows = next(rows for kind, rows in KINDS.items() if getattr(options, kind))(options)
     if options.json:
@@ -72,7 +74,12 @@ def _parser() -> Parser:
         nargs="+",
         metavar="NAME",
         help="names or patterns; default: all optimizers, the paper's backbones for --models, "
-        f"and {' '.join((*gpu.MODELS, *gpu.MINIS))} for --gpu",
+        f"resnet50 with --task, and {' '.join((*gpu.MODELS, *gpu.MINIS))} for --gpu",
+    )
+    parser.add_argument(
+        "--task",
+        choices=list(transfer.SETTINGS),
+        help="with --models: RetinaNet or SimpleBaseline around them",
     )
     parser.add_argument(
         "--on",
@@ -84,11 +91,13 @@ def _parser() -> Parser:
     parser.add_argument(
         "--image-size",
         type=value_of(Pixels),
-        default=224,
-        help="pixels that --models sees; default: 224",
+        help="pixels that --models sees; default: 224, of the shorter side 800 with --task "
+        "detection, of the height 256 with --task pose",
     )
     parser.add_argument(
-        "--batch-size", type=value_of(Count), default=2, help="images a step of --models"
+        "--batch-size",
+        type=value_of(Count),
+        help="images a step of --models; default: 2, with --task pose 8",
     )
     parser.add_argument(
         "--batch-sizes",
@@ -218,22 +227,23 @@ def _caption(how: str) -> str:
 
 
 def _models(options: argparse.Namespace) -> list[dict[str, Any]]:
-    names = _chosen(options.only, list_models) if options.only else paper.backbones()[:20]
+    usual = ["resnet50"] if options.task else paper.backbones()[:20]
+    names = _chosen(options.only, list_models) if options.only else usual
+    common = {"rounds": options.rounds, "steps": 2, "python": shlex.split(options.python)}
     costs = []
     for name in track(names, "backbones", console=console, transient=True):
-        cost = models.measure(
-            name,
-            image_size=options.image_size,
-            batch_size=options.batch_size,
-            rounds=options.rounds,
-            steps=2,
-            python=shlex.split(options.python),
-        )
+        sizes = {"image_size": options.image_size, "batch_size": options.batch_size}
+        if options.task:
+            cost = transfer.measure(options.task, name, **sizes, **common)
+        else:
+            given = {key: value for key, value in sizes.items() if value is not None}
+            cost = models.measure(name, **given, **common)
         costs.append(cost)
         _say(*_model_row(cost))
         jax.clear_caches()  # the programs of 20 backbones are large
     table = Table(
-        title=f"A training step at {options.image_size} px, batch {options.batch_size}",
+        title=f"A training step{f' of {options.task}' if options.task else ''} at "
+        f"{costs[0].image_size} px, batch {costs[0].batch_size}",
         title_justify="left",
         caption_justify="left",
     )
@@ -242,7 +252,8 @@ def _models(options: argparse.Namespace) -> list[dict[str, Any]]:
         table.add_column(column, justify="right")
     for cost in costs:
         table.add_row(*_model_row(cost))
-    how = f"medians of {options.rounds} blocks, in turn with timm's or torchvision's net"
+    theirs = "torchvision's net" if options.task else "timm's or torchvision's net"
+    how = f"medians of {options.rounds} blocks, in turn with {theirs}"
     table.caption = _caption(how)
     output.print(table)
     return [dataclasses.asdict(cost) for cost in costs]
@@ -343,7 +354,8 @@ def _gpu(options: argparse.Namespace) -> list[dict[str, object]]:
     # This process leaves the device alone: the ones that it starts share its memory.
     peak = gpu.matmul_flops()
     _say(f"a bfloat16 matrix product: {peak / 1e12:.3g} TFLOP/s")
-    table = Table(title=f"Training steps in bfloat16 at {options.image_size} px")
+    image_size = options.image_size or 224
+    table = Table(title=f"Training steps in bfloat16 at {image_size} px")
     table.add_column("backbone", no_wrap=True)
     for column in ("batch", "images/s", "utilization", "GiB", "first steps, s"):
         table.add_column(column, justify="right")
@@ -353,7 +365,7 @@ def _gpu(options: argparse.Namespace) -> list[dict[str, object]]:
     for name in track(names, "backbones", console=console, transient=True):
         found = gpu.compare(
             name,
-            image_size=options.image_size,
+            image_size=image_size,
             batch_sizes=options.batch_sizes,
             steps=options.steps,
             rounds=options.rounds,

@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
@@ -19,11 +19,14 @@ from bocb_jax.bench.process import Timed
 from bocb_jax.build import ProgramSpec, compiled_program, program_spec
 from bocb_jax.config import AugmentConfig, ParallelConfig, TrainConfig
 from bocb_jax.data.dataset import Dataset
+from bocb_jax.engine.program import Program
 from bocb_jax.errors import UserError
 from bocb_jax.models import model_card
 from bocb_jax.resolve import resolve
 
 CLASSES = 1000
+# Gives a function that times a block of the reference's steps, in seconds per step, or None.
+Timing: TypeAlias = contextlib.AbstractContextManager[Callable[[int], float] | None]
 
 # Python that makes the `model` of a reference from `library`, `name`, `size` and `classes`.
 MAKE_REFERENCE = """
@@ -112,6 +115,32 @@ def measure(
     """
     program = compiled_program(step_spec(name, image_size, batch_size, CLASSES))
     batch = noise_batch(image_size, batch_size, CLASSES)
+    nothing: Timing = contextlib.nullcontext()
+    timing = _reference(name, image_size, batch_size, python) if rounds else nothing
+    return cost(name, program, batch, timing, image_size=image_size, rounds=rounds, steps=steps)
+
+
+def cost(
+    name: str,
+    program: Program,
+    batch: dict[str, np.ndarray],
+    timing: Timing,
+    *,
+    image_size: int,
+    rounds: int,
+    steps: int,
+) -> ModelCost:
+    """Compile and time a training step, in turn with the reference's.
+
+    Args:
+      name: of the backbone.
+      program: of the step.
+      batch: of it.
+      timing: entered once the step is compiled, gives what times a block of the reference's steps.
+      image_size: side in pixels.
+      rounds: as in `measure`.
+      steps: likewise.
+    """
     key = jax.random.key(0)
     with _no_compile_cache():
         begun = time.perf_counter()
@@ -120,9 +149,10 @@ def measure(
         step = lowered.compile()
         compiled = time.perf_counter()
 
+    batch_size = len(batch["image"])
     images_per_second = ratio = None
     if rounds:
-        state = program.init(key, 0.01, 1e-4)
+        state = program.init(key, 1e-4, 1e-4)
 
         def ours(steps: int) -> float:
             nonlocal state
@@ -134,7 +164,7 @@ def measure(
             assert begun is not None
             return (time.perf_counter() - begun) / steps
 
-        with _reference(name, image_size, batch_size, python) as theirs:
+        with timing as theirs:
             pairs = [(ours(steps), theirs(steps) if theirs else None) for _ in range(rounds)]
         images_per_second = batch_size / statistics.median(a for a, _ in pairs)
         if theirs:
@@ -200,7 +230,24 @@ def _reference(
         yield None
         return
     arguments = [library, known_as, image_size, batch_size, CLASSES]
-    with Timed([*python, "-c", _REFERENCE], arguments) as process:
+    with timed_reference(_REFERENCE, arguments, python) as block:
+        yield block
+
+
+@contextlib.contextmanager
+def timed_reference(
+    script: str, arguments: list[Any], python: Sequence[str]
+) -> Iterator[Callable[[int], float] | None]:
+    """Yield a function that times a block of a script's training steps, in seconds per step.
+
+    Yields None if the interpreter lacks what the script imports.
+
+    Args:
+      script: Python that answers {"steps": number} with {"seconds": of one}.
+      arguments: its own, as JSON.
+      python: command of an interpreter.
+    """
+    with Timed([*python, "-c", script], arguments) as process:
 
         def block(steps: int) -> float:
             answer = process.ask(steps=steps)

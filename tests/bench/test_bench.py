@@ -45,3 +45,21 @@ def test_models(tmp_path, capsys):
     (row,) = json.loads(file.read_text())["rows"]
     assert (row["name"], row["image_size"], row["images_per_second"]) == ("vgg_mini", 32, None)
     assert row["compile_seconds"] > 0
+
+
+@pytest.mark.parametrize("task", [pytest.param("detection", marks=pytest.mark.slow), "pose"])
+def test_models_of_a_task(task, tmp_path, capsys):
+    file = tmp_path / "models.json"
+    backbone = "helpers.tiny_features:Net"
+    arguments = ["--models", "--task", task, "--only", backbone, "--image-size", "64"]
+    given = [*arguments, "--batch-size", "2", "--rounds", "0", "--json", str(file)]
+    assert main(["bench", *given]) == 0
+    assert f"A training step of {task} at 64 px, batch 2" in capsys.readouterr().out
+    (row,) = json.loads(file.read_text())["rows"]
+    assert (row["name"], row["batch_size"], row["images_per_second"]) == (backbone, 2, None)
+    assert row["compile_seconds"] > 0
+
+
+def test_a_task_is_for_models(capsys):
+    assert main(["bench", "--optimizers", "--task", "pose"]) == 2
+    assert "--task is for --models" in capsys.readouterr().err
