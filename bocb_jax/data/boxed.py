@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -50,13 +51,13 @@ def padded_shapes(resize: Resize, number: int = 2) -> tuple[Shape, ...]:
     Raises:
       UserError: another number.
     """
-    short, long = (_padded(side) for side in (resize.short[1], resize.long))
+    short, long = (padded(side) for side in (resize.short[1], resize.long))
     if number == 1:
         return ((long, long),)
     if number < 2 or number % 2:
         raise UserError(f"Images have 1 or an even number of padded shapes, not {number}.")
     steps = number // 2
-    sides = [_padded(short + (long - short) * (step + 1) / steps) for step in range(steps)]
+    sides = [padded(short + -((short - long) * (step + 1) // steps)) for step in range(steps)]
     shapes = {shape for side in sides for shape in ((short, side), (side, short))}
     return tuple(sorted(shapes, key=lambda shape: (shape[0] * shape[1], shape)))
 
@@ -147,8 +148,8 @@ class BoxedImages(Split):
         image = Image.fromarray(pixels).resize((new_width, new_height), Resampling.BILINEAR)
         if mirrored:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        padded = np.zeros((*self.shapes[self.groups[index]], 3), np.uint8)
-        padded[:new_height, :new_width] = image
+        canvas = np.zeros((*self.shapes[self.groups[index]], 3), np.uint8)
+        canvas[:new_height, :new_width] = image
         scale = np.array([new_height / height, new_width / width], np.float32)
         boxes, labels = self.annotations.padded_boxes(index, self._capacity)
         boxes = boxes * np.tile(scale[::-1], 2)
@@ -160,7 +161,7 @@ class BoxedImages(Split):
             )
             boxes[labels < 0] = 0
         return {
-            "image": padded,
+            "image": canvas,
             "size": np.array([new_height, new_width], np.int32),
             "scale": scale,
             "boxes": boxes.astype(np.float32),
@@ -181,5 +182,6 @@ class BoxedImages(Split):
         )
 
 
-def _padded(side: float) -> int:
-    return int(-(-side // PADDING) * PADDING)
+def padded(side: Any) -> Any:
+    """Return a side, or an array of sides, in pixels, raised to a multiple of `PADDING`."""
+    return -(-side // PADDING) * PADDING

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from bocb_jax.augment.preprocess import normalize
-from bocb_jax.data.boxed import PADDING
+from bocb_jax.data.boxed import padded
 from bocb_jax.data.coco import Annotations
 from bocb_jax.detection import assignment
 from bocb_jax.detection.anchors import anchors, inside
@@ -38,7 +38,7 @@ class Detector(Net):
       config: of what surrounds the backbone.
       rules: of anchors, targets, losses and predictions.
       num_classes: of the boxes.
-      image_size: side in pixels at which the strides of the backbone's maps are found.
+      image_size: of the shorter side at most, in pixels.
     """
 
     config: RetinaNetConfig
@@ -51,7 +51,7 @@ class Detector(Net):
             backbone,
             self.config,
             num_classes=self.num_classes,
-            image_size=self.image_size,
+            image_size=padded(self.image_size),
             dtype=dtype,
             rngs=rngs,
         )
@@ -125,8 +125,7 @@ class BoxTask:
         sizes = _map_sizes(outputs)
 
         def of_image(boxes: jax.Array, labels: jax.Array, own: jax.Array) -> assignment.Targets:
-            padded = -(-own // PADDING) * PADDING
-            within = inside(sizes, self.strides, size, padded, self.rules)
+            within = inside(sizes, self.strides, size, padded(own), self.rules)
             return assignment.targets(places, boxes, labels, labels >= 0, within, self.rules)
 
         return places, jax.vmap(of_image)(targets["boxes"], targets["labels"], targets["sizes"])

@@ -1,5 +1,7 @@
 """What a detector is trained for, and how its boxes are scored."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,6 +112,18 @@ def test_evaluation_takes_what_the_net_says(batch):
     assert boxes.min() >= 0
     assert boxes.max() <= 128  # of the file, twice as large
     assert boxes.max() > 64
+
+
+@pytest.mark.parametrize("side", [16, 40, 64, 300])
+def test_maps_are_those_of_the_padded_images(side):
+    def build():
+        backbone = create_model("resnet_mini", image_size=224, num_classes=2, rngs=nnx.Rngs(0))
+        net = dataclasses.replace(detector(), image_size=side)
+        return net.around(backbone, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(1))
+
+    net = nnx.eval_shape(build)
+    assert net.plan.taken == (1, 2, 3)
+    assert net.strides == (8, 16, 32, 64, 128)
 
 
 def test_the_net_is_built_around_a_backbone():
