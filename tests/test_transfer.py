@@ -265,6 +265,17 @@ REFUSED = {
         "A batch of 2 does not divide into 3 equal parts",
     ),
     "odd": ({"batch_size": 3}, "A batch of 3 images does not divide into groups of 2"),
+    "folder of data": ({"data": {"dir": "/data"}}, "data.dir is for classification; .* coco:PATH"),
+    "device": ({"data": {"on_device": "yes"}}, "data.on_device is for .* read for each batch"),
+    "of pose": ({"transfer": {"sigma": 3}}, "transfer.sigma is for pose, not for detection"),
+    "of detection": (
+        {"task": "pose", "transfer": {"style": "mmdet"}},
+        "transfer.style is for detection, not for pose",
+    ),
+    "of both": (
+        {"task": "classification", "dataset": "digits"},
+        "Settings under transfer are for detection and pose; leave them out",
+    ),
     "short": ({"transfer": {"short": [9, 8]}}, "transfer.short is .* two rising numbers of pixels"),
 }
 
@@ -453,7 +464,8 @@ MINIS = bocb_jax.list_models("*_mini")
 def small_run(model, task):
     """A run at 64 pixels, square for backbones that take no other images."""
     given = settings(task, model=model, dataset="shapes")
-    given["transfer"] = {"width": 8, "input_size": [64, 64] if "mixer" in model else [48, 64]}
+    if task == "pose":
+        given["transfer"] = {"width": 8, "input_size": [64 if "mixer" in model else 48, 64]}
     return Run(from_dict(TrainConfig, given))
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 import jax
 from PIL import Image
 
-from bocb_jax.config import TrainConfig
+from bocb_jax.config import TrainConfig, TransferConfig
 from bocb_jax.data import pipeline
 from bocb_jax.data.annotated import AnnotatedDataset, images_of, open_annotated
 from bocb_jax.data.boxed import BoxedImages, Resize, padded_shapes
@@ -115,6 +115,8 @@ class _Classification:
         return _with_protocol(dataset, config.protocol), is_real
 
     def resolve(self, config: TrainConfig, dataset: Dataset) -> ResolvedConfig:
+        if config.transfer != TransferConfig():
+            raise UserError("Settings under transfer are for detection and pose; leave them out.")
         return resolve_classification(config, dataset)
 
     def net(self, config: TrainConfig, resolved: ResolvedConfig, dataset: Dataset) -> None:

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from bocb_jax import optim
-from bocb_jax.config import TrainConfig
+from bocb_jax.config import TrainConfig, TransferConfig
 from bocb_jax.data.annotated import AnnotatedDataset
 from bocb_jax.errors import UserError
 from bocb_jax.models.factory import MODELS
@@ -21,6 +21,20 @@ from bocb_jax.resolve import (
     recorded_size,
 )
 from bocb_jax.tasks.recipes import TransferRecipe, recipe_of
+
+# Settings under `transfer` that only one of the tasks has.
+_OF_TASK = {
+    "detection": (
+        "style",
+        "short",
+        "long",
+        "shapes",
+        "finest_stride",
+        "frozen_stages",
+        "batch_norm",
+    ),
+    "pose": ("input_size", "sigma", "augmentation", "flip_test", "soft_nms", "boxes"),
+}
 
 
 def usual_rates(config: TrainConfig) -> tuple[float, float]:
@@ -193,6 +207,8 @@ def _refuse(config: TrainConfig) -> None:
         "on_corrupt": config.on_corrupt != "fail" and "a damaged image ends the run",
         "test_size": config.test_size is not None and "tests resize as training does",
         "data.crop_ratio": config.data.crop_ratio is not None and "images are not cropped",
+        "data.dir": config.data.dir is not None and "give coco:PATH, the folder of the data set",
+        "data.on_device": config.data.on_device == "yes" and "images are read for each batch",
         "data.repeats": config.data.repeats is not None and "images are not repeated",
         "step.loss": config.step.loss is not None and "the task has its own",
         "step.label_smoothing": config.step.label_smoothing is not None and "there are no labels",
@@ -205,3 +221,8 @@ def _refuse(config: TrainConfig) -> None:
     for setting, why in given.items():
         if why:
             raise UserError(f"{setting} is for classification; for {config.task}, {why}.")
+    usual = TransferConfig()
+    for task, names in _OF_TASK.items():
+        for name in names:
+            if task != config.task and getattr(config.transfer, name) != getattr(usual, name):
+                raise UserError(f"transfer.{name} is for {task}, not for {config.task}.")
