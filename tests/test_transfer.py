@@ -391,6 +391,14 @@ def test_starts_from_a_run(tmp_path):
     assert spec_of("resnet_mini").backbone_size == 64
 
 
+@pytest.mark.parametrize("kept", ["nothing", "statistics", "all"])
+def test_fixed_statistics_are_not_recomputed_for_an_evaluation(kept):
+    spec = spec_of("resnet_mini", transfer={"width": 8, "batch_norm": kept})
+    program = compiled_program(spec)
+    assert program.steps.has_batch_stats == (kept == "nothing")
+    assert (program.update_batch_stats is None) == (kept != "nothing")
+
+
 def check_backbone_is(source, spec, path):
     said = []
     weights, new = starting_weights(spec, path, jax.random.key(0), say=said.append)

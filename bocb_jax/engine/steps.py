@@ -133,8 +133,15 @@ class Steps:
 
     @property
     def has_batch_stats(self) -> bool:
-        """Whether the backbone has BatchNorm, and so running statistics."""
-        return bool(nnx.to_pure_dict(nnx.state(self.abstract_model, nnx.BatchStat)))
+        """Whether training changes running statistics: BatchNorm's, where they are not fixed."""
+        nodes = [node for _, node in nnx.iter_graph(self.abstract_model)]
+        fixed = {
+            id(part)
+            for node in nodes
+            if getattr(node, "fixed_statistics", False)
+            for part in vars(node).values()
+        }
+        return any(isinstance(node, nnx.BatchStat) and id(node) not in fixed for node in nodes)
 
     # --- The first state --------------------------------------------------------------------------
 
