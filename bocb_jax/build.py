@@ -379,30 +379,31 @@ def starting_weights(
     Raises:
       UserError: the source cannot be read, or belongs to another model; it names every difference.
     """
-    model = nnx.eval_shape(lambda: build_model(spec, nnx.Rngs(0)))
-    filled = model
-    if spec.net is not None:
-        filled = nnx.eval_shape(lambda: build_backbone(spec, nnx.Rngs(0)))
+    model: Any = nnx.eval_shape(lambda: build_model(spec, nnx.Rngs(0)))
     path = Path(source).expanduser()
     if path.is_dir() and ema:
         raise UserError(
             f"{source} is a folder of a run, which holds one set of weights; omit --init-ema."
         )
-    if path.is_dir():
-        arrays = read_best(path)
-        if any(name.startswith("backbone.") for name in arrays):  # of a whole net
-            filled = model
-        new = torch_weights.load_weights(filled, arrays, new_head=True, say=say)
+    arrays = read_best(path) if path.is_dir() else read_weights(path, ema=ema, say=say)
+    load = torch_weights.load_weights if path.is_dir() else torch_weights.load_torch_weights
+    whole = True
+    if spec.net is not None:
+        arrays = torch_weights.renamed(model, arrays, spec.net.other_name)
+        whole = torch_weights.has_around(model, arrays)
+    if whole:
+        new = load(model, arrays, new_head=True, say=say)
     else:
-        weights = read_weights(path, ema=ema, say=say)
-        if spec.net is not None and any(name.startswith("backbone.") for name in weights):
-            filled, weights = model, torch_weights.renamed(model, weights, spec.net.other_name)
-        new = torch_weights.load_torch_weights(filled, weights, new_head=True, say=say)
-    if filled is not model:
-        new = torch_weights.copy_backbone(filled, model)
+        # With its classifier, which the net around it does not need.
+        backbone = nnx.eval_shape(lambda: build_backbone(spec, nnx.Rngs(0)))
+        needed = {path for path, _ in torch_weights.variables(model.backbone)}
+        if path.is_dir():  # of a classifier, or of a net of another kind
+            arrays = torch_weights.of_backbone(backbone, arrays)
+        load(backbone, arrays, needed=needed, say=say)
+        new = torch_weights.copy_backbone(backbone, model)
     if spec.net is not None:
         taken = len(list(torch_weights.variables(model))) - len(new)
-        say(_taken(source, taken, new, whole=filled is model))
+        say(_taken(source, taken, new, whole=whole))
     leaves, structure = jax.tree.flatten(weights_of(model))
     missing = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct)]
 

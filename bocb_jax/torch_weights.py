@@ -9,7 +9,7 @@ and a replacement; as a part of another net it keeps them. Only kernels change t
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -61,6 +61,7 @@ def load_torch_weights(
     state_dict: Mapping[str, np.ndarray],
     *,
     new_head: bool = False,
+    needed: Collection[NamePath] | None = None,
     say: Say = warn,
 ) -> list[str]:
     """Load a PyTorch state dict into a model, in place.
@@ -75,6 +76,8 @@ def load_torch_weights(
         names may share a prefix, as in `without_prefix`.
       new_head: keep the model's classifier if the checkpoint's is missing or of another shape, as
         for fine-tuning on other classes.
+      needed: paths of the variables without which the model is of no use; the others keep their
+        values where the checkpoint has none that fit. None: all.
       say: called with a sentence about what was resized or left out.
 
     Returns:
@@ -83,8 +86,8 @@ def load_torch_weights(
     Raises:
       UserError: lists all entries that are missing, unexpected, of another shape or no floats.
     """
-    named = _named_variables(model)
-    return _fill(model, named, without_prefix(model, state_dict, say), new_head, say)
+    named, free = _named_variables(model), _replaceable(model, new_head, needed)
+    return _fill(model, named, without_prefix(model, state_dict, say), free, say)
 
 
 def renamed(
@@ -99,6 +102,32 @@ def renamed(
     """
     ours = {other_name(name): name for name in _named_variables(model)}
     return {ours.get(name, name): array for name, array in weights.items()}
+
+
+def has_around(net: nnx.Module, weights: Mapping[str, np.ndarray]) -> bool:
+    """Return whether weights hold more of a net than its `backbone`.
+
+    Those of a backbone alone may have names that begin with "backbone." too, as MMPretrain's.
+
+    Args:
+      net: around a backbone.
+      weights: arrays by the net's names.
+    """
+    around = {name for name in _named_variables(net) if not name.startswith("backbone.")}
+    return not around.isdisjoint(weights)
+
+
+def of_backbone(backbone: nnx.Module, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return arrays by the names of a backbone, by our own; from those of a net around it as well.
+
+    Args:
+      backbone: the backbone.
+      arrays: by the path of the variable, joined by dots.
+    """
+    if any(".".join(map(str, path)) in arrays for path, _ in variables(backbone)):
+        return arrays
+    start = "backbone."
+    return {n.removeprefix(start): array for n, array in arrays.items() if n.startswith(start)}
 
 
 def copy_backbone(backbone: nnx.Module, net: nnx.Module) -> list[str]:
@@ -126,6 +155,7 @@ def load_weights(
     arrays: Mapping[str, np.ndarray],
     *,
     new_head: bool = False,
+    needed: Collection[NamePath] | None = None,
     say: Say = warn,
 ) -> list[str]:
     """Load arrays in our own names and layouts into a model, in place.
@@ -133,7 +163,7 @@ def load_weights(
     Args:
       model: backbone.
       arrays: by the path of the variable, joined by dots, such as "layer1.0.conv1.kernel".
-      new_head, say: as in `load_torch_weights`.
+      new_head, needed, say: as in `load_torch_weights`.
 
     Returns:
       Names of the variables that kept their values.
@@ -142,7 +172,7 @@ def load_weights(
       UserError: lists all entries that are missing, unexpected, of another shape or no floats.
     """
     named = {".".join(map(str, path)): ("", variable) for path, variable in variables(model)}
-    return _fill(model, named, arrays, new_head, say)
+    return _fill(model, named, arrays, _replaceable(model, new_head, needed), say)
 
 
 def without_prefix(
@@ -189,12 +219,15 @@ def without_prefix(
 
 
 def _fill(
-    model: nnx.Module, named: Named, given: Mapping[str, np.ndarray], new_head: bool, say: Say
+    model: nnx.Module,
+    named: Named,
+    given: Mapping[str, np.ndarray],
+    free: Sequence[nnx.Variable],
+    say: Say,
 ) -> list[str]:
-    """Copy arrays into named variables and return the names that kept their values."""
+    """Copy arrays into named variables and return the names that kept their values: some `free`."""
     missing, misshapen, kept, arrays = [], [], [], {}
     resized, no_floats = [], []
-    heads = _head_variables(model) if new_head else []
     for name, (leaf, variable) in named.items():
         theirs = tuple(given[name].shape) if name in given else None
         ours = _torch_shape(leaf, variable.shape)
@@ -202,7 +235,7 @@ def _fill(
             no_floats.append(f"{name} ({kind})")
         elif theirs == ours:
             arrays[name] = _from_torch(leaf, np.asarray(given[name]))
-        elif any(variable is head for head in heads):
+        elif any(variable is other for other in free):
             kept.append(name)
         elif theirs is None:
             missing.append(name)
@@ -281,9 +314,15 @@ def _some(names: Sequence[str], most: int = 20) -> str:
     return ", ".join(name[:200] for name in names[:most]) + more
 
 
-def _head_variables(model: nnx.Module) -> list[nnx.Variable]:
-    """Return the classifier: kernels of kind "head" and their biases."""
+def _replaceable(
+    model: nnx.Module, new_head: bool, needed: Collection[NamePath] | None
+) -> list[nnx.Variable]:
+    """Return what need not be given: the classifier, kernels of kind "head" and their biases."""
     found = list(variables(model))
+    if needed is not None:
+        return [variable for path, variable in found if path not in needed]
+    if not new_head:
+        return []
     heads = {path[:-1] for path, v in found if v.get_metadata().get("kind") == "head"}
     return [variable for path, variable in found if path[:-1] in heads]
 

@@ -14,10 +14,17 @@ import safetensors.numpy
 from flax import nnx
 from helpers.coco_files import annotation, changed, write
 from helpers.filled import with_values
+from helpers.untrained import untrained_run
 
 import bocb_jax
 from bocb_jax import optim, results, torch_weights, transfer
-from bocb_jax.build import build_model, compiled_program, lr_multipliers, starting_weights
+from bocb_jax.build import (
+    build_backbone,
+    build_model,
+    compiled_program,
+    lr_multipliers,
+    starting_weights,
+)
 from bocb_jax.commands.weights import ImportOptions, import_weights
 from bocb_jax.config import TrainConfig, from_dict, run_id
 from bocb_jax.coupling.scores import from_results
@@ -377,6 +384,31 @@ def test_starts_from_a_file_with_pytorchs_names(model, task, tmp_path):
     path = tmp_path / "weights.safetensors"
     safetensors.numpy.save_file(torch_weights.to_torch_state_dict(source), path)
     check_backbone_is(source, spec_of(model, task, model_args=STEMS[model]), str(path))
+
+
+@pytest.mark.parametrize("task", ["detection", "pose"])
+def test_starts_from_a_file_that_calls_the_backbone_so(task, tmp_path):
+    """As MMPretrain, in which the paper's backbones were trained, saves a classifier."""
+    spec = spec_of(BACKBONE, task, transfer={"width": 8})
+    source = with_values(nnx.eval_shape(lambda: build_backbone(spec, nnx.Rngs(0))))
+    arrays = torch_weights.to_torch_state_dict(source)
+    names = {name: f"backbone.{name}" if "fc." not in name else f"head.{name}" for name in arrays}
+    path = tmp_path / "weights.safetensors"
+    safetensors.numpy.save_file({names[name]: array for name, array in arrays.items()}, path)
+    check_backbone_is(source, spec, str(path))
+
+
+@pytest.mark.parametrize(("task", "other"), [("detection", "pose"), ("pose", "detection")])
+def test_starts_from_the_backbone_of_another_net(task, other, tmp_path):
+    given = {"model": BACKBONE, "model_args": {}, "transfer": {"width": 8}}
+    _, weights = untrained_run(tmp_path / "run", other, **given)
+    source = weights["params"]["backbone"]
+    spec = spec_of(BACKBONE, task, transfer={"width": 8})
+    said = []
+    taken, new = starting_weights(spec, str(tmp_path / "run"), jax.random.key(0), say=said.append)
+    assert said[-1].startswith("The backbone starts from")
+    assert not any(name.startswith("backbone.") for name in new)
+    jax.tree.map(np.testing.assert_array_equal, taken["params"]["backbone"], source)
 
 
 def test_starts_from_a_run(tmp_path):
