@@ -106,7 +106,7 @@ def load_json(path: str) -> object:
       UserError: it cannot be read, or is no JSON.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # some tools put a byte order mark first
             return json.load(file)
     except OSError as error:
         raise UserError(f"The file '{shown(path)}' cannot be read: {error.strerror}.") from error
@@ -192,6 +192,7 @@ def _file_name(image: Entry, source: str) -> str:
             f"The image {image['id']} in '{source}' has the file_name {short(name)}; it must be "
             "the name of its file."
         )
+    name = name.replace("\\", "/")  # as tools on Windows write paths
     normal = os.path.normpath(name)
     if os.path.isabs(normal) or normal.split(os.sep)[0] == os.pardir:
         raise UserError(

@@ -1,5 +1,6 @@
 """What a file in COCO's format says, and how one that cannot be right is refused."""
 
+import json
 import os
 import re
 import shutil
@@ -215,6 +216,17 @@ def test_refuses_a_folder_that_is_none(tmp_path):
         file.unlink()
     with pytest.raises(UserError, match=r"has no validation annotations .*/instances_val\.json"):
         open_coco(tmp_path, "detection")
+
+
+def test_reads_what_tools_on_windows_write(tmp_path):
+    def named(data):
+        for image in data["images"]:
+            image["file_name"] = f"images\\{image['file_name']}"
+
+    data = "\ufeff" + json.dumps(changed(named))
+    split = open_coco(write(tmp_path, train=data, val=data), "detection")["train"]
+    assert split.annotations.file_names == ("images/1.png", "images/2.png")
+    assert split.read(1).shape == (48, 64, 3)
 
 
 def test_images_may_lie_behind_links(tmp_path):

@@ -131,6 +131,10 @@ BAD_JSON = {
         of("images", file_name="../../etc/passwd"),
         "which leads out of the folder of images",
     ),
+    "file-name-leads-out-of-windows": (
+        of("images", file_name="..\\..\\etc\\passwd"),
+        "which leads out of the folder of images",
+    ),
     "file-name-absolute": (of("images", file_name="/etc/passwd"), "leads out of the folder"),
     "segmentation-only": (
         of_first(bbox=None, segmentation=[[1, 1, 9, 1, 9, 9]]),
