@@ -175,8 +175,8 @@ class RetinaNet(nnx.Module):
       backbone: any model with `features`.
       config: of what surrounds it.
       num_classes: of the boxes.
-      image_size: side in pixels at which the strides of the backbone's maps are found; images of
-        other sizes work where the backbone takes them.
+      image_size: (height, width) in pixels at which the strides of the backbone's maps are found;
+        images of other sizes work where the backbone takes them.
       dtype: type of the computation of pyramid and head.
       rngs: random streams; `params` draws the initial weights.
 
@@ -193,11 +193,11 @@ class RetinaNet(nnx.Module):
         config: RetinaNetConfig = STYLES["mmdet"],
         *,
         num_classes: int,
-        image_size: int,
+        image_size: tuple[int, int],
         dtype: layers.Dtype = None,
         rngs: nnx.Rngs,
     ):
-        maps = inspect_maps(backbone, image_size, image_size)
+        maps = inspect_maps(backbone, *image_size)
         kind = getattr(type(backbone), "pyramid_input", "map")
         fit = plan(maps, config.pyramid, kind)
         self.plan = fit

@@ -315,8 +315,17 @@ def test_says_how_many_images_are_left_out(config, tmp_path):
         image["width"] = 31
     file.write_text(json.dumps(data))
     small = open_annotated(given.dataset, "detection")
-    with pytest.raises(UserError, match="no training image with a box and no side below 32 pixels"):
+    says = "no box of at least a pixel in a training image of no side below 32 pixels"
+    with pytest.raises(UserError, match=says):
         Run(given, small)
+
+
+@pytest.mark.parametrize("side", [40, 64, 300])
+def test_maps_are_those_of_the_padded_images(side):
+    given = {"task": "detection", "model": "resnet_mini", "image_size": side}
+    net = Run(from_dict(TrainConfig, given)).program.steps.abstract_model
+    assert net.plan.taken == (0, 1, 2, 3)
+    assert net.strides == (4, 8, 16, 32, 64)
 
 
 def test_a_damaged_image_ends_the_run_in_a_sentence(config, tmp_path):

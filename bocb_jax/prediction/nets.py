@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from bocb_jax.checked import Pixels, settings
+from bocb_jax.data.boxed import Resize, Shape, padded_shapes
 from bocb_jax.detection.rules import STYLES
 from bocb_jax.errors import UserError
 from bocb_jax.models import retinanet
@@ -50,6 +51,16 @@ def box_settings(record: Record) -> BoxSettings:
     return record.checked(BoxSettings, record.transfer)
 
 
+def resize_of(given: BoxSettings) -> Resize:
+    """Return how a detector's images are resized."""
+    return Resize(given.long, given.short)
+
+
+def shapes_of(given: BoxSettings) -> tuple[Shape, ...]:
+    """Return the padded shapes that a detector's images are put into."""
+    return padded_shapes(resize_of(given), given.shapes)
+
+
 def evaluation_settings(record: Record) -> EvaluationSettings:
     """Return how the run of a pose net evaluates, checked."""
     found = record.config.get("transfer")
@@ -62,7 +73,7 @@ def detector(record: Record) -> Detector:
     Raises:
       UserError: the record does not describe one.
     """
-    given, images = box_settings(record), record.images
+    given = box_settings(record)
     config = retinanet.style_of(
         given.style,
         channels=given.width,
@@ -70,7 +81,7 @@ def detector(record: Record) -> Detector:
         frozen_stages=0,
         batch_norm="nothing",
     )
-    return Detector(config, STYLES[given.style], images.num_classes, images.image_size)
+    return Detector(config, STYLES[given.style], record.images.num_classes, shapes_of(given)[-1])
 
 
 def pose_net(record: Record) -> HeatmapNet:

@@ -9,12 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from bocb_jax.augment.preprocess import preprocess
-from bocb_jax.data.boxed import BoxedImages, Resize, padded_shapes
+from bocb_jax.data.boxed import BoxedImages
 from bocb_jax.data.detections import Detections
 from bocb_jax.data.persons import PersonCrops
 from bocb_jax.data.photo import Photo, Unannotated
 from bocb_jax.errors import UserError
-from bocb_jax.prediction.nets import box_settings, detector, evaluation_settings, pose_net
+from bocb_jax.prediction.nets import (
+    box_settings,
+    detector,
+    evaluation_settings,
+    pose_net,
+    resize_of,
+    shapes_of,
+)
 from bocb_jax.prediction.recorded import Record
 from bocb_jax.tasks.net import Net
 from bocb_jax.tasks.pose import persons_in
@@ -110,8 +117,7 @@ class BoxFinder:
     def __init__(self, record: Record):
         given = box_settings(record)
         self._names = record.names
-        self._resize = Resize(given.long, given.short)
-        self._shapes = padded_shapes(self._resize, given.shapes)
+        self._resize, self._shapes = resize_of(given), shapes_of(given)
         self._evaluate = _evaluation(record, detector(record))
 
     def predict(self, photos: Sequence[Photo], boxes: Sequence[Boxes | None]) -> list[Found]:

@@ -21,6 +21,7 @@ from bocb_jax.detection.rules import Rules
 from bocb_jax.engine.state import Batch, Metrics
 from bocb_jax.engine.steps import Preprocessing
 from bocb_jax.engine.task import Size, Task
+from bocb_jax.errors import UserError
 from bocb_jax.evaluation.coco import evaluate_boxes
 from bocb_jax.models.retinanet import RetinaNet, RetinaNetConfig, torchvision_name
 from bocb_jax.tasks.net import Net
@@ -38,23 +39,32 @@ class Detector(Net):
       config: of what surrounds the backbone.
       rules: of anchors, targets, losses and predictions.
       num_classes: of the boxes.
-      image_size: of the shorter side at most, in pixels.
+      shape: (height, width) of padded images, one of those that are compiled.
     """
 
     config: RetinaNetConfig
     rules: Rules
     num_classes: int
-    image_size: int
+    shape: Size
 
     def around(self, backbone: nnx.Module, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> RetinaNet:
-        return RetinaNet(
-            backbone,
-            self.config,
-            num_classes=self.num_classes,
-            image_size=padded(self.image_size),
-            dtype=dtype,
-            rngs=rngs,
-        )
+        try:
+            return RetinaNet(
+                backbone,
+                self.config,
+                num_classes=self.num_classes,
+                image_size=self.shape,
+                dtype=dtype,
+                rngs=rngs,
+            )
+        except UserError as error:
+            height, width = self.shape
+            if height == width:
+                raise
+            raise UserError(
+                f"{error} Images are padded to {width}x{height} pixels here; they are squares with "
+                "--transfer.shapes 1 and equal --transfer.short and --transfer.long."
+            ) from error
 
     def preprocessing(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Preprocessing:
         def evaluation(batch: Batch) -> jax.Array:

@@ -2,16 +2,17 @@
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import jax
+import numpy as np
 from PIL import Image
 
 from bocb_jax.config import TrainConfig, TransferConfig
 from bocb_jax.data import pipeline
 from bocb_jax.data.annotated import AnnotatedDataset, images_of, open_annotated
-from bocb_jax.data.boxed import BoxedImages, Resize, padded_shapes
+from bocb_jax.data.boxed import BoxedImages, Resize, Shape, padded_shapes
 from bocb_jax.data.coco import LEAST_SIDE
 from bocb_jax.data.dataset import Dataset
 from bocb_jax.data.decode import RandomCrop
@@ -211,9 +212,7 @@ class _BoxedData:
     def __init__(self, config: TrainConfig, resolved: ResolvedConfig, dataset: AnnotatedDataset):
         special = resolved.transfer
         assert special is not None
-        low, high = special["short"]
-        resize = Resize(special["long"], (low, high))
-        shapes = padded_shapes(resize, special["shapes"])
+        resize, shapes = _shapes(special)
         train = dataset.splits["train"]
         chosen = train.annotations.trained_images
         self._left_out = len(train) - len(chosen)
@@ -257,6 +256,13 @@ class _BoxedData:
 
     def picture(self, split: str, parts: Parts) -> Image.Image:
         return box_picture(self._images[split], parts)
+
+
+def _shapes(special: Mapping[str, Any]) -> tuple[Resize, tuple[Shape, ...]]:
+    """Return how images are resized, and the padded shapes that they are put into."""
+    low, high = special["short"]
+    resize = Resize(special["long"], (low, high))
+    return resize, padded_shapes(resize, special["shapes"])
 
 
 class _PersonData:
@@ -324,11 +330,12 @@ class _Transfer:
 
 class _Detection(_Transfer):
     def resolve(self, config: TrainConfig, dataset: AnnotatedDataset) -> ResolvedConfig:
-        images = len(dataset.annotations.trained_images)
-        if not images:
+        found = dataset.annotations
+        images = len(found.trained_images)
+        if not np.isin(found.image[found.usable], found.trained_images).any():
             raise UserError(
-                f"'{dataset.name}' has no training image with a box and no side below {LEAST_SIDE} "
-                "pixels."
+                f"'{dataset.name}' has no box of at least a pixel in a training image of no side "
+                f"below {LEAST_SIDE} pixels."
             )
         resolved = resolve(config, dataset, images)
         assert resolved.transfer is not None
@@ -356,7 +363,7 @@ class _Detection(_Transfer):
             ),
             STYLES[special["style"]],
             dataset.num_classes,
-            resolved.image_size,
+            _shapes(special)[1][-1],
         )
 
     def data(

@@ -44,7 +44,7 @@ def abstract(name, image_size, style="mmdet", config=None):
             backbone,
             config or STYLES[style],
             num_classes=CLASSES,
-            image_size=image_size,
+            image_size=(image_size, image_size),
             rngs=nnx.Rngs(0),
         )
 

@@ -12,6 +12,7 @@ from bocb_jax.data.boxed import BoxedImages, Resize
 from bocb_jax.data.dataset import IMAGENET_MEAN, IMAGENET_STD
 from bocb_jax.data.shapes import CATEGORIES, open_shapes
 from bocb_jax.detection.rules import STYLES
+from bocb_jax.errors import UserError
 from bocb_jax.models import create_model
 from bocb_jax.models.retinanet import RetinaNet, style_of
 from bocb_jax.tasks.detection import BoxTask, Detector, box_scores
@@ -23,7 +24,7 @@ BACKBONE = "helpers.tiny_features:Net"
 
 def detector(style="mmdet", classes=CLASSES):
     config = style_of(style, channels=8, finest_stride=None, frozen_stages=0, batch_norm="nothing")
-    return Detector(config, STYLES[style], classes, SIDE)
+    return Detector(config, STYLES[style], classes, (SIDE, SIDE))
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +115,15 @@ def test_evaluation_takes_what_the_net_says(batch):
     assert boxes.max() > 64
 
 
-@pytest.mark.parametrize("side", [16, 40, 64, 300])
-def test_maps_are_those_of_the_padded_images(side):
-    def build():
-        backbone = create_model("resnet_mini", image_size=224, num_classes=2, rngs=nnx.Rngs(0))
-        net = dataclasses.replace(detector(), image_size=side)
+def test_a_backbone_that_takes_no_padded_images_is_a_sentence():
+    def build(shape):
+        backbone = create_model("mixer_mini", image_size=64, num_classes=2, rngs=nnx.Rngs(0))
+        net = dataclasses.replace(detector(), shape=shape)
         return net.around(backbone, dtype=jnp.dtype("float32"), rngs=nnx.Rngs(1))
 
-    net = nnx.eval_shape(build)
-    assert net.plan.taken == (1, 2, 3)
-    assert net.strides == (8, 16, 32, 64, 128)
+    assert nnx.eval_shape(lambda: build((64, 64))).plan.simple
+    with pytest.raises(UserError, match=r"got 64x96: .* padded to 96x64 .* --transfer.shapes 1"):
+        nnx.eval_shape(lambda: build((64, 96)))
 
 
 def test_the_net_is_built_around_a_backbone():
