@@ -25,17 +25,12 @@ from bocb_jax.config import TrainConfig
 from bocb_jax.data.dataset import Dataset
 from bocb_jax.engine.checkpoint import by_path, read_best
 from bocb_jax.engine.own import check_backbone
+from bocb_jax.engine.passes import GradientOptions, Passes, Preprocessing, weights_of
 from bocb_jax.engine.population import Population
-from bocb_jax.engine.program import Program, init_compiler_options
+from bocb_jax.engine.program import CompiledPasses, Program, init_compiler_options
 from bocb_jax.engine.sharding import make_mesh, members_are_split, platform_of
 from bocb_jax.engine.state import Batch, Params
-from bocb_jax.engine.steps import (
-    OptimizerFunctions,
-    Preprocessing,
-    StepOptions,
-    Steps,
-    weights_of,
-)
+from bocb_jax.engine.steps import Averaging, OptimizerFunctions, Steps
 from bocb_jax.engine.task import Classification, Task
 from bocb_jax.errors import UserError
 from bocb_jax.models import create_model, platform
@@ -52,34 +47,45 @@ from bocb_jax.weight_files.read import Say, read_weights, warn
 
 
 @dataclasses.dataclass(frozen=True)
-class ProgramSpec:
-    """Everything that is compiled in. Learning rate, weight decay and seed are inputs instead."""
+class NetSpec:
+    """Everything that is compiled in, but for the optimizer."""
 
     model: str
     model_args: tuple[tuple[str, Any], ...]
-    opt: str
-    opt_args: tuple[tuple[str, Any], ...]
     num_classes: int
     image_size: int
     backbone_size: int  # side in pixels that the backbone is built for
     test_size: int
     crop_ratio: float
     precision: str
-    schedule: schedules.Schedule  # with a peak of 1
     net: Net | None  # around the backbone, for detection and pose estimation
     classification: Classification  # what a backbone alone is trained for
-    step: StepOptions
+    gradient: GradientOptions
     augmentation: Augmentation
     mixing: Mixing
     mixed_smoothing: float  # label smoothing where batches are mixed
     batch_norm_momentum: float | None
     batch_norm_groups: int
     train: str  # "all", or "classifier"
-    layer_decay: float | None  # factor on the learning rate from each layer to the one below
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fsdp: int
     devices: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramSpec(NetSpec):
+    """Everything that is compiled in. Learning rate, weight decay and seed are inputs instead."""
+
+    opt: str
+    opt_args: tuple[tuple[str, Any], ...]
+    schedule: schedules.Schedule  # with a peak of 1
+    averaging: Averaging
+    layer_decay: float | None  # factor on the learning rate from each layer to the one below
+
+    def without_optimizer(self) -> NetSpec:
+        """Return what programs of all optimizers share."""
+        return NetSpec(**{f.name: getattr(self, f.name) for f in dataclasses.fields(NetSpec)})
 
 
 def program_spec(
@@ -107,7 +113,8 @@ def program_spec(
         classification=Classification(
             resolved.loss, 0.0 if resolved.mixup or resolved.cutmix else resolved.label_smoothing
         ),
-        step=_step_options(config, resolved),
+        gradient=_filled(GradientOptions, config, resolved),
+        averaging=_filled(Averaging, config, resolved),
         augmentation=Augmentation(**resolved.augmentation),
         mixing=Mixing(resolved.mixup, resolved.cutmix),
         mixed_smoothing=resolved.label_smoothing,
@@ -151,12 +158,12 @@ def _schedule(
     return schedules.constant(1.0, warmup, warmup_start=start)
 
 
-def _step_options(config: TrainConfig, resolved: ResolvedConfig) -> StepOptions:
-    """Fill `StepOptions` by name: from the resolved config, else from `config.step`."""
+def _filled(options: type[Any], config: TrainConfig, resolved: ResolvedConfig) -> Any:
+    """Fill a dataclass of options by name: from the resolved config, else from `config.step`."""
     given = dataclasses.asdict(config.step) | dataclasses.asdict(resolved)
     if resolved.precision == "float32":
         given["reduce_dtype"] = "auto"  # the same program
-    return StepOptions(**{f.name: given[f.name] for f in dataclasses.fields(StepOptions)})
+    return options(**{f.name: given[f.name] for f in dataclasses.fields(options)})
 
 
 def _hashable(table: str, arguments: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -184,7 +191,7 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
-def build_model(spec: ProgramSpec, rngs: nnx.Rngs, shards: int = 1) -> nnx.Module:
+def build_model(spec: NetSpec, rngs: nnx.Rngs, shards: int = 1) -> nnx.Module:
     """Build the net of a spec: its backbone, and what is around it.
 
     Args:
@@ -206,7 +213,7 @@ def build_model(spec: ProgramSpec, rngs: nnx.Rngs, shards: int = 1) -> nnx.Modul
     return model
 
 
-def build_backbone(spec: ProgramSpec, rngs: nnx.Rngs) -> nnx.Module:
+def build_backbone(spec: NetSpec, rngs: nnx.Rngs) -> nnx.Module:
     """Build the backbone of a spec, with its classifier."""
     return create_model(
         spec.model,
@@ -264,11 +271,8 @@ def lr_multipliers(spec: ProgramSpec, net: Any) -> dict[str, float] | None:
     }
 
 
-def build_steps(spec: ProgramSpec, mesh: Mesh) -> Steps:
-    """Build the functions of a spec, for the devices of a mesh."""
-
-    def create_optimizer(model: nnx.Module) -> optax.GradientTransformationExtraArgs:
-        return build_optimizer(spec, parameter_kinds(model), lr_multipliers(spec, model))
+def build_passes(spec: NetSpec, mesh: Mesh) -> Passes:
+    """Build what the net of a spec computes, for the devices of a mesh."""
 
     def create_task(model: nnx.Module) -> Task:
         return spec.classification if spec.net is None else spec.net.task(model)
@@ -298,43 +302,65 @@ def build_steps(spec: ProgramSpec, mesh: Mesh) -> Steps:
             crop_ratio=spec.crop_ratio,
         )
 
-    return Steps(
+    return Passes(
         functools.partial(build_model, spec, shards=mesh.size),
-        OptimizerFunctions(
-            create_optimizer,
-            optim.set_hyperparameters,
-            optim.current_learning_rate,
-            optim.optimizer_info(spec.opt).evaluation_parameters,
-        ),
         Preprocessing(preprocess_train, preprocess_evaluation)
         if spec.net is None
         else spec.net.preprocessing(spec.mean, spec.std),
         create_task,
-        spec.step,
+        spec.gradient,
         platform.target(),
     )
 
 
-def checked_steps(spec: ProgramSpec, mesh: Mesh) -> Steps:
+def build_steps(spec: ProgramSpec, passes: Passes) -> Steps:
+    """Build the functions of a spec on the passes of its net."""
+
+    def create_optimizer(model: nnx.Module) -> optax.GradientTransformationExtraArgs:
+        return build_optimizer(spec, parameter_kinds(model), lr_multipliers(spec, model))
+
+    functions = OptimizerFunctions(
+        create_optimizer,
+        optim.set_hyperparameters,
+        optim.current_learning_rate,
+        optim.optimizer_info(spec.opt).evaluation_parameters,
+    )
+    return Steps(passes, functions, spec.averaging)
+
+
+def checked_steps(spec: ProgramSpec, mesh: Mesh, passes: Passes | None = None) -> Steps:
     """Build the functions of a spec and trace what is the user's own; nothing is compiled.
+
+    Args:
+      spec: of the program.
+      mesh: the devices.
+      passes: those of `build_passes`, if they are known.
 
     Raises:
       UserError: the user's own backbone or optimizer is not what a run can train, or a backbone
         takes no images of the test size.
     """
-    steps = build_steps(spec, mesh)
+    passes = passes or build_passes(spec, mesh)
     if spec.net is None and (MODELS.resolve(spec.model).own or spec.test_size != spec.image_size):
         check_backbone(
-            steps,
+            passes,
             spec.model,
             num_classes=spec.num_classes,
             image_size=spec.image_size,
             test_size=spec.test_size,
             batch_size=2 * spec.batch_norm_groups,
         )
+    steps = build_steps(spec, passes)
     if optim.optimizer_info(spec.opt).own:
-        steps.trace_update()
+        _ = steps.asks_for_gradients  # traces an update
     return steps
+
+
+@functools.lru_cache(maxsize=64)
+def compiled_passes(spec: NetSpec) -> CompiledPasses:
+    """Return the passes of a net. Programs of all optimizers on it share their compilation."""
+    mesh = make_mesh(spec.fsdp, spec.devices)
+    return CompiledPasses(build_passes(spec, mesh), mesh)
 
 
 @functools.lru_cache(maxsize=64)
@@ -344,8 +370,8 @@ def compiled_program(spec: ProgramSpec) -> Program:
     Raises:
       UserError: see `checked_steps`; nothing was compiled.
     """
-    mesh = make_mesh(spec.fsdp, spec.devices)
-    return Program(checked_steps(spec, mesh), mesh)
+    passes = compiled_passes(spec.without_optimizer())
+    return Program(checked_steps(spec, passes.mesh, passes.passes), passes.mesh, passes)
 
 
 @functools.lru_cache(maxsize=64)

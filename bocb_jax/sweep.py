@@ -346,15 +346,13 @@ def _say_summary(
     by_status: dict[str, int] = {}
     for outcome in outcomes.values():
         by_status[outcome.status] = by_status.get(outcome.status, 0) + 1
-    together = counts.together_compiled
     ended = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in by_status.items())
     console.print(
         f"{len(outcomes)} runs have ended ({ended or 'none'}), {counts.ended} of them now, in "
         f"{duration(seconds)}.\n"
-        f"For {len(counts.pairs)} pairs XLA compiled {counts.train_steps_compiled} training steps "
-        + (f"({together} of them of runs together; " if together else "(")
-        + f"{counts.compiled} programs in all); {counts.loaded} programs came from the cache."
-        + (f"\n{table}" if table else ""),
+        f"For {len(counts.pairs)} pairs XLA compiled {counts.compiled_steps} "
+        f"({counts.compiled.total()} programs in all); "
+        f"{counts.loaded} programs came from the cache." + (f"\n{table}" if table else ""),
         markup=False,
         soft_wrap=True,
     )

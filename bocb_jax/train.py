@@ -219,7 +219,7 @@ class Run:
             config,
             self.folder,
             score=self.kind.score,
-            means=("loss", *self.program.steps.task.metrics),
+            means=("loss", *self.program.steps.passes.task.metrics),
             epoch_steps=self.epoch_steps,
             batch_size=resolved.batch_size,
             num_params=self.program.num_params,

@@ -89,7 +89,7 @@ def test_settings_that_are_not_given_leave_run_ids_alone():
 
 def test_rates_fall_below_the_classifier():
     run = Run(config(model="vit_mini", step={"layer_decay": 0.5}))
-    factors = lr_multipliers(run.spec, run.program.steps.abstract_model)
+    factors = lr_multipliers(run.spec, run.program.steps.passes.abstract_model)
     assert factors["head/kernel"] == factors["norm/scale"] == 1
     assert factors["blocks/3/mlp/fc1/kernel"] == 0.5
     assert factors["blocks/0/attn/qkv/kernel"] == 0.5**4
@@ -105,7 +105,7 @@ def test_rates_fall_below_the_classifier():
 )  # fmt: skip
 def test_the_classifier_is_on_top_of_all_blocks(model, classifier, blocks):
     run = Run(config(model=model, step={"layer_decay": 0.5}))
-    net = run.program.steps.abstract_model
+    net = run.program.steps.passes.abstract_model
     factors = lr_multipliers(run.spec, net)
     assert factors[classifier] == 1
     order = ["/".join(map(str, path)) for path in inspect_maps(net, 32, 32).order]

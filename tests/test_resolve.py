@@ -10,7 +10,8 @@ from bocb_jax.build import program_spec
 from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.data.arrays import from_arrays
 from bocb_jax.data.dataset import Dataset
-from bocb_jax.engine.steps import StepOptions
+from bocb_jax.engine.passes import GradientOptions
+from bocb_jax.engine.steps import Averaging
 from bocb_jax.engine.task import Classification
 from bocb_jax.errors import UserError
 from bocb_jax.resolve import resolve
@@ -117,7 +118,8 @@ def test_the_step_takes_its_options_by_name():
     spec = program_spec(config, resolved, dataset, 10)
     assert resolved.mixup > 0
     assert resolved.label_smoothing > 0
-    assert spec.step == StepOptions(3.0, 2, 0.9, True)
+    assert spec.gradient == GradientOptions(3.0, 2)
+    assert spec.averaging == Averaging(0.9, True)
     assert spec.classification == Classification("bce", 0.0)  # mixed targets are smooth already
 
 

@@ -323,7 +323,7 @@ def test_says_how_many_images_are_left_out(config, tmp_path):
 @pytest.mark.parametrize("side", [40, 64, 300])
 def test_maps_are_those_of_the_padded_images(side):
     given = {"task": "detection", "model": "resnet_mini", "image_size": side}
-    net = Run(from_dict(TrainConfig, given)).program.steps.abstract_model
+    net = Run(from_dict(TrainConfig, given)).program.steps.passes.abstract_model
     assert net.plan.taken == (0, 1, 2, 3)
     assert net.strides == (4, 8, 16, 32, 64)
 
@@ -436,8 +436,8 @@ def test_starts_from_a_run(tmp_path):
 def test_fixed_statistics_are_not_recomputed_for_an_evaluation(kept):
     spec = spec_of("resnet_mini", transfer={"width": 8, "batch_norm": kept})
     program = compiled_program(spec)
-    assert program.steps.has_batch_stats == (kept == "nothing")
-    assert (program.update_batch_stats is None) == (kept != "nothing")
+    assert program.has_batch_stats == (kept == "nothing")
+    assert (program.passes.update_batch_stats is None) == (kept != "nothing")
 
 
 def check_backbone_is(source, spec, path):
@@ -486,7 +486,7 @@ def leaves(tree):
 
 def test_rates_fall_from_layer_to_layer():
     spec = dataclasses.replace(spec_of("vit_mini"), layer_decay=0.5)
-    model = compiled_program(spec).steps.abstract_model
+    model = compiled_program(spec).steps.passes.abstract_model
     factors = lr_multipliers(spec, model)
     assert factors["backbone/patch_embed/proj/kernel"] == 0.5**5
     assert factors["backbone/pos_embed"] == 0.5**5
@@ -498,7 +498,7 @@ def test_rates_fall_from_layer_to_layer():
 
 def test_rates_fall_where_the_last_map_is_that_of_a_block():
     spec = dataclasses.replace(spec_of("resnet_mini"), layer_decay=0.5)
-    factors = lr_multipliers(spec, compiled_program(spec).steps.abstract_model)
+    factors = lr_multipliers(spec, compiled_program(spec).steps.passes.abstract_model)
     assert factors["backbone/layer4/1/conv3/kernel"] == 0.5
     assert factors["backbone/layer4/0/conv1/kernel"] == 0.25
     assert factors["backbone/layer4/0/downsample/0/kernel"] == 0.25  # a part of the block

@@ -30,7 +30,7 @@ from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.console import console, output
 from bocb_jax.data.synthetic import open_or_synthetic
 from bocb_jax.engine.memory import keep_freed_memory
-from bocb_jax.engine.steps import weights_of
+from bocb_jax.engine.passes import weights_of
 from bocb_jax.errors import UserError
 from bocb_jax.models import create_model, list_models
 from bocb_jax.models.parameters import parameter_kinds

@@ -25,7 +25,7 @@ from bocb_jax.config import dotted
 from bocb_jax.console import console
 from bocb_jax.engine import run_dir
 from bocb_jax.engine.checkpoint import Checkpoints, read_best
-from bocb_jax.engine.steps import weights_of
+from bocb_jax.engine.passes import weights_of
 from bocb_jax.errors import UserError
 from bocb_jax.models import create_model
 from bocb_jax.models.factory import MODELS, ModelEntry

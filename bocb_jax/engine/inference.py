@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bocb_jax.engine.passes import view, weights_of
 from bocb_jax.engine.state import Params
-from bocb_jax.engine.steps import view, weights_of
 from bocb_jax.engine.task import Outputs
 
 Forward = Callable[[Params, jax.Array], Outputs]

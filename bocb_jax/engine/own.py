@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bocb_jax.engine.steps import Steps, weights_of
+from bocb_jax.engine.passes import Passes, weights_of
 from bocb_jax.errors import UserError, described
 
 # Arguments by which other libraries tell a module its mode.
@@ -18,12 +18,12 @@ _CHANNELS = 3
 
 
 def check_backbone(
-    steps: Steps, name: str, *, num_classes: int, image_size: int, test_size: int, batch_size: int
+    passes: Passes, name: str, *, num_classes: int, image_size: int, test_size: int, batch_size: int
 ) -> None:
     """Check parameters, call and outputs of a backbone, by shapes alone.
 
     Args:
-      steps: of the run.
+      passes: of the backbone.
       name: of the backbone, for messages.
       num_classes: that the data set has.
       image_size: side in pixels in training.
@@ -33,7 +33,7 @@ def check_backbone(
     Raises:
       UserError: it cannot be trained; the message says what to change.
     """
-    params = jax.tree.leaves(weights_of(steps.abstract_model)["params"])
+    params = jax.tree.leaves(weights_of(passes.abstract_model)["params"])
     if not params:
         raise UserError(
             f"The model '{name}' has no parameters to train; hold its weights in nnx.Param or in "
@@ -45,11 +45,11 @@ def check_backbone(
                 f"The model '{name}' has a parameter of type {leaf.dtype}; make it float32, or an "
                 "nnx.Variable if it is not to be trained."
             )
-    _check_call(name, steps.abstract_model)
-    before = weights_of(steps.abstract_model)["model_state"]
+    _check_call(name, passes.abstract_model)
+    before = weights_of(passes.abstract_model)["model_state"]
     for training, side in ((True, image_size), (False, test_size)):
         shape = (batch_size, side, side, _CHANNELS)
-        outputs, after = _outputs(steps, name, shape, training, image_size)
+        outputs, after = _outputs(passes, name, shape, training, image_size)
         _check_outputs(name, outputs, batch_size, num_classes)
         _check_state(name, before, after)
 
@@ -83,15 +83,15 @@ def _check_call(name: str, model: object) -> None:
 
 
 def _outputs(
-    steps: Steps, name: str, shape: tuple[int, ...], training: bool, image_size: int
+    passes: Passes, name: str, shape: tuple[int, ...], training: bool, image_size: int
 ) -> tuple[Any, Any]:
     try:
-        return steps.abstract_outputs(shape, training=training)
+        return passes.abstract_outputs(shape, training=training)
     except UserError:
         raise
     except Exception as error:
         batch, height, width, channels = shape
-        if _works(steps, (batch, channels, height, width), training):
+        if _works(passes, (batch, channels, height, width), training):
             raise UserError(
                 f"The model '{name}' takes images as (batch, channels, height, width); they come "
                 f"as (batch, height, width, channels), here {shape}: write it for these, or begin "
@@ -100,16 +100,16 @@ def _outputs(
         mode = "training" if training else "evaluation"
         other = f" It takes the {image_size} pixels of training: leave out --test-size, or let it "
         other += "take images of any size."
-        differs = height != image_size and _works(steps, (batch, image_size, image_size, 3), False)
+        differs = height != image_size and _works(passes, (batch, image_size, image_size, 3), False)
         raise UserError(
             f"The model '{name}' fails in {mode} on images of (batch, height, width, channels) = "
             f"{shape}: {described(error)}.{other if differs else ''}"
         ) from error
 
 
-def _works(steps: Steps, shape: tuple[int, ...], training: bool) -> bool:
+def _works(passes: Passes, shape: tuple[int, ...], training: bool) -> bool:
     try:
-        steps.abstract_outputs(shape, training=training)
+        passes.abstract_outputs(shape, training=training)
     except Exception:  # whatever a user's code raises
         return False
     return True

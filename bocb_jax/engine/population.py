@@ -36,8 +36,7 @@ class Population:
     Attributes:
       train_step: (states, batches, keys) -> (states, metrics of (members,)); states are donated.
       eval_step: (states, batch) -> sums of (members,) over one batch that all members see.
-      update_batch_stats: (states, model states, batches, keys) -> model states; None for a backbone
-        without BatchNorm.
+      update_batch_stats: (states, model states, batches, keys) -> model states.
       batch_sharding: where the batch of one member is put.
     """
 
@@ -85,7 +84,8 @@ class Population:
             in_shardings=(states, self.batch_sharding),
             out_shardings=everywhere,
         )
-        self.update_batch_stats = alone.update_batch_stats and jax.jit(
+        self.has_batch_stats = alone.has_batch_stats
+        self.update_batch_stats = jax.jit(
             update_batch_stats_together,
             in_shardings=(states, model_states, batches, keys),
             out_shardings=model_states,

@@ -1,12 +1,11 @@
 """What a run computes: its first state, a training step, an evaluation; pure functions.
 
-`Program` jits the methods of `Steps` for one run, `Population` vmaps them over several. This is the
-only file that splits and merges NNX modules; everywhere else parameters are nested dicts.
+`Program` jits them for one run, `Population` vmaps them over several. `Passes` has what the net
+computes, this file what an optimizer makes of it.
 """
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,21 +14,16 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from bocb_jax.engine.gradient_sums import in_float32
+from bocb_jax.engine.passes import Gradient, Microbatch, Passes, weights_of
 from bocb_jax.engine.state import Batch, Metrics, Params, TrainState
-from bocb_jax.engine.task import Outputs, Size, Targets, Task
 
 
 @dataclasses.dataclass(frozen=True)
-class StepOptions:
-    """What a training step does besides the plain gradient."""
+class Averaging:
+    """The moving average of the weights."""
 
-    clip_norm: float | None = None  # largest global norm of the gradient
-    accumulate: int = 1  # parts of a batch, whose gradients are averaged
-    # "float32", or "auto": as the layers compute them, in which they are summed over devices
-    reduce_dtype: str = "auto"
-    ema: float | None = None  # decay of the moving average of the weights
-    ema_warmup: bool = False  # let that decay grow from 0 to `ema`
+    ema: float | None = None  # decay; None for no average
+    ema_warmup: bool = False  # let the decay grow from 0 to `ema`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,23 +38,6 @@ class OptimizerFunctions:
     evaluation_parameters: Callable[[Any, Params], Params] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
-    """From the images of a batch to the inputs of the model, on the device."""
-
-    # (batch, key) -> augmented, normalized images, and the targets that the task's loss takes
-    train: Callable[[Batch, jax.Array], tuple[jax.Array, Targets]]
-    evaluation: Callable[[Batch], jax.Array]  # batch -> normalized images
-
-
-class Microbatch(NamedTuple):
-    """A part of a batch whose gradients are accumulated; with a leading axis, all parts of it."""
-
-    images: jax.Array  # (batch, height, width, channels), normalized
-    targets: Targets
-    key: jax.Array  # of the dropout
-
-
 class ExtraArgs(NamedTuple):
     """What a training step passes to the `update` of an optimizer, beside Optax's arguments."""
 
@@ -72,82 +49,61 @@ class ExtraArgs(NamedTuple):
     sampled_label_grad_fn: Callable[[Params, jax.Array], Params]
 
 
-class Forward(NamedTuple):
-    """What a pass over a part gives besides its loss."""
-
-    model_state: Params  # with BatchNorm's running statistics updated
-    metrics: Metrics  # of the task
-    outputs: Outputs
-
-
-class Gradient(NamedTuple):
-    """The gradient of a batch at a point, and what was computed on the way."""
-
-    grads: Params  # mean over the parts, clipped
-    norm: jax.Array  # (), global norm before clipping
-    loss: jax.Array  # ()
-    metrics: Metrics  # of the task, means over the parts
-    model_state: Params  # after the pass
-
-
 class Steps:
     """The functions of a run, pure and not yet compiled.
 
     Args:
-      build_model: from `nnx.Rngs` to the backbone.
+      passes: of the net.
       optimizer: the functions of the optimizer.
-      preprocessing: for training and evaluation.
-      create_task: from the abstract model to what it is trained for.
-      options: the rest of the step.
-      platform: "cpu", "gpu" or "tpu", which it will be compiled for.
+      averaging: of the weights.
     """
 
     def __init__(
-        self,
-        build_model: Callable[[nnx.Rngs], nnx.Module],
-        optimizer: OptimizerFunctions,
-        preprocessing: Preprocessing,
-        create_task: Callable[[nnx.Module], Task],
-        options: StepOptions,
-        platform: str,
+        self, passes: Passes, optimizer: OptimizerFunctions, averaging: Averaging | None = None
     ):
-        self._build_model = build_model
+        self.passes = passes
+        self.averaging = averaging or Averaging()
         self._functions = optimizer
-        self._preprocessing = preprocessing
-        self.options = options
-        # Convolutions inside a loop are very slow on CPUs: there, the loop is unrolled.
-        self._unroll = options.accumulate if platform == "cpu" else 1
-        self.abstract_model = nnx.eval_shape(lambda: build_model(_Rngs(default=0)))
-        self._train_graph = nnx.graphdef(view(self.abstract_model, training=True))
-        self._eval_graph = nnx.graphdef(view(self.abstract_model, training=False))
-        self._takes_rngs = (
-            "rngs" in inspect.signature(type(self.abstract_model).__call__).parameters
-        )
-        self._optimizer = optimizer.create(self.abstract_model)
-        self.task = create_task(self.abstract_model)
+        self._optimizer = optimizer.create(passes.abstract_model)
 
     @property
     def eval_params_differ(self) -> bool:
         """Whether the parameters that are evaluated are others than those that are trained."""
-        return self.options.ema is not None or self._functions.evaluation_parameters is not None
+        return self.averaging.ema is not None or self._functions.evaluation_parameters is not None
 
-    @property
-    def has_batch_stats(self) -> bool:
-        """Whether training changes running statistics: BatchNorm's, where they are not fixed."""
-        nodes = [node for _, node in nnx.iter_graph(self.abstract_model)]
-        fixed = {
-            id(part)
-            for node in nodes
-            if getattr(node, "fixed_statistics", False)
-            for part in vars(node).values()
-        }
-        return any(isinstance(node, nnx.BatchStat) and id(node) not in fixed for node in nodes)
+    @functools.cached_property
+    def asks_for_gradients(self) -> bool:
+        """Whether the optimizer takes gradients beside the one that it is given.
+
+        One update is traced with the initial optimizer state, without the net. What the user's own
+        optimizer raises, it raises here, before anything is compiled.
+        """
+        scalar = jax.ShapeDtypeStruct((), jnp.float32)
+        state = jax.eval_shape(
+            self.init_state, weights_of(self.passes.abstract_model), scalar, scalar
+        )
+        asked = []
+
+        def update(params: Params, opt_state: Any) -> Any:
+            loss = jnp.zeros(())
+
+            def value_and_grad_fn(params: Params) -> tuple[jax.Array, Params]:
+                asked.append("value_and_grad_fn")
+                return loss, params
+
+            def sampled_label_grad_fn(params: Params, key: jax.Array) -> Params:
+                asked.append("sampled_label_grad_fn")
+                return params
+
+            extra_args = ExtraArgs(
+                loss, jax.random.key(0), 1, value_and_grad_fn, sampled_label_grad_fn
+            )
+            return self._optimizer.update(params, opt_state, params, **extra_args._asdict())
+
+        jax.eval_shape(update, state.params, state.opt_state)
+        return bool(asked)
 
     # --- The first state --------------------------------------------------------------------------
-
-    def init_weights(self, key: jax.Array) -> Params:
-        """Return random "params" and "model_state"."""
-        return weights_of(self._build_model(_Rngs(default=key)))
 
     def init_state(
         self, weights: Params, learning_rate: jax.Array, weight_decay: jax.Array
@@ -157,42 +113,57 @@ class Steps:
         opt_state = self._functions.set_hyperparameters(
             self._optimizer.init(params), learning_rate=learning_rate, weight_decay=weight_decay
         )
-        ema = jax.tree.map(jnp.copy, params) if self.options.ema is not None else None
+        ema = jax.tree.map(jnp.copy, params) if self.averaging.ema is not None else None
         state = TrainState(jnp.zeros((), jnp.int32), params, model_state, opt_state, ema)
         return jax.tree.map(_strongly_typed, state)
 
     # --- Training ---------------------------------------------------------------------------------
 
-    def prepare(self, step: jax.Array, batch: Batch, key: jax.Array) -> tuple[jax.Array, Targets]:
-        """Return the augmented images and the targets of a batch at a step."""
-        key = jax.random.fold_in(jax.random.fold_in(key, step), 0)
-        return self._preprocessing.train(batch, key)
-
     def train_step(
         self, state: TrainState, batch: Batch, key: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        """Return the state after one step, and its metrics.
+        """Return the state after one step, and its metrics; the arguments are those of `parts`."""
+        parts = self.passes.parts(state.step, batch, key)
+        found = self.passes.gradient(state.params, state.model_state, parts)
+        size = parts.images.shape[0] * parts.images.shape[1]
+        return self._update(state, found, key, size, *self._other_gradients(state, parts))
+
+    def update_step(
+        self, state: TrainState, found: Gradient, key: jax.Array, batch_size: int
+    ) -> tuple[TrainState, Metrics]:
+        """Return the state and the metrics of `train_step`, for a gradient that was taken before.
 
         Args:
-          state: before the step.
-          batch: "image" (batch, height, width, channels), uint8, and what the task needs.
-          key: of the run; every random number follows from it and the number of the step.
+          state: before the step; its optimizer does not ask for gradients.
+          found: from `Passes.gradient_step`.
+          key: of the run.
+          batch_size: examples of the batch.
         """
-        images, targets = self.prepare(state.step, batch, key)
-        key = jax.random.fold_in(key, state.step)
-        dropout_key, optimizer_key = (jax.random.fold_in(key, i) for i in (1, 2))
-        parts = _split(images, targets, dropout_key, self.options.accumulate)
 
-        found = self.gradient(state.params, state.model_state, parts)
+        def cannot(*_: Any) -> Any:
+            raise AssertionError("An optimizer asked for a gradient that it did not ask for before")
+
+        return self._update(state, found, key, batch_size, cannot, cannot)
+
+    def _update(
+        self,
+        state: TrainState,
+        found: Gradient,
+        key: jax.Array,
+        batch_size: int,
+        value_and_grad_fn: Callable[[Params], tuple[jax.Array, Params]],
+        sampled_label_grad_fn: Callable[[Params, jax.Array], Params],
+    ) -> tuple[TrainState, Metrics]:
+        optimizer_key = jax.random.fold_in(jax.random.fold_in(key, state.step), 2)
+        extra_args = ExtraArgs(
+            found.loss, optimizer_key, batch_size, value_and_grad_fn, sampled_label_grad_fn
+        )
         updates, opt_state = self._optimizer.update(
-            found.grads,
-            state.opt_state,
-            state.params,
-            **self._extra_args(state, parts, found.loss, optimizer_key)._asdict(),
+            found.grads, state.opt_state, state.params, **extra_args._asdict()
         )
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
-        if self.options.ema is not None:
+        if self.averaging.ema is not None:
             ema = optax.incremental_update(params, ema, self._ema_share(state.step))
         metrics = {
             "loss": found.loss,
@@ -208,214 +179,53 @@ class Steps:
         A plain average still holds `ema**n` of the random start after n updates. With the warm-up
         the decay of update n is min(ema, 1 - n**(-2/3)), that of timm's ModelEmaV3.
         """
-        decay = self.options.ema
+        decay = self.averaging.ema
         assert decay is not None
-        if not self.options.ema_warmup:
+        if not self.averaging.ema_warmup:
             return 1 - decay
         return jnp.maximum(1 - decay, (step + 1.0) ** (-2 / 3))
 
-    def gradient(self, params: Params, model_state: Params, parts: Microbatch) -> Gradient:
-        """Return the gradient of the mean loss of a batch: averaged over its parts, then clipped.
+    def _other_gradients(
+        self, state: TrainState, parts: Microbatch
+    ) -> tuple[Callable[..., tuple[jax.Array, Params]], Callable[..., Params]]:
+        """Return the functions by which an optimizer asks for gradients, see `ExtraArgs`.
 
-        Every gradient of a step is taken here: the one that the optimizer is given, and those that
-        it asks for at other points or for other labels.
-
-        The parts go through the model in order and pass the running statistics on, starting from
-        `model_state`.
-
-        Args:
-          params: the point.
-          model_state: before the pass.
-          parts: of the batch.
-        """
-
-        def accumulate(carry: Any, part: Microbatch) -> tuple[Any, None]:
-            model_state, grads, loss, metrics = carry
-            (part_loss, forward), part_grads = self._value_and_grad(params, model_state, part)
-            grads = jax.tree.map(jnp.add, grads, part_grads)
-            loss, metrics = loss + part_loss, jax.tree.map(jnp.add, metrics, forward.metrics)
-            return (forward.model_state, grads, loss, metrics), None
-
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        metrics = {name: jnp.zeros(()) for name in self.task.metrics}
-        carry = (model_state, zeros, jnp.zeros(()), metrics)
-        if self.options.accumulate == 1:
-            carry, _ = accumulate(carry, _first(parts))
-        else:
-            carry, _ = jax.lax.scan(accumulate, carry, parts, unroll=self._unroll)
-        model_state, grads, loss, metrics = carry
-        share = 1 / self.options.accumulate
-        grads, loss, metrics = jax.tree.map(lambda x: x * share, (grads, loss, metrics))
-        norm = optax.tree.norm(grads)
-        return Gradient(self._clip(grads, norm), norm, loss, metrics, model_state)
-
-    def _clip(self, grads: Params, norm: jax.Array) -> Params:
-        """Return the gradient, scaled down to `clip_norm` where its global norm is larger."""
-        if self.options.clip_norm is None:
-            return grads
-        scale = jnp.minimum(1.0, self.options.clip_norm / (norm + 1e-6))
-        return jax.tree.map(lambda g: g * scale, grads)
-
-    def _extra_args(
-        self, state: TrainState, parts: Microbatch, loss: jax.Array, key: jax.Array
-    ) -> ExtraArgs:
-        """Return the extra arguments of an update.
-
-        The functions take `gradient` of the whole batch and see what the first gradient saw: its
+        They take `Passes.gradient` of the whole batch and see what the first gradient saw: its
         parts, dropout masks and initial running statistics. They are clipped like it, and the
         running statistics that they leave are dropped. What an optimizer does not call is never
         traced.
         """
+        passes = self.passes
 
         def value_and_grad_fn(params: Params) -> tuple[jax.Array, Params]:
-            found = self.gradient(params, state.model_state, parts)
+            found = passes.gradient(params, state.model_state, parts)
             return found.loss, found.grads
 
         def sampled_label_grad_fn(params: Params, key: jax.Array) -> Params:
-            drawn = self._sample_targets(params, state.model_state, parts, key)
-            return self.gradient(params, state.model_state, parts._replace(targets=drawn)).grads
+            drawn = passes.sample_targets(params, state.model_state, parts, key)
+            return passes.gradient(params, state.model_state, parts._replace(targets=drawn)).grads
 
-        batch_size = parts.images.shape[0] * parts.images.shape[1]
-        return ExtraArgs(loss, key, batch_size, value_and_grad_fn, sampled_label_grad_fn)
-
-    def _sample_targets(
-        self, params: Params, model_state: Params, parts: Microbatch, key: jax.Array
-    ) -> Targets:
-        """Return targets (parts, batch // parts, ...) drawn from the model's predictions.
-
-        The random numbers of an example do not depend on the number of parts.
-        """
-
-        def predict(model_state: Params, part: Microbatch) -> tuple[Params, Outputs]:
-            _, forward = self._loss(params, model_state, part)
-            return forward.model_state, jax.lax.stop_gradient(forward.outputs)
-
-        if self.options.accumulate == 1:
-            outputs = jax.tree.map(lambda x: x[None], predict(model_state, _first(parts))[1])
-        else:
-            _, outputs = jax.lax.scan(predict, model_state, parts, unroll=self._unroll)
-        outputs, targets = jax.tree.map(_join_parts, (outputs, parts.targets))
-        drawn = self.task.sample(key, outputs, targets, _size(parts.images))
-        return _split_into_parts(drawn, self.options.accumulate)
-
-    def _value_and_grad(
-        self, params: Params, model_state: Params, part: Microbatch
-    ) -> tuple[tuple[jax.Array, Forward], Params]:
-        function = jax.value_and_grad(self._loss, has_aux=True)
-        if self.options.reduce_dtype == "float32":
-            function = in_float32(function)
-        return function(params, model_state, part)
-
-    def _loss(
-        self, params: Params, model_state: Params, part: Microbatch
-    ) -> tuple[jax.Array, Forward]:
-        """Return the mean loss of a part in training mode."""
-        outputs, model_state = self._apply(
-            self._train_graph, params, model_state, part.images, part.key
-        )
-        loss, metrics = self.task.loss(outputs, part.targets, _size(part.images))
-        return loss, Forward(model_state, metrics, outputs)
-
-    def _apply(
-        self,
-        graph: nnx.GraphDef,
-        params: Params,
-        model_state: Params,
-        images: jax.Array,
-        key: jax.Array | None,
-    ) -> tuple[Outputs, Params]:
-        """Return float32 outputs, and the model state after the pass."""
-        outputs, model_state = self._call(graph, params, model_state, images, key)
-        return jax.tree.map(lambda x: x.astype(jnp.float32), outputs), model_state
-
-    def _call(
-        self,
-        graph: nnx.GraphDef,
-        params: Params,
-        model_state: Params,
-        images: jax.Array,
-        key: jax.Array | None,
-    ) -> tuple[Any, Params]:
-        """Return what the backbone returns, and the model state after the pass."""
-        model = nnx.merge(graph, params, model_state)
-        rngs = {"rngs": _Rngs(dropout=key)} if self._takes_rngs and key is not None else {}
-        return model(images, **rngs), nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
-
-    # --- Without computing ------------------------------------------------------------------------
-
-    def abstract_outputs(self, image_shape: tuple[int, ...], *, training: bool) -> tuple[Any, Any]:
-        """Return shapes and types of what the backbone returns, and of the model state after it.
-
-        Args:
-          image_shape: (batch, height, width, channels).
-          training: in training mode, else in evaluation mode.
-        """
-        weights = weights_of(self.abstract_model)
-        graph = self._train_graph if training else self._eval_graph
-        images = jax.ShapeDtypeStruct(image_shape, jnp.float32)
-        key = jax.eval_shape(lambda: jax.random.key(0)) if training else None
-        return jax.eval_shape(
-            functools.partial(self._call, graph),
-            weights["params"], weights["model_state"], images, key,
-        )  # fmt: skip
-
-    def trace_update(self) -> None:
-        """Trace the initial optimizer state and one update, without the backbone.
-
-        What the user's own optimizer raises, it raises here, before anything is compiled.
-        """
-        scalar = jax.ShapeDtypeStruct((), jnp.float32)
-        weights = weights_of(self.abstract_model)
-        state = jax.eval_shape(self.init_state, weights, scalar, scalar)
-
-        def update(params: Params, opt_state: Any) -> Any:
-            loss, key = jnp.zeros(()), jax.random.key(0)
-            extra_args = ExtraArgs(
-                loss, key, 1, lambda params: (loss, params), lambda params, key: params
-            )
-            return self._optimizer.update(params, opt_state, params, **extra_args._asdict())
-
-        jax.eval_shape(update, state.params, state.opt_state)
+        return value_and_grad_fn, sampled_label_grad_fn
 
     # --- Evaluation -------------------------------------------------------------------------------
 
-    def eval_step(self, state: TrainState, batch: Batch) -> Metrics:
-        """Return what the host needs to score a batch, see `Task.evaluate`.
-
-        Args:
-          state: what is evaluated.
-          batch: as in training, and "weight" (batch,), 0 for padding, else 1.
-        """
-        params = self.eval_params(state)
-
-        def forward(images: jax.Array) -> Outputs:
-            return self._apply(self._eval_graph, params, state.model_state, images, None)[0]
-
-        return self.task.evaluate(forward, self._preprocessing.evaluation(batch), batch)
-
     def eval_params(self, state: TrainState) -> Params:
         """Return the parameters to evaluate: average, optimizer's choice, or the trained ones."""
-        if self.options.ema is not None:
+        if self.averaging.ema is not None:
             return state.ema
         if self._functions.evaluation_parameters is not None:
             return self._functions.evaluation_parameters(state.opt_state, state.params)
         return state.params
 
+    def eval_step(self, state: TrainState, batch: Batch) -> Metrics:
+        """Return what the host needs to score a batch, see `Passes.evaluate`."""
+        return self.passes.evaluate(self.eval_params(state), state.model_state, batch)
+
     def update_batch_stats(
         self, state: TrainState, model_state: Params, batch: Batch, key: jax.Array
     ) -> Params:
-        """Return BatchNorm's running statistics after one more training batch (precise BatchNorm).
-
-        Args:
-          state: its evaluation parameters are used; nothing is trained.
-          model_state: the statistics so far.
-          batch: as in training.
-          key: of the augmentation and the dropout of this batch.
-        """
-        augment_key, dropout_key = (jax.random.fold_in(key, i) for i in range(2))
-        images, _ = self._preprocessing.train(batch, augment_key)
-        params = self.eval_params(state)
-        return self._apply(self._train_graph, params, model_state, images, dropout_key)[1]
+        """Return the running statistics after one more batch, see `Passes.update_batch_stats`."""
+        return self.passes.update_batch_stats(self.eval_params(state), model_state, batch, key)
 
     def weights(self, state: TrainState) -> Params:
         """Return copies of the evaluated parameters and of the model state."""
@@ -423,74 +233,6 @@ class Steps:
         return jax.tree.map(jnp.copy, weights)
 
 
-def weights_of(model: nnx.Module) -> Params:
-    """Return a model's "params" and "model_state" as nested dicts."""
-    states: Any = nnx.state(model, nnx.Param, ...)
-    params, model_state = states
-    return {"params": nnx.to_pure_dict(params), "model_state": nnx.to_pure_dict(model_state)}
-
-
-def _split(images: jax.Array, targets: Targets, key: jax.Array, parts: int) -> Microbatch:
-    """Split a batch into (parts, batch // parts, ...), with one dropout key per part."""
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(parts))
-    return Microbatch(_split_into_parts(images, parts), _split_into_parts(targets, parts), keys)
-
-
-def _split_into_parts(tree: Any, parts: int) -> Any:
-    """Split arrays of (batch, ...) into (parts, batch // parts, ...).
-
-    Part p takes the examples p, p + parts, ...: if the batch is sharded over devices, every part
-    is sharded over all of them too.
-    """
-    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape((-1, parts, *x.shape[1:])), 1, 0), tree)
-
-
-def _join_parts(x: jax.Array) -> jax.Array:
-    """Undo `_split_into_parts`."""
-    return jnp.moveaxis(x, 0, 1).reshape((-1, *x.shape[2:]))
-
-
-def _size(images: jax.Array) -> Size:
-    height, width = images.shape[-3:-1]
-    return height, width
-
-
-def _first(parts: Microbatch) -> Microbatch:
-    return jax.tree.map(lambda x: x[0], parts)
-
-
 def _strongly_typed(x: jax.Array) -> jax.Array:
     """Remove a weak type, as of `jnp.full(8, 0.1)`: the second step would compile once more."""
     return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x
-
-
-def view(model: nnx.Module, *, training: bool) -> nnx.Module:
-    """Return the model in training or evaluation mode; layers without a mode stay as they are."""
-    return nnx.view(
-        model,
-        deterministic=not training,
-        use_running_average=not training,
-        raise_if_not_found=False,
-    )
-
-
-class _Stream(nnx.RngStream):
-    """A stream of keys, counted without Flax's sharding checks.
-
-    Flax asks a traced counter for its sharding and catches the error. The message of that error
-    takes a tenth of the time to trace a ViT.
-    """
-
-    def __call__(self) -> jax.Array:
-        count = self.count.get_value()
-        self.count.set_value(count + 1)
-        return jax.random.fold_in(self.key.get_value(), count)
-
-
-class _Rngs(nnx.Rngs):
-    """Flax's streams of random keys, quick to trace."""
-
-    def __init__(self, **keys: int | jax.Array):
-        super().__init__(**keys)
-        for name, key in keys.items():
-            setattr(self, name, _Stream(key, tag=name))

@@ -68,7 +68,7 @@ class SingleTrainer:
         self._program, self._state, self._key = program, state, key
         self.batch_sharding = program.batch_sharding
         self.eval_params_differ = program.eval_params_differ
-        self.has_batch_stats = program.update_batch_stats is not None
+        self.has_batch_stats = program.has_batch_stats
 
     @property
     def model_state(self) -> Params:
@@ -86,7 +86,6 @@ class SingleTrainer:
         return [{name: _plain(value) for name, value in fetched.items()}]
 
     def update_batch_stats(self, model_state: Params, batches: list[Batch], number: int) -> Params:
-        assert self._program.update_batch_stats is not None
         (batch,) = batches
         key = jax.random.fold_in(self._key, number)
         return self._program.update_batch_stats(self._state, model_state, batch, key)
@@ -123,7 +122,7 @@ class PopulationTrainer:
         self._run_keys, self._keys = keys, population.stack_keys(keys)
         self.batch_sharding = population.batch_sharding
         self.eval_params_differ = population.eval_params_differ
-        self.has_batch_stats = population.update_batch_stats is not None
+        self.has_batch_stats = population.has_batch_stats
 
     @property
     def model_state(self) -> Params:
@@ -145,7 +144,6 @@ class PopulationTrainer:
         ]
 
     def update_batch_stats(self, model_state: Params, batches: list[Batch], number: int) -> Params:
-        assert self._population.update_batch_stats is not None
         keys = [jax.random.fold_in(key, number) for key in self._run_keys]
         return self._population.update_batch_stats(
             self._states,

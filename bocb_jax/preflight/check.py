@@ -136,7 +136,7 @@ def compile_run(config: TrainConfig, topology: Topology) -> Check:
             batch, key = _batch(program, _largest_batch(data))
         cost, shortage = None, None
         try:
-            cost = compile_step(program.train_step, state, batch, key, topology)
+            cost = compile_step(program.whole_step, state, batch, key, topology)
         except OutOfMemory as error:
             shortage = error
     return Check(

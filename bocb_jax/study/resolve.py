@@ -218,7 +218,7 @@ def _size(backbone: str, train: dict[str, Any], stand_in: bool) -> dict[str, Any
 
     run = _run(backbone, "sgd", train, stand_in)
     try:
-        model = checked_steps(run.spec, make_mesh(devices=1)).abstract_model
+        model = checked_steps(run.spec, make_mesh(devices=1)).passes.abstract_model
         macs = count_macs(model, run.spec.image_size)  # also raises where images are too small
     except UserError:
         raise

@@ -17,9 +17,16 @@ from bocb_jax.study.pool import Pool, StartWatch
 from bocb_jax.study.progress import Progress
 from bocb_jax.study.worker import write_failure
 
-# As XLA's events name the compiled functions.
-TRAIN_STEP = "jit(train_step)"
-TRAIN_STEP_TOGETHER = "jit(train_step_together)"
+# What a training step is compiled from: the names of XLA's events, and words for one and several.
+STEPS = {
+    "jit(gradient_step)": ("gradient", "gradients"),
+    "jit(update_step)": ("update", "updates"),
+    "jit(train_step)": ("training step", "training steps"),
+    "jit(train_step_together)": (
+        "training step of runs together",
+        "training steps of runs together",
+    ),
+}
 
 
 @dataclasses.dataclass
@@ -28,12 +35,21 @@ class Counts:
 
     ended: int = 0
     failed: int = 0
-    train_steps_compiled: int = 0  # how often XLA compiled a training step
-    together_compiled: int = 0  # how many of these train several runs together
-    compiled: int = 0  # programs of any kind
+    # Programs by the name of their function.
+    compiled: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     loaded: int = 0  # programs that came from the compile cache
     pairs: set[int] = dataclasses.field(default_factory=set)  # that had a run
     seconds: float = 0.0  # of all workers together
+
+    @property
+    def compiled_steps(self) -> str:
+        """How often XLA compiled a training step or a part of one: "5 gradients, 25 updates"."""
+        found = [
+            f"{self.compiled[name]} {words[self.compiled[name] > 1]}"
+            for name, words in STEPS.items()
+            if self.compiled[name]
+        ]
+        return ", ".join(found) or "no training step"
 
 
 @dataclasses.dataclass
@@ -204,11 +220,8 @@ class Scheduler:
 
     def _count(self, job: _Job, answer: Answer) -> None:
         counts = self.counts
-        together = answer.compiled.count(TRAIN_STEP_TOGETHER)
-        counts.compiled += len(answer.compiled)
+        counts.compiled.update(answer.compiled)
         counts.loaded += len(answer.loaded)
-        counts.train_steps_compiled += answer.compiled.count(TRAIN_STEP) + together
-        counts.together_compiled += together
         counts.pairs.add(job.cell)
         counts.seconds += job.seconds
 

@@ -18,8 +18,8 @@ from bocb_jax.detection.boxes import decode
 from bocb_jax.detection.losses import by_anchor, detection_losses
 from bocb_jax.detection.predict import detect
 from bocb_jax.detection.rules import Rules
+from bocb_jax.engine.passes import Preprocessing
 from bocb_jax.engine.state import Batch, Metrics
-from bocb_jax.engine.steps import Preprocessing
 from bocb_jax.engine.task import Size, Task
 from bocb_jax.errors import UserError
 from bocb_jax.evaluation.coco import evaluate_boxes

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from bocb_jax.engine.steps import Preprocessing
+from bocb_jax.engine.passes import Preprocessing
 from bocb_jax.engine.task import Task
 
 

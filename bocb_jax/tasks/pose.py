@@ -11,8 +11,8 @@ from flax import nnx
 
 from bocb_jax.augment.preprocess import normalize
 from bocb_jax.data.persons import PersonCrops
+from bocb_jax.engine.passes import Preprocessing
 from bocb_jax.engine.state import Batch, Metrics
-from bocb_jax.engine.steps import Preprocessing
 from bocb_jax.engine.task import Size, Task
 from bocb_jax.evaluation.coco import evaluate_joints
 from bocb_jax.models.pose import PoseNet

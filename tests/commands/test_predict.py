@@ -79,10 +79,10 @@ def evaluated(config, split="test"):
 
 def run_weights(run):
     from bocb_jax.engine.checkpoint import read_best
-    from bocb_jax.engine.steps import weights_of
+    from bocb_jax.engine.passes import weights_of
     from bocb_jax.torch_weights import load_weights
 
-    model = run.program.steps.abstract_model
+    model = run.program.steps.passes.abstract_model
     load_weights(model, read_best(run.folder))
     return weights_of(model)
 

@@ -53,7 +53,8 @@ def prepared(recipe, devices, steps, on_device="yes"):
     with loader.train(seed=7, repeats=settings.repeats) as batches:
         batches.set_state(batches.get_state() | {"step": steps[0]})
         return [
-            jax.device_get(program.prepare(jnp.int32(step), next(batches), key)) for step in steps
+            jax.device_get(program.passes.prepare(jnp.int32(step), next(batches), key))
+            for step in steps
         ]
 
 

@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
         said = finish(start(study, root / "undisturbed", cache, *alike))
         life = time.monotonic() - begun
         print(f"an undisturbed sweep takes {life:.1f} s")
-        assert "compiled 0 training steps (0 programs in all)" in said, said
+        assert "compiled no training step (0 programs in all)" in said, said
 
         disturbed, kills, finished = root / "disturbed", 0, 0
         process = None

@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 
 from bocb_jax import optim
-from bocb_jax.engine.steps import OptimizerFunctions, Preprocessing, StepOptions, Steps
+from bocb_jax.engine.passes import GradientOptions, Passes, Preprocessing
+from bocb_jax.engine.steps import OptimizerFunctions, Steps
 from bocb_jax.engine.task import Classification
 from bocb_jax.errors import UserError
 
@@ -60,23 +61,24 @@ def scale(images):
 
 
 def steps_of(opt, net=Net, opt_args=None, **options):
-    return Steps(
+    passes = Passes(
         net,
-        OptimizerFunctions(
-            lambda model: optim.create_optimizer(
-                opt, optim.schedules.constant(1.0), **(opt_args or {})
-            ),
-            optim.set_hyperparameters,
-            optim.current_learning_rate,
-        ),
         Preprocessing(
             lambda batch, key: (scale(batch["image"]), batch["label"]),
             lambda batch: scale(batch["image"]),
         ),
         lambda model: Classification(),
-        StepOptions(**options),
+        GradientOptions(**options),
         "gpu",  # a loop over the parts, which compiles faster than the unrolled one of CPUs
     )
+    functions = OptimizerFunctions(
+        lambda model: optim.create_optimizer(
+            opt, optim.schedules.constant(1.0), **(opt_args or {})
+        ),
+        optim.set_hyperparameters,
+        optim.current_learning_rate,
+    )
+    return Steps(passes, functions)
 
 
 def batches():
@@ -90,7 +92,7 @@ def batches():
 
 @functools.cache
 def weights_of(net):
-    return jax.tree.map(np.asarray, steps_of("sgd", net).init_weights(jax.random.key(0)))
+    return jax.tree.map(np.asarray, steps_of("sgd", net).passes.init_weights(jax.random.key(0)))
 
 
 def start(steps, lr, net=Net):
@@ -144,7 +146,7 @@ def test_the_second_gradient_is_of_the_batch_at_the_top():
     clip, lr, rho = 0.3, 0.1, 0.05
     steps = steps_of("sam+sgd", accumulate=4, clip_norm=clip, opt_args={"sam_rho": rho})
     state, batch = start(steps, lr), next(batches())
-    graph = nnx.graphdef(steps.abstract_model)
+    graph = nnx.graphdef(steps.passes.abstract_model)
     with jax.enable_x64(True):
         params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), state.params)
         images = jnp.asarray(batch["image"], jnp.float64) / 128 - 1
@@ -181,7 +183,7 @@ def asked(opt_update, **options):
     functions = OptimizerFunctions(
         create, lambda state, **rates: state, lambda state: jnp.float32(0)
     )
-    steps = Steps(Norm, functions, steps._preprocessing, lambda _: steps.task, steps.options, "gpu")
+    steps = Steps(steps.passes, functions)
     state = start(steps, 0.1, Norm)
 
     @jax.jit

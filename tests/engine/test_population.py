@@ -18,9 +18,10 @@ from bocb_jax.build import compiled_population
 from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.engine import sharding
 from bocb_jax.engine.metrics import JsonLines
+from bocb_jax.engine.passes import GradientOptions, Passes, Preprocessing
 from bocb_jax.engine.population import Population
 from bocb_jax.engine.program import Program
-from bocb_jax.engine.steps import OptimizerFunctions, Preprocessing, StepOptions, Steps
+from bocb_jax.engine.steps import OptimizerFunctions, Steps
 from bocb_jax.engine.task import Classification
 from bocb_jax.errors import Interrupted, UserError
 from bocb_jax.models import layers
@@ -253,16 +254,18 @@ def program(opt="sgd", devices=1, **options):
 
     return Program(
         Steps(
-            lambda rngs: ConvNet(rngs=rngs),
+            Passes(
+                lambda rngs: ConvNet(rngs=rngs),
+                Preprocessing(scale, scale),
+                lambda model: Classification(),
+                GradientOptions(**options),
+                "cpu",
+            ),
             OptimizerFunctions(
                 lambda model: optim.create_optimizer(opt, optim.schedules.constant(1.0)),
                 optim.set_hyperparameters,
                 optim.current_learning_rate,
             ),
-            Preprocessing(scale, scale),
-            lambda model: Classification(),
-            StepOptions(**options),
-            "cpu",
         ),
         sharding.make_mesh(devices=devices),
     )

@@ -12,8 +12,9 @@ from helpers.compilations import counting_compilations
 
 from bocb_jax import optim
 from bocb_jax.engine import losses, sharding
+from bocb_jax.engine.passes import GradientOptions, Passes, Preprocessing
 from bocb_jax.engine.program import Program
-from bocb_jax.engine.steps import OptimizerFunctions, Preprocessing, StepOptions, Steps
+from bocb_jax.engine.steps import Averaging, OptimizerFunctions, Steps
 from bocb_jax.engine.task import Classification
 from bocb_jax.errors import UserError
 from bocb_jax.models import create_model
@@ -30,25 +31,36 @@ def scale_both(batch, key):
     return scale(batch), batch["label"]
 
 
-PLAIN = StepOptions()
+PLAIN, WITHOUT = GradientOptions(), Averaging()
 
 
-def program(model="vit_mini", opt="sgd", mesh=None, options=PLAIN, build=None, **model_args):
+def program(
+    model="vit_mini",
+    opt="sgd",
+    mesh=None,
+    options=PLAIN,
+    averaging=WITHOUT,
+    build=None,
+    **model_args,
+):
     def create(rngs):
         return create_model(model, num_classes=CLASSES, image_size=SIDE, rngs=rngs, **model_args)
 
     return Program(
         Steps(
-            build or create,
+            Passes(
+                build or create,
+                Preprocessing(scale_both, scale),
+                lambda model: Classification(),
+                options,
+                "cpu",
+            ),
             OptimizerFunctions(
                 lambda model: optim.create_optimizer(opt, optim.schedules.constant(1.0)),
                 optim.set_hyperparameters,
                 optim.current_learning_rate,
             ),
-            Preprocessing(scale_both, scale),
-            lambda model: Classification(),
-            options,
-            "cpu",
+            averaging,
         ),
         mesh or sharding.make_mesh(devices=1),
     )
@@ -118,7 +130,7 @@ def test_a_weakly_typed_parameter_does_not_have_the_second_step_compiled():
 
 
 def test_accumulation_is_the_mean_over_the_whole_batch():
-    whole, parts = (program(options=StepOptions(accumulate=n)) for n in (1, 4))
+    whole, parts = (program(options=GradientOptions(accumulate=n)) for n in (1, 4))
     (state, loss), (other, other_loss) = run(whole, 3), run(parts, 3)
     np.testing.assert_allclose(loss, other_loss, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(other.params), strict=True):
@@ -127,7 +139,7 @@ def test_accumulation_is_the_mean_over_the_whole_batch():
 
 def test_clipping_bounds_the_step():
     norm, lr = 1e-3, 0.1
-    clipped = program(options=StepOptions(clip_norm=norm))
+    clipped = program(options=GradientOptions(clip_norm=norm))
     before = clipped.init(jax.random.key(0), lr, 0.0).params
     before = jax.tree.map(np.asarray, before)
     state, _ = run(clipped, 1, lr=lr, wd=0.0)
@@ -137,7 +149,7 @@ def test_clipping_bounds_the_step():
 
 def test_the_average_of_the_weights_is_what_is_evaluated():
     decay = 0.5
-    averaged = program(options=StepOptions(ema=decay))
+    averaged = program(averaging=Averaging(ema=decay))
     start = jax.tree.map(np.asarray, averaged.init(jax.random.key(0), 0.01, 1e-4).params)
     first, _ = run(averaged, 1)
     expected = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, start, first.params)
@@ -153,7 +165,7 @@ def test_the_average_of_the_weights_is_what_is_evaluated():
 def test_the_average_leaves_its_random_start():
     """The decay of update n is min(decay, 1 - n**(-2/3)), as of timm's ModelEmaV3."""
     expected, found = None, None
-    averaged = program(options=StepOptions(ema=0.5, ema_warmup=True), build=Weak)
+    averaged = program(averaging=Averaging(ema=0.5, ema_warmup=True), build=Weak)
     key = jax.random.key(0)
     state = averaged.init(key, 0.01, 0.0)
     for number, batch in enumerate(batches(4), start=1):

@@ -13,9 +13,10 @@ from bocb_jax import optim
 from bocb_jax.build import program_spec
 from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.data.registry import open_dataset
+from bocb_jax.engine.passes import GradientOptions, Passes, Preprocessing
 from bocb_jax.engine.program import Program
 from bocb_jax.engine.sharding import make_mesh
-from bocb_jax.engine.steps import OptimizerFunctions, Preprocessing, StepOptions, Steps
+from bocb_jax.engine.steps import Averaging, OptimizerFunctions, Steps
 from bocb_jax.engine.task import Classification
 from bocb_jax.models import create_model, layers
 from bocb_jax.optim.schedules import Schedule, WarmupCosine
@@ -59,17 +60,20 @@ class NormNet(nnx.Module):
 def program(opt, model=f"{__name__}:NormNet", ema=None):
     return Program(
         Steps(
-            lambda rngs: create_model(model, num_classes=10, rngs=rngs),
+            Passes(
+                lambda rngs: create_model(model, num_classes=10, rngs=rngs),
+                Preprocessing(scale_both, scale),
+                lambda model: Classification(),
+                GradientOptions(),
+                "cpu",
+            ),
             OptimizerFunctions(
                 lambda model: optim.create_optimizer(opt, optim.schedules.constant(1.0)),
                 optim.set_hyperparameters,
                 optim.current_learning_rate,
                 optim.optimizer_info(opt).evaluation_parameters,
             ),
-            Preprocessing(scale_both, scale),
-            lambda model: Classification(),
-            StepOptions(ema=ema),
-            "cpu",
+            Averaging(ema=ema),
         ),
         make_mesh(devices=1),
     )
@@ -114,12 +118,10 @@ def test_precise_batch_norm_is_taken_at_the_evaluated_weights():
 
 def test_only_what_needs_it_has_precise_batch_norm():
     assert not program("sgd").eval_params_differ
-    assert (
-        program("schedule_free_adamw", "vit_mini").update_batch_stats is None
-    )  # it has no BatchNorm
+    assert not program("schedule_free_adamw", "vit_mini").has_batch_stats
     for evaluating in (program("sgd", ema=0.9), program("sam+schedule_free_sgd")):
         assert evaluating.eval_params_differ
-        assert evaluating.update_batch_stats is not None
+        assert evaluating.has_batch_stats
 
 
 def test_a_run_is_evaluated_with_precise_batch_norm(tmp_path, compile_cache, monkeypatch):
