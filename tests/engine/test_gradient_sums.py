@@ -9,12 +9,12 @@ import pytest
 from jax import lax
 
 from bocb_jax import list_models
-from bocb_jax.build import build_steps, program_spec
+from bocb_jax.build import build_passes, program_spec
 from bocb_jax.config import TrainConfig, from_dict
 from bocb_jax.data.registry import open_dataset
 from bocb_jax.engine.gradient_sums import in_float32
+from bocb_jax.engine.passes import _split, weights_of
 from bocb_jax.engine.sharding import make_mesh
-from bocb_jax.engine.steps import _split, weights_of
 from bocb_jax.models import platform
 from bocb_jax.preflight.__main__ import run_config
 from bocb_jax.preflight.check import compile_run
@@ -86,24 +86,24 @@ LAYERS = {
 }
 
 
-def steps_of(model, devices=1, **step):
+def passes_of(model, devices=1, **step):
     settings = {"model": model, "precision": "bfloat16", "batch_size": 8, "image_size": 32}
     config = from_dict(TrainConfig, {**settings, "step": step})
     dataset = open_dataset("digits")
     spec = program_spec(config, resolve(config, dataset), dataset, 10)
-    return build_steps(spec, make_mesh(devices=devices))
+    return build_passes(spec, make_mesh(devices=devices))
 
 
-def traced(steps):
+def traced(passes):
     """Return the program of a loss and its gradients, and the names of the parameters."""
-    weights = weights_of(steps.abstract_model)
+    weights = weights_of(passes.abstract_model)
     images = jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.float32)
 
     def gradient(params, model_state, images):
         targets = jnp.zeros(8, jnp.int32)
         parts = _split(images, targets, jax.random.key(0), 1)
         part = jax.tree.map(lambda x: x[0], parts)
-        return steps._value_and_grad(params, model_state, part)[1]
+        return passes._value_and_grad(params, model_state, part)[1]
 
     jaxpr = jax.make_jaxpr(gradient)(weights["params"], weights["model_state"], images)
     names = jax.tree_util.tree_leaves_with_path(weights["params"])
@@ -141,7 +141,7 @@ QUICK = ("vit_mini", "resnet_mini", "convnext_mini")
 )
 def test_the_last_sum_of_every_gradient_of_a_backbone_is_float32(model):
     with platform.tracing_for("tpu"):  # CPUs, which have forms of their own, are for float32
-        jaxpr, names = traced(steps_of(model, reduce_dtype="float32"))
+        jaxpr, names = traced(passes_of(model, reduce_dtype="float32"))
     found = {
         name: equation.primitive.name
         for name, var in zip(names, jaxpr.outvars, strict=True)
@@ -152,7 +152,7 @@ def test_the_last_sum_of_every_gradient_of_a_backbone_is_float32(model):
 
 
 def test_without_the_setting_layers_decide():
-    jaxpr, _ = traced(steps_of("vit_mini"))
+    jaxpr, _ = traced(passes_of("vit_mini"))
     last = [equation for var in jaxpr.outvars for equation in last_sums(jaxpr, var)]
     assert any(equation.outvars[0].aval.dtype == HALF for equation in last)
 
