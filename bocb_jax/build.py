@@ -6,30 +6,26 @@ training step starts here.
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from bocb_jax import optim, torch_weights
+from bocb_jax import optim
 from bocb_jax.augment.mixing import Mixing, mix, smoothed_one_hot
 from bocb_jax.augment.preprocess import Augmentation, preprocess
 from bocb_jax.checked import misfit
 from bocb_jax.config import TrainConfig
 from bocb_jax.data.dataset import Dataset
-from bocb_jax.engine.checkpoint import by_path, read_best
 from bocb_jax.engine.own import check_backbone
-from bocb_jax.engine.passes import GradientOptions, Passes, Preprocessing, weights_of
+from bocb_jax.engine.passes import GradientOptions, Passes, Preprocessing
 from bocb_jax.engine.population import Population
-from bocb_jax.engine.program import CompiledPasses, Program, init_compiler_options
-from bocb_jax.engine.sharding import make_mesh, members_are_split, platform_of
-from bocb_jax.engine.state import Batch, Params
+from bocb_jax.engine.program import CompiledPasses, Program
+from bocb_jax.engine.sharding import make_mesh, members_are_split
+from bocb_jax.engine.state import Batch
 from bocb_jax.engine.steps import Averaging, OptimizerFunctions, Steps
 from bocb_jax.engine.task import Classification, Task
 from bocb_jax.errors import UserError
@@ -38,12 +34,10 @@ from bocb_jax.models.factory import MODELS
 from bocb_jax.models.layers import BatchNorm
 from bocb_jax.models.maps import freeze_all_but_classifier, inspect_maps, layers_of
 from bocb_jax.models.parameters import parameter_kinds
-from bocb_jax.models.recorded import Shapes, recorded_builder
 from bocb_jax.optim import schedules
 from bocb_jax.resolve import ResolvedConfig
 from bocb_jax.tasks.kinds import KINDS, AnyDataset
 from bocb_jax.tasks.net import Net
-from bocb_jax.weight_files.read import Say, read_weights, warn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +92,9 @@ def program_spec(
     opt_args.setdefault("decay_mask", resolved.decay_mask)
     return ProgramSpec(
         model=config.model,
-        model_args=_hashable("model_args", model_args),
+        model_args=hashable("model_args", model_args),
         opt=config.opt,
-        opt_args=_hashable("opt_args", opt_args),
+        opt_args=hashable("opt_args", opt_args),
         num_classes=resolved.num_classes,
         image_size=resolved.image_size,
         backbone_size=(resolved.transfer or {}).get("backbone_size", resolved.image_size),
@@ -166,7 +160,7 @@ def _filled(options: type[Any], config: TrainConfig, resolved: ResolvedConfig) -
     return options(**{f.name: given[f.name] for f in dataclasses.fields(options)})
 
 
-def _hashable(table: str, arguments: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+def hashable(table: str, arguments: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     """Return the items, sorted; lists, as TOML and JSON have them, become tuples.
 
     Args:
@@ -382,145 +376,3 @@ def compiled_population(spec: ProgramSpec, members: int) -> Population:
     # A device that has members of its own computes what a run on one device does.
     steps = compiled_program(dataclasses.replace(spec, devices=1)).steps if split else alone.steps
     return Population(alone, steps, members)
-
-
-def starting_weights(
-    spec: ProgramSpec, source: str, key: jax.Array, *, ema: bool = False, say: Say = warn
-) -> tuple[Params, list[str]]:
-    """Read the weights that `Program.init` starts from.
-
-    Args:
-      spec: of the program.
-      source: a `.safetensors` or `.pth` file with PyTorch's names, or the folder of a run, of its
-        `checkpoints/best`, or of what `bocb import-weights` made.
-      key: of the run. A new classifier starts as it would without `source`.
-      ema: take the averaged weights of a checkpoint that holds both.
-      say: called with a sentence about what was chosen, resized or left out.
-
-    Returns:
-      "params" and "model_state", and the names of the parameters that are new: those of the
-      classifier if the source has another number of classes; of a detector or a pose net, all but
-      the backbone's.
-
-    Raises:
-      UserError: the source cannot be read, or belongs to another model; it names every difference.
-    """
-    model: Any = nnx.eval_shape(lambda: build_model(spec, nnx.Rngs(0)))
-    path = Path(source).expanduser()
-    if path.is_dir() and ema:
-        raise UserError(
-            f"{source} is a folder of a run, which holds one set of weights; omit --init-ema."
-        )
-    arrays = read_best(path) if path.is_dir() else read_weights(path, ema=ema, say=say)
-    load = torch_weights.load_weights if path.is_dir() else torch_weights.load_torch_weights
-    whole = True
-    if spec.net is not None:
-        arrays = torch_weights.renamed(model, arrays, spec.net.other_name)
-        whole = torch_weights.has_around(model, arrays)
-    if whole:
-        new = load(model, arrays, new_head=True, say=say)
-    else:
-        # With its classifier, which the net around it does not need.
-        backbone = nnx.eval_shape(lambda: build_backbone(spec, nnx.Rngs(0)))
-        needed = {path for path, _ in torch_weights.variables(model.backbone)}
-        if path.is_dir():  # of a classifier, or of a net of another kind
-            arrays = torch_weights.of_backbone(backbone, arrays)
-        load(backbone, arrays, needed=needed, say=say)
-        new = torch_weights.copy_backbone(backbone, model)
-    if spec.net is not None:
-        taken = len(list(torch_weights.variables(model))) - len(new)
-        say(_taken(source, taken, new, whole=whole))
-    leaves, structure = jax.tree.flatten(weights_of(model))
-    missing = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct)]
-
-    @jax.jit  # so that only the missing ones are drawn
-    def draw(key: jax.Array) -> list[jax.Array]:
-        drawn = jax.tree.leaves(weights_of(build_model(spec, nnx.Rngs(key))))
-        return [drawn[i] for i in missing]
-
-    for i, leaf in zip(missing, draw(key) if missing else (), strict=True):
-        leaves[i] = leaf
-    return jax.tree.unflatten(structure, leaves), new
-
-
-def _taken(source: str, taken: int, new: list[str], *, whole: bool) -> str:
-    """Say what of a detector or a pose net starts from given weights.
-
-    Args:
-      source: of the weights.
-      taken: number of arrays that start from them.
-      new: names of the others.
-      whole: whether the weights are those of a whole net, not of a backbone alone.
-    """
-    if not whole:
-        return (
-            f"The backbone starts from {source} ({taken} arrays), what is around it from random "
-            "weights."
-        )
-    if not new:
-        return f"All {taken} arrays start from {source}."
-    return (
-        f"{taken} arrays start from {source}, those of another number of classes ({', '.join(new)})"
-        " from random weights."
-    )
-
-
-def initial_weights(
-    model: str,
-    model_args: dict[str, Any],
-    *,
-    num_classes: int,
-    image_size: int,
-    precision: str,
-    seed: int,
-    shapes: Shapes,
-    net: Net | None = None,
-) -> dict[str, np.ndarray]:
-    """Return the random weights that a run started from, as its record describes it.
-
-    Args:
-      image_size: that the backbone is built for.
-      shapes: of the run's weights, by dotted path; they bound the model, see `recorded_builder`.
-      net: around the backbone.
-
-    Returns:
-      Arrays by dotted path, as `engine.checkpoint.read_best` returns them.
-
-    Raises:
-      UserError: no such model is registered, it has no such arguments, or is larger than `shapes`.
-    """
-    if precision not in ("float32", "bfloat16"):
-        raise UserError(f"The precision of a run is float32 or bfloat16, not {precision[:60]!r}.")
-    arguments = _hashable("model_args", model_args)
-    draw = _initializer(
-        model, arguments, num_classes, image_size, precision, tuple(sorted(shapes.items())), net
-    )
-    return jax.tree.map(np.asarray, by_path(draw(jax.random.key(seed))))
-
-
-@functools.lru_cache(maxsize=4)
-def _initializer(
-    model: str,
-    model_args: tuple[tuple[str, Any], ...],
-    num_classes: int,
-    image_size: int,
-    precision: str,
-    shapes: tuple[tuple[str, tuple[int, ...]], ...],
-    net: Net | None,
-) -> Callable[[jax.Array], Params]:
-    dtype = jnp.dtype(precision)
-    build = recorded_builder(
-        MODELS.get(model),
-        dict(model_args),
-        num_classes=num_classes,
-        image_size=image_size,
-        shapes=dict(shapes),
-        dtype=dtype,
-        around=None if net is None else functools.partial(net.around, dtype=dtype),
-    )
-
-    def draw(key: jax.Array) -> Params:
-        return weights_of(build(rngs=nnx.Rngs(key)))
-
-    # With the compiler options of a run, which can change the last bit.
-    return jax.jit(draw, compiler_options=init_compiler_options(platform_of(make_mesh(devices=1))))

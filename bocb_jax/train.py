@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from bocb_jax import command_line, pictures
-from bocb_jax.build import compiled_program, program_spec, starting_weights
+from bocb_jax.build import compiled_program, program_spec
 from bocb_jax.command_line import Parser
 from bocb_jax.config import TrainConfig, dotted, from_dict, from_toml, present_flags
 from bocb_jax.console import console, duration, reporter
@@ -33,6 +33,7 @@ from bocb_jax.engine.state import Batch, Metrics, Params, TrainState
 from bocb_jax.engine.trainer import SingleTrainer, Trainer
 from bocb_jax.errors import Diverged, Interrupted, UserError
 from bocb_jax.run_files import optimizer_of, read_result, score_name
+from bocb_jax.starting_weights import starting_weights
 from bocb_jax.storage.remote import is_url
 from bocb_jax.tasks.described import describe
 from bocb_jax.tasks.kinds import KINDS, AnyDataset, Parts

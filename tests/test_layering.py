@@ -69,6 +69,10 @@ RULES = {
         "ours:resolve", "ours:models", "ours:optim", "ours:data", "ours:augment", "ours:engine",
         "ours:torch_weights", "ours:weight_files", "ours:tasks",
     },
+    "bocb_jax/starting_weights.py": {
+        "jax", "flax", "numpy", "ours:errors", "ours:models", "ours:engine", "ours:build",
+        "ours:tasks", "ours:torch_weights", "ours:weight_files",
+    },
     "bocb_jax/prediction": {
         "jax", "flax", "numpy", "pydantic", "ours:errors", "ours:checked", "ours:config",
         "ours:models", "ours:data", "ours:augment", "ours:detection", "ours:pose", "ours:engine",
@@ -80,8 +84,9 @@ RULES = {
     },
     "bocb_jax/patterns": {
         "numpy", "pandas", "scipy", "sklearn", "joblib", "threadpoolctl", "rich",
-        "ours:errors", "ours:coupling", "ours:engine", "ours:build", "ours:run_files",
+        "ours:errors", "ours:coupling", "ours:engine", "ours:run_files",
         "ours:storage", "ours:weight_files", "ours:models", "ours:prediction",
+        "ours:starting_weights",
     },
     "bocb_jax/report": {
         "numpy", "pandas", "matplotlib", "PIL", "ours:errors", "ours:paper", "ours:storage",

@@ -23,7 +23,6 @@ from bocb_jax.build import (
     build_model,
     compiled_program,
     lr_multipliers,
-    starting_weights,
 )
 from bocb_jax.commands.weights import ImportOptions, import_weights
 from bocb_jax.config import TrainConfig, from_dict, run_id
@@ -31,6 +30,7 @@ from bocb_jax.coupling.scores import from_results
 from bocb_jax.data.annotated import open_annotated
 from bocb_jax.engine.checkpoint import read_best
 from bocb_jax.errors import UserError
+from bocb_jax.starting_weights import starting_weights
 from bocb_jax.study.resolve import find_pairs
 from bocb_jax.study.spec import study_from_dict
 from bocb_jax.tasks.kinds import KINDS

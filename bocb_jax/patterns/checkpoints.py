@@ -278,7 +278,7 @@ def _analyze_initial(
       registered ones, or has changed since.
     """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from bocb_jax import build
+    from bocb_jax import starting_weights
     from bocb_jax.engine import checkpoint, compile_cache
 
     compile_cache.use_compile_cache(None)
@@ -290,7 +290,7 @@ def _analyze_initial(
             if "shapes" not in known:
                 known["shapes"] = checkpoint.best_shapes(path)
                 known["net"] = _net(path, start.model) if around else None
-            arrays = build.initial_weights(**known | {"seed": seed})
+            arrays = starting_weights.initial_weights(**known | {"seed": seed})
         except (UserError, ImportError, TypeError, ValueError, AttributeError) as error:
             return {}, str(error)
         found[dataclasses.replace(start, seed=seed)] = {

@@ -116,9 +116,10 @@ def test_a_run_starts_from_a_file_and_another_from_that_run(config, tmp_path, ca
 
 
 def test_the_first_step_sees_the_logits_of_the_model_that_came_in(config, tmp_path):
-    from bocb_jax.build import compiled_program, program_spec, starting_weights
+    from bocb_jax.build import compiled_program, program_spec
     from bocb_jax.data.registry import open_dataset
     from bocb_jax.resolve import resolve
+    from bocb_jax.starting_weights import starting_weights
 
     file = a_file(tmp_path / "in")
     dataset = open_dataset("digits")
@@ -322,7 +323,7 @@ def exported(run, *words):
     ],
 )  # fmt: skip
 def test_whole_nets_go_out_and_come_back(nets, task, words, names):
-    from bocb_jax.build import starting_weights
+    from bocb_jax.starting_weights import starting_weights
 
     folder, run, weights = nets[task]
     file, made = exported(folder, *words)
