@@ -322,19 +322,14 @@ def build_steps(spec: ProgramSpec, passes: Passes) -> Steps:
     return Steps(passes, functions, spec.averaging)
 
 
-def checked_steps(spec: ProgramSpec, mesh: Mesh, passes: Passes | None = None) -> Steps:
-    """Build the functions of a spec and trace what is the user's own; nothing is compiled.
-
-    Args:
-      spec: of the program.
-      mesh: the devices.
-      passes: those of `build_passes`, if they are known.
+def checked_passes(spec: NetSpec, mesh: Mesh) -> Passes:
+    """Build what a net computes, and trace a backbone of the user's own; nothing is compiled.
 
     Raises:
-      UserError: the user's own backbone or optimizer is not what a run can train, or a backbone
-        takes no images of the test size.
+      UserError: the user's own backbone is not what a run can train, or a backbone takes no images
+        of the test size.
     """
-    passes = passes or build_passes(spec, mesh)
+    passes = build_passes(spec, mesh)
     if spec.net is None and (MODELS.resolve(spec.model).own or spec.test_size != spec.image_size):
         check_backbone(
             passes,
@@ -344,6 +339,15 @@ def checked_steps(spec: ProgramSpec, mesh: Mesh, passes: Passes | None = None) -
             test_size=spec.test_size,
             batch_size=2 * spec.batch_norm_groups,
         )
+    return passes
+
+
+def checked_steps(spec: ProgramSpec, passes: Passes) -> Steps:
+    """Build the functions of a run, and trace an optimizer of the user's own.
+
+    Raises:
+      UserError: the user's own optimizer is not what a run can train with.
+    """
     steps = build_steps(spec, passes)
     if optim.optimizer_info(spec.opt).own:
         _ = steps.asks_for_gradients  # traces an update
@@ -352,9 +356,13 @@ def checked_steps(spec: ProgramSpec, mesh: Mesh, passes: Passes | None = None) -
 
 @functools.lru_cache(maxsize=64)
 def compiled_passes(spec: NetSpec) -> CompiledPasses:
-    """Return the passes of a net. Programs of all optimizers on it share their compilation."""
+    """Return the passes of a net. Programs of all optimizers on it share their compilation.
+
+    Raises:
+      UserError: see `checked_passes`.
+    """
     mesh = make_mesh(spec.fsdp, spec.devices)
-    return CompiledPasses(build_passes(spec, mesh), mesh)
+    return CompiledPasses(checked_passes(spec, mesh), mesh)
 
 
 @functools.lru_cache(maxsize=64)
@@ -362,10 +370,10 @@ def compiled_program(spec: ProgramSpec) -> Program:
     """Return the program of a spec. Runs with equal specs share one, and its compilation.
 
     Raises:
-      UserError: see `checked_steps`; nothing was compiled.
+      UserError: see `checked_passes` and `checked_steps`; nothing was compiled.
     """
     passes = compiled_passes(spec.without_optimizer())
-    return Program(checked_steps(spec, passes.mesh, passes.passes), passes.mesh, passes)
+    return Program(checked_steps(spec, passes.passes), passes.mesh, passes)
 
 
 @functools.lru_cache(maxsize=64)

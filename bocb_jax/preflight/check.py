@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bocb_jax.build import checked_steps, program_spec
+from bocb_jax.build import checked_passes, checked_steps, program_spec
 from bocb_jax.config import TrainConfig
 from bocb_jax.engine.program import Program
 from bocb_jax.engine.sharding import batch_sharding, check_batch, make_mesh, replicated
@@ -124,7 +124,7 @@ def compile_run(config: TrainConfig, topology: Topology) -> Check:
         spec = program_spec(config, resolved, dataset, steps)
         mesh = topology.mesh(config.parallel.fsdp)
         check_batch(resolved.batch_size, mesh, config.step.accumulate)
-        program = Program(checked_steps(spec, mesh), mesh)
+        program = Program(checked_steps(spec, checked_passes(spec, mesh)), mesh)
         state = program.abstract_state
         if config.task == "classification":
             side = resolved.image_size

@@ -212,13 +212,13 @@ def _size(backbone: str, train: dict[str, Any], stand_in: bool) -> dict[str, Any
     import jax
     from flax import nnx
 
-    from bocb_jax.build import checked_steps
+    from bocb_jax.build import checked_passes
     from bocb_jax.engine.sharding import make_mesh
     from bocb_jax.models.macs import count_macs
 
     run = _run(backbone, "sgd", train, stand_in)
     try:
-        model = checked_steps(run.spec, make_mesh(devices=1)).passes.abstract_model
+        model = checked_passes(run.spec, make_mesh(devices=1)).abstract_model
         macs = count_macs(model, run.spec.image_size)  # also raises where images are too small
     except UserError:
         raise
@@ -239,7 +239,7 @@ def _size(backbone: str, train: dict[str, Any], stand_in: bool) -> dict[str, Any
 def _check_optimizer(backbone: str, optimizer: str, train: dict[str, Any], stand_in: bool) -> None:
     """Raise UserError if an optimizer cannot take its arguments or, the user's own, train."""
     from bocb_jax import optim
-    from bocb_jax.build import build_optimizer, checked_steps
+    from bocb_jax.build import build_optimizer, checked_passes, checked_steps
     from bocb_jax.engine.sharding import make_mesh
 
     is_own = optim.optimizer_info(optimizer).own
@@ -247,7 +247,7 @@ def _check_optimizer(backbone: str, optimizer: str, train: dict[str, Any], stand
         spec = _run(backbone, optimizer, train, stand_in).spec
         build_optimizer(spec)
         if is_own:
-            checked_steps(spec, make_mesh(devices=1))
+            checked_steps(spec, checked_passes(spec, make_mesh(devices=1)))
 
 
 def _optimizer(
