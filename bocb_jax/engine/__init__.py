@@ -2,8 +2,11 @@
 
 | module | holds |
 |---|---|
-| `steps`, `losses`, `state` | training step, EMA, precise BatchNorm; evaluation |
+| `passes`, `task`, `losses` | what a net computes: gradients, evaluation, precise BatchNorm |
+| `gradient_sums` | gradients of bfloat16 layers that are summed in float32 |
+| `steps`, `state` | what an optimizer makes of a gradient: the training step, EMA |
 | `program`, `population`, `trainer` | the compiled functions of one run or of several together |
+| `inference` | a net in evaluation mode, for weights that nothing trains |
 | `sharding`, `processes` | the mesh of devices, and the processes of one run |
 | `checkpoint`, `checksums` | saving and restoring with Orbax; which state is restored |
 | `record`, `metrics` | resuming a run's progress, metrics and result where it was stopped |
