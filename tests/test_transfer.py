@@ -266,7 +266,7 @@ REFUSED = {
     "mixup": ({"augment": {"mixup": 0.2}}, "augment is for classification"),
     "paper": ({"hparams": "paper"}, "hparams is for classification; for detection, the paper has"),
     "corrupt": ({"on_corrupt": "skip"}, "a damaged image ends the run"),
-    "batch": ({"task": "pose", "batch_size": 5000}, "fewer than one batch of 5000"),
+    "batch": ({"task": "pose", "batch_size": 5000}, "[0-9]+ persons, fewer than one batch of 5000"),
     "parts": (
         {"step": {"batch_norm_groups": 3}},
         "A batch of 2 does not divide into 3 equal parts",

@@ -31,15 +31,20 @@ from bocb_jax.errors import UserError
 _NO_WARNING = "ignore::UserWarning:multiprocessing.resource_tracker"
 
 
-def steps_per_epoch(examples: int, batch_size: int) -> int:
+def steps_per_epoch(examples: int, batch_size: int, what: str = "images") -> int:
     """Return the number of full batches in one epoch; the remaining examples are left out.
+
+    Args:
+      examples: of the training split.
+      batch_size: of the global batch.
+      what: what messages call the examples.
 
     Raises:
       UserError: there are fewer examples than one batch.
     """
     if examples < batch_size:
         raise UserError(
-            f"The training split has {examples} images, fewer than one batch of {batch_size}; "
+            f"The training split has {examples} {what}, fewer than one batch of {batch_size}; "
             "use a smaller --batch-size."
         )
     return examples // batch_size

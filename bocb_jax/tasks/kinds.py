@@ -289,7 +289,8 @@ class _PersonData:
         self._images = dataset.splits
         self._workers, self._batch_size = config.data.workers, resolved.batch_size
         self._soft_nms = config.transfer.soft_nms
-        self.epoch_steps = pipeline.steps_per_epoch(len(self.splits["train"]), self._batch_size)
+        persons = len(self.splits["train"])
+        self.epoch_steps = pipeline.steps_per_epoch(persons, self._batch_size, "persons")
 
     def train(self, seed: int) -> pipeline.Plan:
         return pipeline.TrainPlan(len(self.splits["train"]), self._batch_size, seed)
