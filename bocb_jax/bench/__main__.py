@@ -264,9 +264,14 @@ def _model_row(cost: models.ModelCost) -> tuple[str, ...]:
         cost.name,
         f"{cost.trace_seconds:.1f}",
         f"{cost.compile_seconds:.1f}",
-        "" if cost.images_per_second is None else f"{cost.images_per_second:.1f}",
+        "" if cost.images_per_second is None else _few_digits(cost.images_per_second),
         "" if cost.reference_ratio is None else f"{cost.reference_ratio:.2f}",
     )
+
+
+def _few_digits(x: float) -> str:
+    """Return a number with one digit behind the point, or with two significant ones below 1."""
+    return f"{x:.1f}" if x >= 1 else f"{x:.2g}"
 
 
 # --- Data --------------------------------------------------------------------------------------
