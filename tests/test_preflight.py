@@ -250,7 +250,8 @@ def test_pairs_that_do_not_fit_are_named_with_what_does(tmp_path, monkeypatch, c
             return fits(config)
         if config.opt == "lamb":
             return {"verdict": "It does not fit."}
-        return {**fits(config), "verdict": "It does not fit. Fits with --step.accumulate 2."}
+        flags = "--step.accumulate 2"
+        return {**fits(config), "flags": flags, "verdict": f"It does not fit. Fits with {flags}."}
 
     pretended(monkeypatch, row)
     assert swept(tmp_path, monkeypatch, "--budget.device-hours", "10") == 1

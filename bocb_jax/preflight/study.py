@@ -156,8 +156,9 @@ def _summary(
     parts = f": {search:,.0f} for the search, {final:,.0f} for the final runs" if search else ""
     said = [
         f"{study.name} on {topology.name} ({chips_text(topology)}): {runs:,} runs take at least "
-        f"{hours_text(total / chips)}, {total:,.1f} chip-hours{parts}. These are training steps at "
-        "published peaks, which take longer; evaluation, saving and compilation are not counted."
+        f"{hours_text(total / chips)}, {total:,.1f} chip-hours{parts}. Training steps alone, "
+        "at published peaks: a real step takes longer, and evaluation, saving and compilation are "
+        "not counted."
     ]
     if study.search.kind == "around" and study.search.moves:
         said.append("There will be more runs where the best lies at the edge of a search.")
@@ -179,13 +180,13 @@ def _summary(
         )
     if left_out:
         said.append(f"Left out of the hours: {', '.join(left_out)}.")
-    if lines:
-        said += [
-            *lines,
+    said += lines
+    if any(row.get("flags") for row in rows.values()):
+        said.append(
             "Settings that fit go into [train] of the study, or into [[variants]] for some "
-            "backbones alone.",
-        ]
-    elif len(rows) == len(programs):
+            "backbones alone."
+        )
+    if not lines and len(rows) == len(programs):
         said.append("All pairs fit.")
     return said
 
