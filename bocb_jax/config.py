@@ -241,8 +241,8 @@ class TrainConfig:
 
     model: Text = "vit_s"  # a listed backbone, or an import path such as mypkg.nets:MyNet
     opt: Text = "adamw"  # a listed optimizer, or an import path
-    # A listed data set, tfds:NAME or folder:PATH; for detection and pose: coco:PATH or shapes (--data
-    # is another word for it there).
+    # A listed data set, tfds:NAME or folder:PATH; for detection and pose: coco:PATH or shapes, for
+    # which --data stands as well.
     dataset: FilePath = "digits"
     recipe: Text = "auto"  # auto: the paper's for the backbone; see `bocb recipes`
     hparams: Literal["default", "paper"] = "default"  # paper: the tuned lr and weight decay

@@ -73,7 +73,8 @@ def starting_weights(
     leaves, structure = jax.tree.flatten(weights_of(model))
     missing = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct)]
 
-    @jax.jit  # so that only the missing ones are drawn
+    # Jitted, so that only the missing ones are drawn.
+    @functools.partial(jax.jit, compiler_options=_compiler_options())
     def draw(key: jax.Array) -> list[jax.Array]:
         drawn = jax.tree.leaves(weights_of(build_model(spec, nnx.Rngs(key))))
         return [drawn[i] for i in missing]
@@ -162,5 +163,9 @@ def _initializer(
     def draw(key: jax.Array) -> Params:
         return weights_of(build(rngs=nnx.Rngs(key)))
 
-    # With the compiler options of a run, which can change the last bit.
-    return jax.jit(draw, compiler_options=init_compiler_options(platform_of(make_mesh(devices=1))))
+    return jax.jit(draw, compiler_options=_compiler_options())
+
+
+def _compiler_options() -> dict[str, Any] | None:
+    """Return the options by which a run compiles what draws its weights: they change last bits."""
+    return init_compiler_options(platform_of(make_mesh(devices=1)))
