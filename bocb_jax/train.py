@@ -115,7 +115,7 @@ def _train(config: TrainConfig) -> dict[str, Any]:
     """Train a run in a folder on this machine."""
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(together(config))
+        telling = stack.enter_context(together(config))
         stack.enter_context(in_a_sentence(config.workdir))  # which the other processes are told
         compile_cache.use_compile_cache(config.compile_cache)
         run = Run(config)
@@ -126,6 +126,9 @@ def _train(config: TrainConfig) -> dict[str, Any]:
                 f"This run has already ended:\n{closing_text(earlier, run.folder)}", markup=False
             )
             return earlier
+        # Checkpoints wait for the other processes when they are closed, which is before this.
+        stack.enter_context(telling)
+        stack.enter_context(in_a_sentence(config.workdir))
         return train_single(run, caught, stack)
 
 

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from bocb_jax.config import ParallelConfig, TrainConfig, difference
+from bocb_jax.engine.sockets import KEEPALIVE, addresses
 from bocb_jax.errors import Diverged, Interrupted, UserError
 
 GONE = 75  # exit code ("EX_TEMPFAIL") where a process is lost; the same command resumes the run
@@ -46,32 +47,30 @@ def are_several(parallel: ParallelConfig) -> bool:
 
 
 @contextlib.contextmanager
-def together(config: TrainConfig) -> Iterator[None]:
+def together(config: TrainConfig) -> Iterator[contextlib.AbstractContextManager[None]]:
     """Train in the block with all processes of a run; without several, do nothing.
+
+    Yields a context to enter once what waits for the other processes is open, such as checkpoints:
+    it tells them of an error before that is closed.
 
     Raises:
       UserError: the others do not start in time, have other settings, or see another folder. It is
         raised in every process.
     """
     if not are_several(config.parallel):
-        yield
+        yield contextlib.nullcontext()
         return
     _initialize(config.parallel)
     if jax.process_count() == 1:
-        yield
+        yield contextlib.nullcontext()
         return
     partners = _Partners(config.parallel)
     try:
         _compare_settings(config)
         _compare_folders(Path(config.workdir))
-        yield
+        yield partners.telling()
     except BaseException as error:
-        code, message = _farewell(error)
-        if isinstance(error, Exception) and not hasattr(error, "exit_code"):
-            follow_failed_partner()
-        elif code:
-            time.sleep(_NEWS_SECONDS)  # the cause may be that a process is lost
-        partners.leave(code, message)
+        partners.leave_for(error)
         raise
     partners.leave()
 
@@ -292,6 +291,33 @@ class _Partners:
         else:
             self._connect(hello, answer)
 
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """Tell the others of an error in the block; end this process if it cannot end by itself.
+
+        What is closed after an error, such as a save that has begun, may wait for the others, and
+        they for this process.
+        """
+        try:
+            yield
+        except BaseException as error:
+            code, message = _farewell(error)
+            if code:
+                self.leave_for(error)
+                threading.Thread(target=_end_soon, args=(code, message), daemon=True).start()
+            raise
+
+    def leave_for(self, error: BaseException) -> None:
+        """Tell the others with what error this process ends, unless they know."""
+        if self._ending:
+            return
+        code, message = _farewell(error)
+        if isinstance(error, Exception) and not hasattr(error, "exit_code"):
+            follow_failed_partner()
+        elif code:
+            time.sleep(_NEWS_SECONDS)  # the cause may be that a process is lost
+        self.leave(code, message)
+
     def leave(self, code: int = 0, message: str = "") -> None:
         """Tell the others that this process ends, and with what."""
         with self._lock:
@@ -312,7 +338,7 @@ class _Partners:
             return
         streams: dict[int, BinaryIO] = {}
         with server:
-            _from_first(json.dumps([_addresses(parallel), server.getsockname()[1]]))
+            _from_first(json.dumps([addresses(parallel.coordinator), server.getsockname()[1]]))
             deadline = time.monotonic() + _ACCEPT_SECONDS
             while len(streams) < self._count - 1 and (left := deadline - time.monotonic()) > 0:
                 with contextlib.suppress(OSError):
@@ -342,10 +368,10 @@ class _Partners:
 
     def _connect(self, hello: str, answer: str) -> None:
         """Connect to the first process, and watch it."""
-        addresses, port = json.loads(_from_first(""))
-        for address in addresses:
+        hosts, port = json.loads(_from_first(""))
+        for host in hosts:
             with contextlib.suppress(OSError):
-                connection = socket.create_connection((address, port), timeout=_GREETING_SECONDS)
+                connection = socket.create_connection((host, port), timeout=_GREETING_SECONDS)
                 connection.settimeout(_HELLO_SECONDS)
                 stream = connection.makefile("rb")
                 said = _read_line(stream)
@@ -357,7 +383,7 @@ class _Partners:
                 stream.close()
                 connection.close()
         _say(
-            f"Process {self._index} cannot connect to process 0 ({', '.join(addresses)}, port "
+            f"Process {self._index} cannot connect to process 0 ({', '.join(hosts)}, port "
             f"{port}): if one of them is lost, this is noticed after minutes, not at once."
         )
 
@@ -365,7 +391,7 @@ class _Partners:
         connection = self._sockets[number]
         connection.settimeout(None)
         with contextlib.suppress(OSError):  # closed already, which the thread notices
-            for option, value in _KEEPALIVE:
+            for option, value in KEEPALIVE:
                 connection.setsockopt(*option, value)
         threading.Thread(target=self._listen, args=(number, stream), daemon=True).start()
 
@@ -409,6 +435,13 @@ class _Partners:
                     _send_line(connection, message)
 
 
+def _end_soon(code: int, message: str) -> None:
+    """End this process once the others have had the time to end."""
+    time.sleep(_GRACE_SECONDS + _LEAVE_SECONDS)
+    _say(message)
+    os._exit(code)
+
+
 def _leave_coordinator() -> None:
     """Leave JAX's coordinator together with a process that fails, for a limited time.
 
@@ -422,19 +455,6 @@ def _leave_coordinator() -> None:
     leaving = threading.Thread(target=leave, daemon=True)
     leaving.start()
     leaving.join(_LEAVE_SECONDS)
-
-
-# Lost machines close no connection: their silence is noticed after 5 + 4 x 5 seconds.
-_KEEPALIVE = [
-    ((level, getattr(socket, name)), value)
-    for level, name, value in (
-        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
-        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 5),
-        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 5),
-        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 4),
-    )
-    if hasattr(socket, name)
-]
 
 
 def _send_line(connection: socket.socket, message: dict[str, Any]) -> None:
@@ -463,14 +483,3 @@ def _listening(backlog: int) -> socket.socket:
                 ("", 0), family=socket.AF_INET6, backlog=backlog, dualstack_ipv6=True
             )
     return socket.create_server(("", 0), backlog=backlog)
-
-
-def _addresses(parallel: ParallelConfig) -> list[str]:
-    """Return where other processes may reach this one, the most likely first."""
-    found = []
-    if parallel.coordinator:
-        found.append(parallel.coordinator.rpartition(":")[0].strip("[]"))
-    with contextlib.suppress(OSError):
-        found.append(socket.gethostname())
-        found += [str(entry[4][0]) for entry in socket.getaddrinfo(found[-1], None)]
-    return list(dict.fromkeys(found))

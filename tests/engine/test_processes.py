@@ -1,5 +1,6 @@
 """Several processes of one run: real ones, which are killed, differ, fail, or never come."""
 
+import contextlib
 import json
 import re
 import signal
@@ -14,8 +15,9 @@ from drills import processes as drill
 
 from bocb_jax.config import ParallelConfig
 from bocb_jax.engine import processes
-from bocb_jax.engine.processes import _addresses, _read_line, are_several, in_all, on_first
-from bocb_jax.errors import Diverged, Interrupted
+from bocb_jax.engine.processes import _read_line, are_several, in_all, on_first
+from bocb_jax.engine.sockets import addresses
+from bocb_jax.errors import Diverged, Interrupted, UserError
 
 # A run in which the code in the middle changes what process 1 does.
 PROGRAM = """
@@ -289,4 +291,33 @@ def test_one_process_needs_no_partners():
     assert on_first(lambda: 3) == 3
     assert in_all(True)
     assert not in_all(False)
-    assert _addresses(ParallelConfig(coordinator="[::1]:80"))[0] == "::1"
+    assert addresses("[::1]:80")[0] == "::1"
+
+
+def test_the_others_are_told_of_an_error_before_what_waits_for_them_is_closed(monkeypatch):
+    """A save that has begun waits for all processes when it is closed."""
+    order, late = [], threading.Event()
+    partners = processes._Partners.__new__(processes._Partners)
+    partners._ending = False
+    monkeypatch.setattr(partners, "leave", lambda code, message: order.append((code, message)))
+    monkeypatch.setattr(processes, "_NEWS_SECONDS", 0.0)
+    monkeypatch.setattr(processes, "_end_soon", lambda code, message: late.set())
+
+    def fail():
+        with contextlib.ExitStack() as stack:
+            stack.callback(order.append, "closed")
+            stack.enter_context(partners.telling())
+            raise UserError("The disk is full.")
+
+    with pytest.raises(UserError):
+        fail()
+    assert order == [(2, "The disk is full."), "closed"]
+    assert late.wait(10)  # and this process ends even if that cannot be closed
+
+
+def test_no_error_is_told_of_a_run_that_all_have_saved(monkeypatch):
+    partners = processes._Partners.__new__(processes._Partners)
+    partners._ending = False
+    with pytest.raises(Interrupted), partners.telling():
+        raise Interrupted("Stopped.", signal_number=15)
+    assert not partners._ending
