@@ -52,6 +52,7 @@ def test_other_tasks(task, capsys):
     assert "It fits." in out
 
 
+@pytest.mark.slow
 def test_a_setting_that_fits_is_tried(capsys, tiny_chip):
     run = ["--model", "vit_mini", "--topology", "h100:1", "--opt", "sgd"]
     run += ["--dataset", "digits", "--batch-size", "1024"]
@@ -120,7 +121,13 @@ def uncompiled(monkeypatch):
 
 
 @pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize(("protocol", "images"), [("held_out", 1257), ("paper", 1527)])
+@pytest.mark.parametrize(
+    ("protocol", "images"),
+    [
+        ("held_out", 1257),
+        pytest.param("paper", 1527, marks=pytest.mark.slow),
+    ],
+)
 def test_the_steps_are_those_of_the_protocol(protocol, images):
     run = ["--dataset", "digits", "--protocol", protocol, "--epochs", "10", "--batch-size", "64"]
     found = check.compile_run(preflight.run_config(run), open_topology("h100:1"))

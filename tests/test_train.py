@@ -303,6 +303,7 @@ def test_an_image_folder_without_images_is_a_sentence(config, image_folder, miss
     assert not list(config.folder().parent.glob("*/config.json"))
 
 
+@pytest.mark.slow
 def test_tfds_by_name_without_tensorflow(config, tmp_path):
     tfds_tiny.build(tmp_path / "tfds")
     data = dataclasses.replace(config.data, dir=str(tmp_path / "tfds"))

@@ -5,6 +5,7 @@ A reader goes through a page from top to bottom in one folder, and so does a tes
 nothing else about a command is changed.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 from helpers.pages import PAGES, ROOT, blocks, name_of
+
+from bocb_jax.__main__ import main
 
 BOCB = Path(sys.executable).with_name("bocb")
 PAGES_WITH_CODE = [
@@ -122,7 +125,7 @@ def test_code_of(page, tmp_path, swept, environment):
             assert block.words == ("no-run",)
 
 
-def test_commands_that_are_not_run_name_options_that_exist(environment):
+def test_commands_that_are_not_run_name_options_that_exist(monkeypatch, capsys):
     """A `no-run` block is at least spelled as the program understands it."""
     flags = {}
     for page in PAGES:
@@ -135,10 +138,11 @@ def test_commands_that_are_not_run_name_options_that_exist(environment):
                     re.findall(r"--[a-z][\w-]*(?:\.[\w-]+)?", rest)
                 )
     assert set(flags) >= {"train", "sweep"}
+    monkeypatch.setenv("COLUMNS", "100")
     for name, used in flags.items():
-        shown = subprocess.run(
-            [BOCB, name, "--help"], env=environment, capture_output=True, text=True, check=True
-        ).stdout
+        with contextlib.suppress(SystemExit):
+            main([name, "--help"])
+        shown = capsys.readouterr().out
         for flag in used:
             known = flag.replace("_", "-") in shown.replace("_", "-")
             free = ("--config", "--model-args", "--opt-args")  # read before the parser, or any key

@@ -22,7 +22,7 @@ MINIS = [name for name in NAMES if name.endswith("_mini")]
 LARGE = [name for name in NAMES if name not in (*MINIS, *PAPER)]
 LISTED = [*MINIS, *PAPER, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
 # The default run tests every property on two small models, `-m slow` on all.
-QUICK = ("resnet_mini", "vit_mini")
+QUICK = ("vgg_mini", "vit_mini")
 # Where every backbone compiles several programs, one is enough for the default run.
 SMALLEST = [
     name if name == "vit_mini" else pytest.param(name, marks=pytest.mark.slow) for name in MINIS
@@ -167,7 +167,8 @@ def test_abstract_and_concrete_initialization_agree(name):
     )
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.slow  # tests/engine/test_population.py does it on a small net
+@pytest.mark.parametrize("name", MINIS)
 def test_seeds_trained_together_equal_seeds_trained_alone(name):
     """In float64, as some models amplify float32 rounding a thousandfold."""
     with jax.enable_x64(True):
