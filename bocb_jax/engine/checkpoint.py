@@ -120,6 +120,7 @@ class Checkpoints:
             except Exception as raised:  # Orbax raises many kinds for a damaged file
                 error = raised
             if not in_all(error is None):
+                _align_operations()
                 self._set_aside("last", step, f"The checkpoint of step {step}", error)
                 damaged.append(step)
                 continue
@@ -244,6 +245,24 @@ class Checkpoints:
             reason = "by another process"
         _warn("%s cannot be read (%s); renamed to %s.", what, reason, target)
         self._open[name] = self._opened(name)
+
+
+def _align_operations() -> None:
+    """Let Orbax count on from one number in all processes.
+
+    Its barriers are named after a count of operations, loads among them. Where a load has failed in
+    one process, the counts may differ, and a later save or deletion would wait for ever.
+    """
+    if jax.process_count() == 1:
+        return
+    from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator
+
+    def count() -> int:
+        return int(OperationIdGenerator.get_current_operation_id())
+
+    common = on_first(count) + 100  # more than a few loads can differ by
+    while count() < common:
+        OperationIdGenerator.next_operation_id()
 
 
 def _renamed(source: Path) -> str:

@@ -7,7 +7,7 @@ import socket
 KEEPALIVE = [
     ((level, getattr(socket, name)), value)
     for level, name, value in (
-        (socket.SOL_SOCKET, "SOKEEPALIVE", 1),
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
         (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 5),
         (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 5),
         (socket.IPPROTO_TCP, "TCP_KEEPCNT", 4),
