@@ -1,4 +1,4 @@
-"""Run directories of nets that have not been trained: their best weights are those of the start."""
+"""Runs of detection and pose estimation that have not been trained."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ SMALL = {
 
 
 def untrained_run(folder, task, **changes):
-    """Write the directory of a run of detection or pose estimation on the drawn data.
+    """Write the directory of a run on the drawn data; its best weights are those of the start.
 
     Returns:
       The run, and its weights: "params" and "model_state".
@@ -43,3 +43,9 @@ def untrained_run(folder, task, **changes):
     checkpoints.wait()
     checkpoints.close()
     return run, weights
+
+
+def spec_of(model, task="detection", **changes):
+    """Return what is compiled in of a run at 64 pixels on the drawn data."""
+    given = {"task": task, "model": model, "image_size": 64, **changes}
+    return Run(from_dict(TrainConfig, given)).spec
