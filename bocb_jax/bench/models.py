@@ -48,7 +48,7 @@ if size <= 32:  # the stems that we use for small images
         model.stem[0] = stem(model.stem[0].out_channels)
 """
 
-# Answers a number of steps with the seconds of one.
+# Defines the `step` of a reference.
 _REFERENCE = (
     """
 import json, os, sys, time
@@ -67,7 +67,11 @@ def step():
     optimizer.zero_grad(set_to_none=True)
     torch.nn.functional.cross_entropy(model(images), labels).backward()
     optimizer.step()
+"""
+)
 
+# Answers a number of steps with the seconds of one.
+_TIME_STEPS = """
 step()
 print(json.dumps({"ready": True}), flush=True)
 for line in sys.stdin:
@@ -78,7 +82,6 @@ for line in sys.stdin:
         step()
     print(json.dumps({"seconds": (time.perf_counter() - start) / steps}), flush=True)
 """
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,11 +246,11 @@ def timed_reference(
     Yields None if the interpreter lacks what the script imports.
 
     Args:
-      script: Python that answers {"steps": number} with {"seconds": of one}.
+      script: Python that imports json, sys and time and defines `step`.
       arguments: its own, as JSON.
       python: command of an interpreter.
     """
-    with Timed([*python, "-c", script], arguments) as process:
+    with Timed([*python, "-c", script + _TIME_STEPS], arguments) as process:
 
         def block(steps: int) -> float:
             answer = process.ask(steps=steps)

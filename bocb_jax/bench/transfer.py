@@ -60,7 +60,7 @@ SETTINGS = {
     ),
 }
 
-# Answers a number of steps with the seconds of one.
+# Defines the `step` of a reference.
 _REFERENCE = """
 import json, os, sys, time
 import torch, torchvision
@@ -116,15 +116,6 @@ def seconds(form):
     return time.perf_counter() - start
 
 use(min((torch.contiguous_format, torch.channels_last), key=seconds))
-step()
-print(json.dumps({"ready": True}), flush=True)
-for line in sys.stdin:
-    steps = json.loads(line)["steps"]
-    step()  # untimed: wakes the threads and refills the caches
-    start = time.perf_counter()
-    for _ in range(steps):
-        step()
-    print(json.dumps({"seconds": (time.perf_counter() - start) / steps}), flush=True)
 """
 
 
