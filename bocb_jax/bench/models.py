@@ -6,6 +6,7 @@ cores. It runs in a process of its own, as two thread pools in one process compe
 
 import contextlib
 import dataclasses
+import re
 import statistics
 import sys
 import time
@@ -70,6 +71,7 @@ def step():
 """
 )
 
+_LACKS = "ModuleNotFoundError|ImportError"
 # Answers a number of steps with the seconds of one.
 _TIME_STEPS = """
 step()
@@ -249,6 +251,9 @@ def timed_reference(
       script: Python that imports json, sys and time and defines `step`.
       arguments: its own, as JSON.
       python: command of an interpreter.
+
+    Raises:
+      UserError: the script fails for another reason.
     """
     with Timed([*python, "-c", script + _TIME_STEPS], arguments) as process:
 
@@ -258,4 +263,7 @@ def timed_reference(
                 raise UserError(f"PyTorch's side of the comparison failed: {answer['error']}.")
             return float(answer["seconds"])
 
-        yield None if process.problem else block
+        lacks = process.problem is not None and re.search(_LACKS, process.problem)
+        if process.problem and not lacks:
+            block(1)  # says why
+        yield None if lacks else block

@@ -1,10 +1,13 @@
 """`bocb bench`: what it prints and writes."""
 
 import json
+import sys
 
 import pytest
 
 from bocb_jax.__main__ import main
+from bocb_jax.bench import models
+from bocb_jax.errors import UserError
 
 
 def test_optimizers(tmp_path, capsys):
@@ -63,3 +66,18 @@ def test_models_of_a_task(task, tmp_path, capsys):
 def test_a_task_is_for_models(capsys):
     assert main(["bench", "--optimizers", "--task", "pose"]) == 2
     assert "--task is for --models" in capsys.readouterr().err
+
+
+def test_a_reference_that_lacks_a_package_is_left_out_and_one_that_fails_is_told():
+    start = "import json, sys, time\n"
+    python = [sys.executable]
+    with models.timed_reference(f"{start}import no_such_package", [], python) as block:
+        assert block is None
+    with models.timed_reference(f"{start}step = lambda: None", [], python) as block:
+        assert block(2) >= 0
+    failing = f"{start}def step():\n    raise RuntimeError('sizes differ')"
+    with (
+        pytest.raises(UserError, match=r"comparison failed: .*RuntimeError: sizes differ"),
+        models.timed_reference(failing, [], python),
+    ):
+        pass
