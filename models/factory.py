@@ -1,17 +1,19 @@
 """The registry of backbones: names, model cards, and how a name becomes a model."""
 
 import dataclasses
+import functools
 import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
 from bocb_jax.errors import UserError
-from bocb_jax.models import own
+from bocb_jax.models import own, platform
 from bocb_jax.models.own import Builder
 from bocb_jax.paper import taxonomy
 from bocb_jax.registry import Registry
@@ -328,7 +330,7 @@ def create_model(
     dtype: Any = None,
     **overrides: Any,
 ) -> nnx.Module:
-    """Build a backbone by name.
+    """Build a backbone by name, with the initial weights that a run of the same key starts from.
 
     Args:
       name: a listed name, an alias, or an import path such as "mypkg.nets:MyNet".
@@ -349,9 +351,38 @@ def create_model(
     for what, value in (("num_classes", num_classes), ("image_size", image_size)):
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{what} is {value}; it must be a whole number of at least 1.")
-    return MODELS.resolve(name).build(
-        num_classes=num_classes, image_size=image_size, rngs=rngs, dtype=dtype, **overrides
+    build = MODELS.resolve(name).build
+    arguments = {"num_classes": num_classes, "image_size": image_size, "dtype": dtype, **overrides}
+    streams, counts = nnx.split(rngs)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(counts)):
+        return build(**arguments, rngs=rngs)
+    try:
+        draw = _draw_at_once(build, **arguments)
+    except TypeError:  # an argument that has no hash, of a model of the user's
+        return build(**arguments, rngs=rngs)
+    model, counts = draw(streams, counts)
+    nnx.update(rngs, counts)
+    return nnx.merge(*model)
+
+
+@functools.lru_cache(maxsize=64, typed=True)  # typed: True is not 1
+def _draw_at_once(build: Builder, **arguments: Any) -> Callable[..., Any]:
+    """Return a function of split `nnx.Rngs`: a split model, and the state of the streams after it.
+
+    It is one program, since one a tensor would take several times as long to compile.
+    """
+
+    @functools.partial(
+        jax.jit,
+        static_argnums=0,
+        compiler_options=platform.init_compiler_options(jax.default_backend()),
     )
+    def draw(streams: nnx.GraphDef, counts: nnx.State) -> tuple[Any, nnx.State]:
+        rngs = nnx.merge(streams, counts)
+        model = nnx.split(build(**arguments, rngs=rngs))
+        return model, nnx.state(rngs)
+
+    return draw
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -16,6 +16,7 @@ from bocb_jax.engine.passes import Gradient, Passes, weights_of
 from bocb_jax.engine.sharding import batch_sharding, platform_of, replicated, state_sharding
 from bocb_jax.engine.state import Batch, Metrics, Params, TrainState
 from bocb_jax.engine.steps import Steps
+from bocb_jax.models import platform
 
 
 class CompiledPasses:
@@ -41,7 +42,7 @@ class CompiledPasses:
         self.init_weights = jax.jit(
             passes.init_weights,
             out_shardings=weights,
-            compiler_options=init_compiler_options(platform_of(mesh)),
+            compiler_options=platform.init_compiler_options(platform_of(mesh)),
         )
         self.prepare = jax.jit(
             passes.prepare, in_shardings=(everywhere, batches, everywhere), out_shardings=batches
@@ -201,12 +202,3 @@ class Program:
     def num_params(self) -> int:
         """Number of learned values."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_state.params))
-
-
-def init_compiler_options(platform: str) -> dict[str, Any] | None:
-    """Return the compiler options of the program that draws random weights.
-
-    On CPUs it takes longer to compile than a training step, and it runs once: LLVM need not
-    optimize it.
-    """
-    return {"xla_backend_optimization_level": 0} if platform == "cpu" else None

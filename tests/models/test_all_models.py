@@ -12,9 +12,12 @@ from flax import nnx
 from helpers.filled import PAPER
 
 import bocb_jax
+from bocb_jax.engine.checkpoint import by_path
+from bocb_jax.engine.passes import weights_of
 from bocb_jax.errors import UserError
 from bocb_jax.models.factory import MODELS
 from bocb_jax.models.parameters import count_params, parameter_kinds
+from bocb_jax.starting_weights import initial_weights
 
 CLASSES, BATCH = 10, 4
 NAMES = bocb_jax.list_models()
@@ -167,6 +170,28 @@ def test_abstract_and_concrete_initialization_agree(name):
     )
 
 
+@pytest.mark.parametrize("name", SAMPLE)
+def test_starts_with_the_weights_of_a_run_of_the_same_seed(name):
+    model = build(name, seed=jax.random.key(3))
+    drawn = jax.tree.map(np.asarray, by_path(weights_of(model)))
+    expected = initial_weights(
+        name, {}, num_classes=CLASSES, image_size=MODELS.get(name).image_size,
+        precision="float32", seed=3, shapes={path: w.shape for path, w in drawn.items()},
+    )  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, drawn, expected)
+
+
+def test_streams_go_on_after_a_model_as_if_it_drew_each_tensor_by_itself():
+    streams, apart = nnx.Rngs(0, dropout=1), nnx.Rngs(0, dropout=1)
+    settings = {"num_classes": CLASSES, "image_size": 32}
+    model = bocb_jax.create_model("mixer_mini", rngs=streams, **settings)
+    other = MODELS.get("mixer_mini").build(rngs=apart, **settings)
+    for stream in ("params", "dropout"):
+        assert streams[stream]() == apart[stream]()
+    for a, b in zip(*(jax.tree.leaves(split(m)[1]) for m in (model, other)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.slow  # tests/engine/test_population.py does it on a small net
 @pytest.mark.parametrize("name", MINIS)
 def test_seeds_trained_together_equal_seeds_trained_alone(name):
@@ -210,6 +235,8 @@ def test_unknown_settings_are_named():
         UserError, match=r"resnet_mini has no setting depht\. It has: block, depths, widths"
     ):
         build("resnet_mini", depht=3)
+    with pytest.raises(UserError, match="qkv_bias"):
+        [build("vit_mini", qkv_bias=value) for value in (True, 1)]  # which are equal keys
     with pytest.raises(UserError, match="'official' and 'bocb', not 'timm'"):
         build("resnet_mini", variant="timm")
 
