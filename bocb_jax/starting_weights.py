@@ -12,12 +12,12 @@ from flax import nnx
 
 from bocb_jax import torch_weights
 from bocb_jax.build import NetSpec, build_backbone, build_model, hashable
+from bocb_jax.compiler_options import init_compiler_options
 from bocb_jax.engine.checkpoint import by_path, read_best
 from bocb_jax.engine.passes import weights_of
 from bocb_jax.engine.sharding import make_mesh, platform_of
 from bocb_jax.engine.state import Params
 from bocb_jax.errors import UserError
-from bocb_jax.models import platform
 from bocb_jax.models.factory import MODELS
 from bocb_jax.models.recorded import Shapes, recorded_builder
 from bocb_jax.tasks.net import Net
@@ -168,4 +168,4 @@ def _initializer(
 
 def _compiler_options() -> dict[str, Any] | None:
     """Return the options by which a run compiles what draws its weights: they change last bits."""
-    return platform.init_compiler_options(platform_of(make_mesh(devices=1)))
+    return init_compiler_options(platform_of(make_mesh(devices=1)))

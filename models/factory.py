@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from bocb_jax.compiler_options import init_compiler_options
 from bocb_jax.errors import UserError
 from bocb_jax.models import own, platform
 from bocb_jax.models.own import Builder
@@ -375,7 +376,7 @@ def _draw_at_once(build: Builder, **arguments: Any) -> Callable[..., Any]:
     @functools.partial(
         jax.jit,
         static_argnums=0,
-        compiler_options=platform.init_compiler_options(jax.default_backend()),
+        compiler_options=init_compiler_options(platform.target()),
     )
     def draw(streams: nnx.GraphDef, counts: nnx.State) -> tuple[Any, nnx.State]:
         rngs = nnx.merge(streams, counts)

@@ -8,7 +8,6 @@ ahead of time for devices that this process does not have names their platform:
 """
 
 from contextlib import AbstractContextManager
-from typing import Any
 
 import jax
 
@@ -30,12 +29,3 @@ def has_cudnn() -> bool:
 def tracing_for(platform: str) -> AbstractContextManager[None]:
     """Return a context in which this thread traces models for `platform`."""
     return _TARGET(platform)
-
-
-def init_compiler_options(platform: str) -> dict[str, Any] | None:
-    """Return the compiler options of the program that draws random weights.
-
-    On CPUs it takes longer to compile than a training step, and it runs once: LLVM need not
-    optimize it.
-    """
-    return {"xla_backend_optimization_level": 0} if platform == "cpu" else None

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from bocb_jax.compiler_options import init_compiler_options
 from bocb_jax.engine.passes import Gradient, Passes, weights_of
 from bocb_jax.engine.sharding import batch_sharding, platform_of, replicated, state_sharding
 from bocb_jax.engine.state import Batch, Metrics, Params, TrainState
 from bocb_jax.engine.steps import Steps
-from bocb_jax.models import platform
 
 
 class CompiledPasses:
@@ -42,7 +42,7 @@ class CompiledPasses:
         self.init_weights = jax.jit(
             passes.init_weights,
             out_shardings=weights,
-            compiler_options=platform.init_compiler_options(platform_of(mesh)),
+            compiler_options=init_compiler_options(platform_of(mesh)),
         )
         self.prepare = jax.jit(
             passes.prepare, in_shardings=(everywhere, batches, everywhere), out_shardings=batches
