@@ -18,6 +18,7 @@ from bocb_jax import paper
 from bocb_jax.coupling.camps import classic_of, leads
 from bocb_jax.coupling.costs import costs_of
 from bocb_jax.coupling.result import Analysis
+from bocb_jax.coupling.rounding import p_text, significant
 from bocb_jax.paper import taxonomy
 from bocb_jax.paper.categories import to_opt
 from bocb_jax.paper.taxonomy import find, to_model
@@ -71,8 +72,10 @@ def _interaction(analysis: Analysis) -> Finding:
         return Finding("", 0, OPEN, f"{rule} The noise of these figures is not known.")
     own = analysis.shares["scale"] == analysis.table.unit
     shares = [f"{value:.0%}" for value in analysis.shares["interaction"][own].dropna()]
-    figure = f"The interaction's mean square is {found.statistic:.3g} times that of the noise"
-    figure += f" ({_p(found.p_value)})"
+    figure = (
+        f"The interaction's mean square is {significant(found.statistic)} times that of the noise"
+    )
+    figure += f" ({p_text(found.p_value)})"
     figure += f"; it is {shares[0]} of the variance" if shares else ""
     figure += f", {shares[1]} without the optimizers that fail." if shares[1:] else "."
     verdict = HOLDS if found.p_value <= _LEVEL else OPEN
@@ -106,7 +109,7 @@ def _favor(classic: bool) -> Callable[[Analysis], Finding]:
         winners, kind = ("SGD-like", "classic CNNs") if classic else ("Adaptive", "modern nets")
         figure = (
             f"{winners} optimizers lead on {int((towards > 0).sum())} of {len(towards)} {kind} and "
-            f"on {agree} of {number} families ({_p(p_value)}); SGD-like minus adaptive is "
+            f"on {agree} of {number} families ({p_text(p_value)}); SGD-like minus adaptive is "
             f"{_median(side, analysis)} in the median."
         )
         return Finding(figure, number, _verdict(p_value, reverse), detail)
@@ -128,7 +131,7 @@ def _differ(analysis: Analysis) -> Finding:
     figure = (
         f"SGD-like minus adaptive optimizers: {_median(sides[0], analysis)} on classic "
         f"CNNs and {_median(sides[1], analysis)} on modern nets in the median "
-        f"({_p(found.p_value)})."
+        f"({p_text(found.p_value)})."
     )
     return Finding(figure, number, _verdict(found.p_value, found.reverse_p_value), detail)
 
@@ -160,7 +163,7 @@ def _category_d(analysis: Analysis) -> Finding:
         _subset_p(costs[rival.union(members.index)], rival, larger=True) for rival in rivals
     )
     verdict = _verdict(max(whole, without), reverse)
-    detail += f" {_p(whole).capitalize()}, without {worst} {_p(without)}."
+    detail += f" {p_text(whole).capitalize()}, without {worst} {p_text(without)}."
     return Finding(figure, len(members), verdict, detail)
 
 
@@ -211,7 +214,7 @@ def _group_of_optimizers(
     listed = ", ".join(f"{name} {written(own[name])} (rank {ranks[name]})" for name in own.index)
     figure = (
         f"{what}: {listed}; on average over the other {len(others)} {written(others.mean())} "
-        f"({_p(p_value)})."
+        f"({p_text(p_value)})."
     )
     verdict = _verdict(p_value, _subset_p(values, own.index, larger=True))
     return Finding(figure, len(own), verdict, detail)
@@ -248,7 +251,7 @@ def _carries_over(analysis: Analysis) -> Finding:
     )
     figure = (
         f"Rank correlation {own:.2f} over {len(optimizers)} optimizers on {len(backbones)} "
-        f"{'backbone' if len(backbones) == 1 else 'backbones'} ({_p(p_value)})."
+        f"{'backbone' if len(backbones) == 1 else 'backbones'} ({p_text(p_value)})."
     )
     return Finding(figure, len(optimizers), _verdict(p_value, reverse), detail)
 
@@ -320,7 +323,7 @@ def _sides(
     figure = (
         f"{_amount(sides[0].median(), analysis)} on {costly} ({len(sides[0])}) and "
         f"{_amount(sides[1].median(), analysis)} on {cheap} ({len(sides[1])}) in the median; "
-        f"{len(means[0])} against {len(means[1])} families ({_p(p_value)})."
+        f"{len(means[0])} against {len(means[1])} families ({p_text(p_value)})."
     )
     if 1 / math.comb(number, len(means[0])) > _LEVEL:
         detail += " Of so few families no order does."
@@ -366,12 +369,8 @@ def _family_means(analysis: Analysis, values: pandas.Series) -> pandas.Series:
     return values.groupby(analysis.taxonomy["family"].reindex(values.index).to_numpy()).mean()
 
 
-def _p(value: float) -> str:
-    return "p < 0.0001" if value < 1e-4 else f"p = {value:.2g}"
-
-
 def _rounded(value: float) -> str:
-    return f"{value:.1f}" if abs(value) >= 0.95 else f"{value:.2g}"
+    return f"{value:.1f}" if abs(value) >= 0.95 else significant(value, 2)
 
 
 def _amount(value: float, analysis: Analysis) -> str:

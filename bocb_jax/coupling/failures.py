@@ -6,6 +6,7 @@ import numpy as np
 import pandas
 
 from bocb_jax.coupling.outliers import Outliers
+from bocb_jax.coupling.rounding import significant
 from bocb_jax.coupling.score_table import ScoreTable
 
 # Nothing was learnt if the loss of the last epoch is at least this share of the first epoch's.
@@ -105,9 +106,11 @@ def _label(cell: Any, loss: float, median: float, others: int) -> tuple[str, str
     if not np.isfinite(loss):
         return "unclear", "the training loss is not known"
     if np.isfinite(cell.start) and loss >= STUCK * cell.start:
-        said = f"training loss {loss:.3g}, {cell.start:.3g} in the first epoch"
+        said = f"training loss {significant(loss)}, {significant(cell.start)} in the first epoch"
         return "never left the start", said
-    against = f"training loss {loss:.3g}, median {median:.3g} over {others} optimizers"
+    against = (
+        f"training loss {significant(loss)}, median {significant(median)} over {others} optimizers"
+    )
     if others < 3:
         return "unclear", f"{against}, which are too few"
     if loss > max(UNDERFITTED_FACTOR * median, median + UNDERFITTED_NATS):

@@ -12,6 +12,7 @@ from scipy import sparse, stats
 
 from bocb_jax.coupling import noncentral
 from bocb_jax.coupling.cells import Cells, cells_of, cells_of_table, noise_variance
+from bocb_jax.coupling.rounding import p_text
 from bocb_jax.coupling.score_table import ScoreTable
 
 # Variances count as equal only where a test of that finds nothing even at this level. A lower one
@@ -162,7 +163,7 @@ def _pooled(cells: Cells, equal_p: float) -> InteractionTest | None:
         floored=0,
         description=(
             "F test with the noise pooled over all cells, whose variances differ no more than "
-            f"seeds let expect (p = {equal_p:.2g})."
+            f"seeds let expect ({p_text(equal_p)})."
         ),
     )
 
@@ -294,7 +295,7 @@ def _described_bootstrap(equal_p: float, draws: int, left_out: int, floored: int
     text = (
         "Parametric bootstrap in which every cell counts by its own noise (Krishnamoorthy, Lu and "
         f"Mathew 2007; {draws} draws), because the variances of the cells may differ "
-        f"(p = {equal_p:.2g})."
+        f"({p_text(equal_p)})."
     )
     if left_out:
         cells = "1 cell of one run is" if left_out == 1 else f"{left_out} cells of one run are"

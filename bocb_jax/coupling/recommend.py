@@ -17,6 +17,7 @@ from bocb_jax.coupling.costs import (
     general_advice,
 )
 from bocb_jax.coupling.portfolio import portfolio
+from bocb_jax.coupling.rounding import significant
 from bocb_jax.coupling.score_table import ScoreTable, regret_of
 from bocb_jax.errors import UserError
 from bocb_jax.paper import taxonomy
@@ -93,11 +94,11 @@ def recommend(table: ScoreTable, model: str, *, most: int = 3) -> Advice | None:
     noise = None if noise is None else table.distances(noise)
     if backbone is None:
         column, rule = _overall(table, regret), OVERALL
-    elif errors is None or regret.notna().any().sum() < 2:
+    elif noise is None or errors is None or regret.notna().any().sum() < 2:
         column, rule = regret[backbone].dropna(), PLAIN
     else:
         column = shrink(costs_of(table), backbone, errors, cap=cap_of(table.equal))
-        rule = SHRUNK.format(sd=f"{noise:.2g}", unit=table.distance_unit)
+        rule = SHRUNK.format(sd=significant(noise, 2), unit=table.distance_unit)
     if len(column) < 2:
         return None
     avoid, failed = dict[str, str](), list[str]()
@@ -292,7 +293,8 @@ def _avoid(table: ScoreTable, regret: pandas.Series, column: pandas.Series) -> d
     behind = behind[far_behind(behind, table.equal)]
     unit = " %" if table.relative else ""
     return {
-        str(name): f"{name} ({table.distances(by):.3g}{unit} behind)" for name, by in behind.items()
+        str(name): f"{name} ({significant(table.distances(by))}{unit} behind)"
+        for name, by in behind.items()
     }
 
 
@@ -410,23 +412,28 @@ def sentences(advice: Advice) -> Sequence[str]:
     first, *others = advice.choices
     lines = [f"Try {first.optimizer} first{_with_rates(first)}."]
     if np.isfinite(first.score):
-        best = "the best" if first.behind == 0 else f"{first.behind:.3g} {unit} behind the best"
+        best = (
+            "the best"
+            if first.behind == 0
+            else f"{significant(first.behind)} {unit} behind the best"
+        )
         lines.append(
-            f"Evidence: {first.score:.4g} on {advice.backbone}, {best} of {advice.candidates} "
-            f"optimizers, n = {first.seeds} {'figure' if first.seeds == 1 else 'figures'}."
+            f"Evidence: {significant(first.score, 4)} on {advice.backbone}, {best} of "
+            f"{advice.candidates} optimizers, n = {first.seeds} "
+            f"{'figure' if first.seeds == 1 else 'figures'}."
         )
     lines += _price_sentence(advice)
     overall = (
-        f"on average {first.mean_regret:.3g} {unit} behind the best, at worst "
-        f"{first.worst_regret:.3g} ({first.worst_backbone})"
+        f"on average {significant(first.mean_regret)} {unit} behind the best, at worst "
+        f"{significant(first.worst_regret)} ({first.worst_backbone})"
     )
     overall = "the best on each" if first.worst_regret == 0 else overall
     if first.backbones > 1:
         lines.append(f"Over {first.backbones} backbones it is {overall}.")
     for choice in others:
-        behind = f"{choice.behind:.3g} {unit} behind the best, n = {choice.seeds}"
+        behind = f"{significant(choice.behind)} {unit} behind the best, n = {choice.seeds}"
         if not np.isfinite(choice.behind):
-            behind = f"mean regret {choice.mean_regret:.3g} {unit}"
+            behind = f"mean regret {significant(choice.mean_regret)} {unit}"
             behind += f", n = {choice.backbones} backbones"
         lines.append(f"Then {choice.optimizer}{_with_rates(choice)}: {behind}.")
     if advice.avoid:
@@ -443,7 +450,7 @@ def _price_sentence(advice: Advice) -> list[str]:
         return [f"{start}: it diverged here."]
     if advice.price < 0.005:
         return [f"{start}: it costs nothing here."]
-    return [f"{start}: it costs {advice.price:.3g} {advice.unit} here."]
+    return [f"{start}: it costs {significant(advice.price)} {advice.unit} here."]
 
 
 def _with_rates(choice: Choice) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas
 
 from bocb_jax.coupling.result import Analysis
+from bocb_jax.coupling.rounding import p_text
 from bocb_jax.coupling.score_table import ScoreTable
 from bocb_jax.patterns import prediction
 from bocb_jax.patterns.checkpoints import analyze_checkpoints
@@ -195,7 +196,7 @@ def _sentences(cells: pandas.DataFrame, predictions: pandas.DataFrame | None) ->
             f"{str(name).replace('_', ' ').capitalize()} {finding} AUC of {row['auc']:.2f} in the "
             f"sample and {row['auc_out_of_family']:.2f} on families left out ({row['failed']} "
             f"failed of {row['n']} cells, failures in {row['families']} families; "
-            f"p = {row['p_holm']:.2g} by permutation within backbones, Holm)."
+            f"{p_text(row['p_holm'])} by permutation within backbones, Holm)."
         )
     lines.append(
         "None of this is a prediction in time: these are weights from the end of the runs, and an "

@@ -11,6 +11,7 @@ import pandas
 
 from bocb_jax.coupling.costs import LEAST_BACKBONES, costs_of, diverged, far_from
 from bocb_jax.coupling.result import Analysis
+from bocb_jax.coupling.rounding import p_text
 from bocb_jax.coupling.score_table import ScoreTable
 from bocb_jax.report import advice, wording
 from bocb_jax.report.style import label
@@ -105,7 +106,7 @@ def _test(analysis: Analysis) -> str:
     classic, others = camps.families
     return (
         f" (classic CNNs, {classic} families, against {others} other families: "
-        f"{wording.p_value(camps.p_value)})"
+        f"{p_text(camps.p_value)})"
     )
 
 
@@ -407,11 +408,11 @@ def _noise(analysis: Analysis) -> str:
     if _is_shown(analysis):
         return (
             "That optimizers compare differently on different backbones is more than noise "
-            f"({wording.p_value(p_value)})."
+            f"({p_text(p_value)})."
         )
     return (
         "No coupling is shown: that optimizers compare differently on different backbones may be "
-        f"noise ({wording.p_value(p_value)})."
+        f"noise ({p_text(p_value)})."
     )
 
 

@@ -4,6 +4,7 @@ import pandas
 
 from bocb_jax.coupling.pretraining import LEVEL, Mean, Pretraining
 from bocb_jax.coupling.result import Analysis
+from bocb_jax.coupling.rounding import p_text, significant
 from bocb_jax.coupling.score_table import ScoreTable
 from bocb_jax.report.style import label
 from bocb_jax.report.wording import (
@@ -12,7 +13,6 @@ from bocb_jax.report.wording import (
     is_known,
     labels,
     listed,
-    p_value,
     score,
     with_unit,
 )
@@ -77,7 +77,7 @@ def _sizes(frame: pandas.DataFrame, table: ScoreTable) -> str:
             low, high = (gap(table, row[f"interaction_{end}"]) for end in ("low", "high"))
             inside.append(f"{low} to {high}")
         if is_known(row["p_holm"]):
-            inside.append(p_value(row["p_holm"]))
+            inside.append(p_text(row["p_holm"]))
         texts.append(f"{text} ({'; '.join(inside)})" if inside else text)
     return listed(texts, 4)
 
@@ -100,11 +100,11 @@ def _starts(found: Pretraining) -> str:
     alike = "more alike" if test.p_value < LEVEL else "not shown to be more alike"
     text = (
         f"Which optimizers fine-tune well is {alike} after weights of one optimizer than after "
-        f"any others ({counted(test.starts, 'set')} of weights, exact {p_value(test.p_value)} "
+        f"any others ({counted(test.starts, 'set')} of weights, exact {p_text(test.p_value)} "
         f"of {test.labelings:,} ways to name them"
     )
     if test.least_p >= LEVEL:
-        text += f", at least {test.least_p:.2g} with so few"
+        text += f", at least {significant(test.least_p, 2)} with so few"
     return f"{text})."
 
 
@@ -123,7 +123,7 @@ def _same(found: Pretraining, table: ScoreTable) -> str:
     return (
         f"Fine-tuning with the optimizer of pre-training {verb} "
         f"{with_unit(table, abs(match.value))} beyond what each of the two does by itself ({ends}; "
-        f"{p_value(match.p_value)})."
+        f"{p_text(match.p_value)})."
     )
 
 

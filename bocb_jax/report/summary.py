@@ -5,6 +5,7 @@ no cause.
 """
 
 from bocb_jax.coupling.result import Analysis
+from bocb_jax.coupling.rounding import p_text
 from bocb_jax.report import advice, pretraining, wording
 from bocb_jax.report.headline import headline
 from bocb_jax.report.style import label
@@ -12,7 +13,6 @@ from bocb_jax.report.wording import (
     counted,
     is_known,
     listed,
-    p_value,
     plural,
     sentence,
 )
@@ -74,7 +74,7 @@ def _interaction(analysis: Analysis) -> str:
     if test is None:
         return ""
     return (
-        f"Interaction of backbone and optimizer: {p_value(test.p_value)} over "
+        f"Interaction of backbone and optimizer: {p_text(test.p_value)} over "
         f"{counted(test.cells, 'cell')}. {sentence(test.description)}"
     )
 
@@ -113,7 +113,7 @@ def _categories(analysis: Analysis) -> str:
         text += f" ({low} to {high})"
     text += f", ahead on {int((gains > 0).sum())}"
     if is_known(section.differs_p):
-        text += f"; that it differs between backbones: {p_value(section.differs_p)}"
+        text += f"; that it differs between backbones: {p_text(section.differs_p)}"
     return text + "."
 
 
@@ -123,10 +123,10 @@ def _ranks(analysis: Analysis) -> str:
         return ""
     text = (
         f"Ranks of {test.optimizers} optimizers over {test.backbones} backbones: Friedman "
-        f"{p_value(test.p_value)}, agreement of the backbones (Kendall's W) {test.kendall_w:.2f}"
+        f"{p_text(test.p_value)}, agreement of the backbones (Kendall's W) {test.kendall_w:.2f}"
     )
     if is_known(test.family_p_value):
-        text += f"; over {test.families} families of backbones {p_value(test.family_p_value)}"
+        text += f"; over {test.families} families of backbones {p_text(test.family_p_value)}"
     if nemenyi is not None and len(nemenyi.mean_ranks):
         ranks = nemenyi.mean_ranks
         others = int((ranks - ranks.iloc[0] <= nemenyi.critical_difference).sum()) - 1

@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 import numpy as np
 import pandas
 
+from bocb_jax.coupling.rounding import significant
 from bocb_jax.coupling.score_table import ScoreTable
 from bocb_jax.report.style import label
 
@@ -38,13 +39,13 @@ def number(table: ScoreTable, value: float, *, fine: bool = False) -> str:
     """Return a number in the unit of a table, with as many digits as it deserves."""
     size = abs(value)
     if size >= 999.5:
-        return f"{value:,.0f}" if size < 1e7 else f"{value:.3g}"
+        return significant(value)
     if table.unit in _FIXED:
         decimals = 2 if fine or size < 0.995 else 1
         return f"{value + math.copysign(_ROUNDING, value):z.{decimals}f}"
     if size < _ROUNDING * (table.equal or 1.0):
         return "0"  # what is left of a difference of equal figures
-    return f"{value:.3g}" if fine else f"{value:.2g}" if size < 99.5 else f"{value:.0f}"
+    return significant(value, 3 if fine else 2)
 
 
 def with_unit(table: ScoreTable, value: float, *, fine: bool = False) -> str:
@@ -81,7 +82,7 @@ def equal_distance(table: ScoreTable) -> str:
     if table.relative:
         return gap(table, table.equal)
     unit = table.unit.removesuffix("s") if table.equal == 1 and table.unit == "points" else None
-    return f"{table.equal:.3g} {table.unit if unit is None else unit}".rstrip()
+    return f"{significant(table.equal)} {table.unit if unit is None else unit}".rstrip()
 
 
 def score(table: ScoreTable, value: float) -> str:
@@ -89,18 +90,12 @@ def score(table: ScoreTable, value: float) -> str:
     value, unit = table.as_measured(value), table.score_unit
     if unit in _FIXED:
         return f"{value:.2f}" + {"points": " %"}.get(unit, f" {unit}")
-    text = f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.4g}"
-    return f"{text} {unit}".rstrip()
+    return f"{significant(value, 4)} {unit}".rstrip()
 
 
 def is_nothing(table: ScoreTable, value: float) -> bool:
     """Return whether a distance is printed as nothing but zeros."""
     return not any(digit in gap(table, value, fine=True) for digit in "123456789")
-
-
-def p_value(value: float) -> str:
-    """Return "p = 0.013", or "p < 0.0001"."""
-    return "p < 0.0001" if value < 1e-4 else f"p = {value:.2g}"
 
 
 def plural(count: float, word: str) -> str:
