@@ -34,9 +34,9 @@ STEMS = {"resnet_mini": {"stem": "cifar"}, "vit_mini": {}}
 
 
 @pytest.mark.parametrize(("model", "task"), [
-    ("resnet_mini", "detection"), ("vit_mini", "pose"),
+    ("vit_mini", "pose"),
     pytest.param("resnet_mini", "pose", marks=pytest.mark.slow),
-    pytest.param("vit_mini", "detection", marks=pytest.mark.slow),
+    *(pytest.param(n, "detection", marks=pytest.mark.slow) for n in STEMS),
 ])  # fmt: skip
 def test_starts_from_a_file_with_pytorchs_names(model, task, tmp_path):
     source = filled(model, 3)
@@ -57,7 +57,10 @@ def test_starts_from_a_file_that_calls_the_backbone_so(task, tmp_path):
     check_backbone_is(source, spec, str(path))
 
 
-@pytest.mark.parametrize(("task", "other"), [("detection", "pose"), ("pose", "detection")])
+@pytest.mark.parametrize(
+    ("task", "other"),
+    [("detection", "pose"), pytest.param("pose", "detection", marks=pytest.mark.slow)],
+)
 def test_starts_from_the_backbone_of_another_net(task, other, tmp_path):
     given = {"model": BACKBONE, "model_args": {}, "transfer": {"width": 8}}
     _, weights = untrained_run(tmp_path / "run", other, **given)

@@ -236,6 +236,7 @@ def test_tensorboard_events_are_written(config):
     assert list((config.folder() / "tensorboard").glob("events*"))
 
 
+@pytest.mark.slow
 def test_another_learning_rate_compiles_nothing_in_the_same_process(config):
     from helpers.compilations import counting_compilations
 

@@ -1,6 +1,7 @@
 """Detection and pose estimation, end to end, as a user starts them."""
 
 import dataclasses
+import itertools
 import json
 import signal
 import subprocess
@@ -399,14 +400,16 @@ def small_run(model, task):
     return Run(from_dict(TrainConfig, given))
 
 
-# Maps as they are, maps after a norm, one map; the other kinds with `-m slow`.
-KINDS_OF_MAPS = {"resnet_mini", "swin_mini", "vit_mini"}
+# One map and maps as they are; maps after a norm and all others with `-m slow`.
+QUICK = {("vit_mini", "detection"), ("resnet_mini", "pose")}
 
 
-@pytest.mark.parametrize("task", ["detection", "pose"])
 @pytest.mark.parametrize(
-    "model",
-    [n if n in KINDS_OF_MAPS else pytest.param(n, marks=pytest.mark.slow) for n in MINIS],
+    ("model", "task"),
+    [
+        pytest.param(*pair, marks=[pytest.mark.slow] * (pair not in QUICK))
+        for pair in itertools.product(MINIS, ("detection", "pose"))
+    ],
 )
 def test_every_backbone_has_a_training_step(model, task):
     run = small_run(model, task)

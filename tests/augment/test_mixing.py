@@ -97,6 +97,7 @@ def test_label_smoothing():
     )
 
 
+@pytest.mark.slow
 def test_one_device_and_eight_agree_bit_for_bit():
     images = jax.random.normal(jax.random.key(0), (16, 8, 8, 3))
     targets = smoothed_one_hot(jnp.arange(16), 16, 0.1)

@@ -72,6 +72,7 @@ def test_cpus_and_accelerators_agree():
     np.testing.assert_allclose(one_by_one, at_once, atol=1e-5)  # the noise is not in integers
 
 
+@pytest.mark.slow
 def test_large_batches_are_augmented_in_parts(monkeypatch):
     images, key = sample_crops(10, 32), jax.random.key(3)
     at_once = prepare(DEIT, backend="gpu")(images, key)
@@ -186,13 +187,14 @@ def test_normalize_centers_and_scales():
     np.testing.assert_allclose(out.std((0, 1, 2)), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "backend"),
     [
         ({"three_augment": True, "color_jitter": 0.3}, "cpu"),
-        pytest.param({"three_augment": True, "color_jitter": 0.3}, "gpu", marks=pytest.mark.slow),
-        pytest.param({"rand_augment": "rand-m9"}, "cpu", marks=pytest.mark.slow),
-        pytest.param({"rand_augment": "rand-m9"}, "gpu", marks=pytest.mark.slow),
+        ({"three_augment": True, "color_jitter": 0.3}, "gpu"),
+        ({"rand_augment": "rand-m9"}, "cpu"),
+        ({"rand_augment": "rand-m9"}, "gpu"),
     ],
     ids=str,
 )

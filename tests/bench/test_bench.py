@@ -50,7 +50,8 @@ def test_models(tmp_path, capsys):
     assert row["compile_seconds"] > 0
 
 
-@pytest.mark.parametrize("task", [pytest.param("detection", marks=pytest.mark.slow), "pose"])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["detection", "pose"])
 def test_models_of_a_task(task, tmp_path, capsys):
     file = tmp_path / "models.json"
     backbone = "helpers.tiny_features:Net"

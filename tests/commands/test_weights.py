@@ -209,7 +209,11 @@ def bits(weights):
 
 @pytest.mark.parametrize(
     ("name", "names"),
-    [("resnet_mini", "torchvision"), ("swin_mini", "timm"), ("unireplknet_mini", "official")],
+    [
+        ("resnet_mini", "torchvision"),
+        pytest.param("swin_mini", "timm", marks=pytest.mark.slow),
+        pytest.param("unireplknet_mini", "official", marks=pytest.mark.slow),
+    ],
 )
 def test_through_a_folder_and_back_not_a_bit_changes(tmp_path, monkeypatch, capsys, name, names):
     monkeypatch.chdir(tmp_path)

@@ -31,11 +31,11 @@ SHORTER = (
     (r"(bocb train [^#\n]*)", r"\1 --epochs 1 --batch-size 256 --image-size 16 "),
     (r"(bocb sweep [^#\n]*--dry-run[^#\n]*)", r"\1 --backbones resnet_mini --optimizers sgd "),
     (r"(bocb sweep (?:(?!--dry-run)[^#\n])*)(?=#|\n)",
-     r"\1 --backbones resnet_mini,mixer_mini --optimizers sgd,adamw --train.epochs 1 "
+     r"\1 --backbones vit_mini,mixer_mini --optimizers sgd,adamw --train.epochs 1 "
      r"--train.batch_size 256 --search.lr_factors '[1]' --final.seeds '[1, 2]' --progress none "),
     (r"(bocb analyze [^#\n]*)", r"\1 --resamples 50 "),
     (r"--budget 30m", "--budget 1s --epochs 1"),
-    (r"RUN\b", "digits-resnet_mini-sgd-s1-*"),
+    (r"RUN\b", "digits-vit_mini-sgd-s1-*"),
 )  # fmt: skip
 
 

@@ -113,7 +113,7 @@ def test_every_parameter_learns(name):
     assert step._cache_size() == compiled
 
 
-@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.parametrize("name", SMALLEST)
 def test_evaluation_in_float32_and_bfloat16(name):
     x = images(name)
     logits = {}

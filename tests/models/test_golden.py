@@ -19,16 +19,19 @@ from bocb_jax.models.parameters import count_params
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 FILES = sorted(GOLDEN.glob("backbones_*/*.npz"))
-# Not in the default run: siblings of models that are in it, four that compile slowly, whose
+# Not in the default run: siblings of models that are in it, those that compile slowly, whose
 # families have smaller goldens in test_<family>.py, and the 133 million weights of VGG.
 SLOW = {
     "224/attentionformer_s12",
     "224/convformer_s12",
     "224/convnext_t",
     "224/convnextv2_t",
+    "224/efficientnet_b0",
+    "224/repvgg_a1",
     "224/resnet101",
     "224/resnet50",
     "224/densenet121",
+    "32/convnextv2_t",
     "32/densenet121",
     "224/moganet_s",
     "32/moganet_s",

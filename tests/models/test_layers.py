@@ -80,7 +80,7 @@ def test_attention_and_its_gradients_equal_a_softmaxs(size):
         np.testing.assert_allclose(np.sum(gradient * direction), slope, rtol=50 * unit)
 
 
-@pytest.mark.parametrize("tokens", [6, 7])
+@pytest.mark.parametrize("tokens", [pytest.param(6, marks=pytest.mark.slow), 7])
 def test_the_fused_form_of_attention_equals_the_plain_one(tokens):
     # In XLA's implementation: cuDNN's needs a GPU, where `bocb bench --gpu` compares them.
     q, k, v = (draw(seed, 2, 3, tokens, 2, 8) for seed in range(3))

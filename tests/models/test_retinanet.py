@@ -285,12 +285,8 @@ def test_every_backbone_fits_a_pyramid(name):
         assert id(variable) in used or path[0].key == "bbox_head", jax.tree_util.keystr(path)
 
 
-TRAINED = ("vit_mini",)  # all with `-m slow`
-
-
-@pytest.mark.parametrize(
-    "name", [n if n in TRAINED else pytest.param(n, marks=pytest.mark.slow) for n in MINIS]
-)
+@pytest.mark.slow  # two steps of some are taken in tests/test_transfer.py
+@pytest.mark.parametrize("name", MINIS)
 def test_every_small_backbone_learns(name):
     side, size = image_size(name)
     config = retinanet.RetinaNetConfig(

@@ -74,6 +74,7 @@ def test_the_fused_model_gives_the_same_logits():
     assert not jax.tree.leaves(nnx.state(fused, nnx.BatchStat))
 
 
+@pytest.mark.slow
 def test_fusing_twice_is_fusing_once():
     fused = filled.build("unireplknet_mini").fuse()
     weights, again = (torch_weights.to_torch_state_dict(m) for m in (fused, fused.fuse()))

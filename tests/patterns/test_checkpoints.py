@@ -137,6 +137,7 @@ def test_runs_are_compared_with_their_own_initialization(tmp_path):
     assert (set(runs["own"]["failed"]), set(runs["seed"]["failed"])) == ({False}, {True})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["detection", "pose"])
 def test_detectors_and_pose_nets_are_compared_with_their_own_initialization(task, tmp_path):
     untrained_run(tmp_path / "run", task)
