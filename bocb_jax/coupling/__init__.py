@@ -14,6 +14,7 @@
 | `ranking`, `structure` | rankings and profiles, axes and clusters |
 | `tuning`, `trials` | cost of tuning, the expected best of k trials |
 | `replicates`, `pretraining`, `starts` | does the optimizer of pre-training constrain the choice |
+| `agreement` | how far two tables agree, such as yours and the paper's |
 | `recommend`, `placement` | what to try first, and published backbones that are similar |
 """
 

@@ -14,6 +14,7 @@ from typing import Any
 import pandas
 
 from bocb_jax.coupling import (
+    agreement,
     best,
     camps,
     caveats,
@@ -142,6 +143,7 @@ def _choices(
         ),
         "camps": camps.find_camps(preferred, families, camps.classic_of(table.backbones)),
         "portfolio": portfolio.portfolio(costs_of(table), families),
+        "beside_paper": agreement.beside_paper(table),
     }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas
 
 from bocb_jax.coupling import choice
+from bocb_jax.coupling.agreement import Agreement
 from bocb_jax.coupling.camps import Camps
 from bocb_jax.coupling.contrasts import CategoryContrast
 from bocb_jax.coupling.decomposition import Decomposition
@@ -66,6 +67,7 @@ class Analysis:
     preference: pandas.DataFrame  # SGD-like or adaptive, see `camps.preference`
     camps: Camps
     portfolio: pandas.DataFrame  # see `portfolio.portfolio`
+    beside_paper: Agreement | None  # with the paper's CIFAR-100 table, see `agreement`
     # The optimizer of pre-training as a third factor; None where runs do not start from weights of
     # several.
     pretraining: Pretraining | None

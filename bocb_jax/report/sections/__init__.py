@@ -10,6 +10,7 @@ from bocb_jax.report.document import Document, Section, is_empty
 from bocb_jax.report.more_runs import Sweep
 from bocb_jax.report.sections import (
     backbones,
+    beside_paper,
     claims,
     decomposition,
     failures,
@@ -56,6 +57,7 @@ def build_document(
         pretraining.build(analysis),
         more_runs.build(analysis, sweep),
         claims.build(analysis),
+        beside_paper.build(analysis),
         optimizers.build(analysis, drawn),
         failures.build(analysis, drawn),
         predictions.build(analysis, drawn),

@@ -1,0 +1,62 @@
+"""The same backbones and optimizers in the paper's table of CIFAR-100."""
+
+from bocb_jax.coupling.agreement import Agreement, Correlation
+from bocb_jax.coupling.result import Analysis
+from bocb_jax.coupling.rounding import p_text
+from bocb_jax.report.document import Section, Text, table_from
+from bocb_jax.report.wording import counted
+
+
+def build(analysis: Analysis) -> Section:
+    """Return the section on how far the table agrees with the paper's."""
+    found = analysis.beside_paper
+    title = "Beside the paper's table"
+    if found is None:
+        return Section("beside-paper", title, ())
+    columns = (
+        ("backbone", "backbone", "text"),
+        ("other_backbone", "in the paper", "text"),
+        ("preference", "SGD-like minus adaptive", "number", "medians, in points"),
+        ("other_preference", "in the paper", "number"),
+        ("camp", "leads", "text"),
+        ("other_camp", "in the paper", "text"),
+        ("general", "general advice", "text", "the optimizer that is best on other families"),
+        ("other_general", "in the paper", "text"),
+        ("price", "its price", "number", "points behind the best"),
+        ("other_price", "in the paper", "number"),
+    )
+    caption = (
+        f"Both sides over the {counted(len(found.optimizers), 'optimizer')} in common and these "
+        "backbones alone. The paper trained nets of full size on CIFAR-100 for 200 epochs."
+    )
+    table = table_from(
+        found.backbones, "Here and in the paper", columns, caption, index="backbone", stacked=True
+    )
+    return Section("beside-paper", title, (Text(tuple(sentences(found))), table))
+
+
+def sentences(found: Agreement) -> list[str]:
+    """Return what two tables agree on, in sentences."""
+    number = counted(len(found.backbones), "backbone")
+    said = [f"The paper's CIFAR-100 table has {number} of these, or nets that they are sizes of."]
+    if found.decided:
+        low, high = found.same_camp_low, found.same_camp_high
+        said.append(
+            f"Of {found.decided} on which one kind of optimizers leads in both tables, it is the "
+            f"same kind on {found.same_camp} ({found.same_camp / found.decided:.0%}, 95 percent "
+            f"interval {low:.0%} to {high:.0%})."
+        )
+    for name, correlation in (
+        ("By how much SGD-like optimizers lead", found.preference),
+        ("The price of general advice", found.price),
+    ):
+        if correlation is not None:
+            said.append(f"{name} correlates with the paper's {_told(correlation)}.")
+    return said
+
+
+def _told(found: Correlation) -> str:
+    return (
+        f"by {found.rho:.2f} (Spearman, {found.n} backbones; 95 percent interval {found.low:.2f} "
+        f"to {found.high:.2f}, {p_text(found.p_value)})"
+    )
