@@ -1,5 +1,6 @@
 """Strict sessions: eight fake devices, rank promotion is an error, no compile cache on disk."""
 
+import gc
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -10,6 +11,8 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A session keeps many objects of JAX alive, and a full collection looks at all of them.
+gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope="session")

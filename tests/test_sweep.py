@@ -377,11 +377,18 @@ def test_a_sweep_from_its_command_to_its_table(tmp_path):
     again = command(path, "--workdir", runs)
     assert again.returncode == 0
     assert "0 of them now" in again.stderr
-    # A second sweep elsewhere compiles nothing: learning rates and seeds are inputs.
+
+
+@pytest.mark.slow
+def test_a_sweep_at_a_url_leaves_what_one_in_a_folder_does_and_compiles_nothing_again(tmp_path):
+    text = TINY.replace("lr_factors = [0.1, 1]", "lr = [0.1, 0.2]").replace(', "adamw"', "")
+    path, runs = write(tmp_path, text), tmp_path / "runs"
+    assert command(path, "--workdir", runs).returncode == 0
+    frame = pandas.read_parquet(runs / "results.parquet")
+    # Learning rates and seeds are inputs of the programs.
     url = f"file://{tmp_path}/other"
     other = command(path, "--workdir", url, "--search.lr", "[0.1, 0.3]")
     assert "compiled no training step (0 programs in all)" in other.stderr, other.stderr
-    # At a URL, a run leaves what it leaves in a folder.
     there = pandas.read_parquet(tmp_path / "other" / "results.parquet")
     columns = ["learning_rate", "status", "validation_accuracy", "train_loss"]
     pandas.testing.assert_frame_equal(

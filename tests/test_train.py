@@ -230,6 +230,7 @@ def test_memory_that_runs_out_before_the_first_step_is_a_sentence(config, monkey
     assert outcome["wall_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_tensorboard_events_are_written(config):
     chatty = dataclasses.replace(config, log=dataclasses.replace(config.log, tensorboard=True))
     train(chatty)

@@ -30,6 +30,7 @@ DEIT = Augmentation(
 )
 DEIT_3 = Augmentation(pad=4, flip=True, three_augment=True, color_jitter=0.3)
 POLICIES = {"digits": DIGITS, "pytorch": PYTORCH, "deit": DEIT, "deit 3": DEIT_3}
+LARGE = ("deit", "deit 3")  # programs
 
 
 @functools.cache
@@ -54,7 +55,7 @@ def pixels(prepared):
 
 # tests/data/test_loader.py covers DeiT's policy in the default run.
 @pytest.mark.parametrize(
-    "name", [pytest.param(x, marks=[pytest.mark.slow] * (x == "deit")) for x in POLICIES]
+    "name", [pytest.param(x, marks=[pytest.mark.slow] * (x in LARGE)) for x in POLICIES]
 )
 def test_one_device_and_eight_agree_bit_for_bit(name):
     images, key = sample_crops(16, 32), jax.random.key(3)
@@ -107,7 +108,9 @@ def test_the_draws_never_change():
     assert boxes.tolist() == [[6, 20, 18, 7], [22, 3, 9, 27], [9, 10, 19, 15], [20, 15, 12, 14]]
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=[pytest.mark.slow] * (x == "deit")) for x in POLICIES]
+)
 def test_every_example_and_every_step_has_its_own_draw(name):
     images = np.tile(sample_crops(1, 32), (16, 1, 1, 1))
     out = np.asarray(prepare(POLICIES[name])(images, jax.random.key(0)))

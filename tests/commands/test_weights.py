@@ -115,6 +115,7 @@ def test_a_run_starts_from_a_file_and_another_from_that_run(config, tmp_path, ca
     assert again == outcome
 
 
+@pytest.mark.slow
 def test_the_first_step_sees_the_logits_of_the_model_that_came_in(config, tmp_path):
     from bocb_jax.build import compiled_program, program_spec
     from bocb_jax.data.registry import open_dataset

@@ -61,7 +61,7 @@ def batch(seed=0):
     }
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
 @pytest.mark.parametrize(
     ("opt", "options"),
     [("sgd", {}), ("lamb", {"clip_norm": 0.1}), ("muon", {"accumulate": 2}), ("sgd", {"ema": 0.9})],

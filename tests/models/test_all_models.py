@@ -130,7 +130,7 @@ def test_evaluation_in_float32_and_bfloat16(name):
     assert jnp.abs(wide - narrow).max() < 0.15 * jnp.abs(wide).max() + 0.05
 
 
-@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.parametrize("name", SMALLEST)
 def test_training_and_evaluation_differ_where_they_should(name):
     model = build(name)
     x, has_stats = images(name), bool(jax.tree.leaves(nnx.state(model, nnx.BatchStat)))

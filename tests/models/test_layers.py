@@ -150,7 +150,10 @@ def test_pools(k, stride, padding):
         ((5, 6), (3, 2), (1, 2), (1, 1)),
     ],
 )
-@pytest.mark.parametrize("levels", [3, None], ids=["ties", "no ties"])
+@pytest.mark.parametrize(
+    "levels",
+    [pytest.param(3, id="ties"), pytest.param(None, id="no ties", marks=pytest.mark.slow)],
+)
 def test_the_gradient_of_max_pool_is_xlas(size, window, strides, padding, levels):
     x = draw(0, 2, *size, 3)
     x = jnp.asarray(x if levels is None else np.round(levels * x / 2))

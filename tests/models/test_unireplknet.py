@@ -83,6 +83,7 @@ def test_fusing_twice_is_fusing_once():
         np.testing.assert_array_equal(again[name], weight)
 
 
+@pytest.mark.slow
 def test_fused_weights_fit_a_model_built_with_deploy():
     fused = filled.build("unireplknet_mini").fuse()
     weights = torch_weights.to_torch_state_dict(fused)
