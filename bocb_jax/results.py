@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bocb_jax.config import with_omitted
 from bocb_jax.errors import UserError
 from bocb_jax.run_files import read_config, read_result, read_study
@@ -281,7 +283,8 @@ def _flat(settings: dict[str, Any], where: str = "") -> Iterable[tuple[str, Any]
 def _convert(frame: Any, name: str) -> None:
     """Give one of `COLUMNS` its type, in place."""
     if name in _INTEGERS:
-        frame[name] = frame[name].astype("Int64")
+        with np.errstate(invalid="ignore"):  # pandas refuses what an integer cannot hold
+            frame[name] = frame[name].astype("Int64")
     elif name in _TEXTS:
         frame[name] = frame[name].astype("string")
     elif name != "selected":

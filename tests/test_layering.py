@@ -33,7 +33,8 @@ RULES = {
         "ours:storage",
     },
     "bocb_jax/results.py": {
-        "pandas", "pyarrow", "ours:errors", "ours:config", "ours:storage", "ours:run_files",
+        "numpy", "pandas", "pyarrow", "ours:errors", "ours:config", "ours:storage",
+        "ours:run_files",
     },
     "bocb_jax/paper": {"pandas", "ours:errors"},
     "bocb_jax/storage": {"fsspec", "ours:errors"},

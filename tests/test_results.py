@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas
 import pytest
 from helpers import made_runs
@@ -152,3 +153,12 @@ def test_ten_thousand_runs(tmp_path, side):
     print(f"{runs} runs: planned in {planning:.1f} s, scanned in {scanning:.1f} s, table in "
           f"{rebuilding:.1f} s, {memory / 2**20:.0f} MiB")  # fmt: skip
     assert memory < 2 * 2**30
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 1e300, 2.0**63, 1.5])
+def test_a_whole_number_that_is_none_is_refused_without_a_warning(tmp_path, value):
+    path = tmp_path / results.FILE
+    row = {"model": "a", "optimizer": "sgd", "status": "finished", "seed": value}
+    pandas.DataFrame([row]).to_parquet(path)
+    with pytest.raises(UserError, match="its column seed is of another type"):
+        results.load(path)
