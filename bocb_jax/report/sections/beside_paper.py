@@ -15,15 +15,15 @@ def build(analysis: Analysis) -> Section:
         return Section("beside-paper", title, ())
     columns = (
         ("backbone", "backbone", "text"),
-        ("other_backbone", "in the paper", "text"),
-        ("preference", "SGD-like minus adaptive", "number", "medians, in points"),
-        ("other_preference", "in the paper", "number"),
-        ("camp", "leads", "text"),
-        ("other_camp", "in the paper", "text"),
+        ("other_backbone", "name in the paper", "text"),
+        ("preference", "lead of SGD-like optimizers", "number", "over adaptive, medians in points"),
+        ("other_preference", "lead in the paper", "number"),
+        ("camp", "who leads", "text"),
+        ("other_camp", "who leads in the paper", "text"),
         ("general", "general advice", "text", "the optimizer that is best on other families"),
-        ("other_general", "in the paper", "text"),
+        ("other_general", "advice in the paper", "text"),
         ("price", "its price", "number", "points behind the best"),
-        ("other_price", "in the paper", "number"),
+        ("other_price", "price in the paper", "number"),
     )
     caption = (
         f"Both sides over the {counted(len(found.optimizers), 'optimizer')} in common and these "
@@ -37,8 +37,10 @@ def build(analysis: Analysis) -> Section:
 
 def sentences(found: Agreement) -> list[str]:
     """Return what two tables agree on, in sentences."""
-    number = counted(len(found.backbones), "backbone")
-    said = [f"The paper's CIFAR-100 table has {number} of these, or nets that they are sizes of."]
+    said = [
+        f"{len(found.backbones)} of these backbones, or nets that they are sizes of, are in the "
+        "paper's CIFAR-100 table."
+    ]
     if found.decided:
         low, high = found.same_camp_low, found.same_camp_high
         said.append(
