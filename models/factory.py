@@ -347,11 +347,15 @@ def create_model(
 
     Raises:
       UnknownName: no such model; the message lists near matches.
-      UserError: no such override, or a value that does not fit.
+      UserError: no such override, a value that does not fit, or `rngs` of another kind.
     """
     for what, value in (("num_classes", num_classes), ("image_size", image_size)):
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{what} is {value}; it must be a whole number of at least 1.")
+    if not isinstance(rngs, nnx.Rngs) or not hasattr(rngs, "params"):
+        raise UserError(
+            f"rngs is a {type(rngs).__name__}; it must draw params, as nnx.Rngs(0) does."
+        )
     build = MODELS.resolve(name).build
     arguments = {"num_classes": num_classes, "image_size": image_size, "dtype": dtype, **overrides}
     streams, counts = nnx.split(rngs)

@@ -241,6 +241,12 @@ def test_unknown_settings_are_named():
         build("resnet_mini", variant="timm")
 
 
+@pytest.mark.parametrize("rngs", [0, None, jax.random.key(0), nnx.Rngs(dropout=0)], ids=type)
+def test_streams_of_another_kind_are_a_sentence(rngs):
+    with pytest.raises(UserError, match=r"it must draw params, as nnx\.Rngs\(0\) does"):
+        bocb_jax.create_model("mixer_mini", rngs=rngs)
+
+
 def test_an_alias_is_the_same_model():
     assert count_params(nnx.eval_shape(lambda: build("deit_s"))) == count_params(
         nnx.eval_shape(lambda: build("vit_s"))
