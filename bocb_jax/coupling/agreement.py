@@ -76,9 +76,7 @@ def compare(table: ScoreTable, other: ScoreTable) -> Agreement:
     frame.insert(0, "other_backbone", list(pairs.values()))
     both = frame[["camp", "other_camp"]].isin(("SGD-like", "adaptive")).all(axis=1)
     decided, same = int(both.sum()), int((frame["camp"] == frame["other_camp"])[both].sum())
-    low, high = (math.nan, math.nan)
-    if decided:
-        low, high = choice.wilson(np.array(same), np.array(decided), 0.95)
+    low, high = choice.wilson(np.array(same), np.array(max(decided, 1)), 0.95)
     return Agreement(
         backbones=frame.rename_axis("backbone"),
         optimizers=tuple(shared),
@@ -86,8 +84,8 @@ def compare(table: ScoreTable, other: ScoreTable) -> Agreement:
         price=correlate(frame["price"], frame["other_price"]),
         decided=decided,
         same_camp=same,
-        same_camp_low=float(low),
-        same_camp_high=float(high),
+        same_camp_low=float(low) if decided else math.nan,
+        same_camp_high=float(high) if decided else math.nan,
     )
 
 
