@@ -9,6 +9,7 @@ import dataclasses
 import errno
 import importlib
 import io
+import logging
 import os
 import select
 import signal
@@ -112,6 +113,8 @@ def run_command(door: Door, arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
             stream.reconfigure(errors="replace")  # a sign that a terminal lacks ends no command
+    for name in ("absl", "asyncio"):  # where Orbax logs at length what we say in a sentence
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         code = door(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()  # a closed pipe shows here at the latest

@@ -51,8 +51,6 @@ def main(arguments: list[str]) -> int:
 def start(config: TrainConfig) -> int:
     """Train a run for the command line, and return the exit code."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    # Orbax logs a damaged file at length through absl; we warn in one line.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
     keep_freed_memory()
     config, said = run_dir.with_other_epochs(run_dir.with_other_devices(config))
     if said:

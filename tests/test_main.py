@@ -1,5 +1,6 @@
 """The `bocb` command: what it dispatches to, and which exit codes its errors become."""
 
+import logging
 import re
 import signal
 import subprocess
@@ -119,3 +120,13 @@ def test_nothing_of_jax_is_loaded_for_the_help():
     code = "import sys; from bocb_jax.__main__ import main; main(['--help'])"
     code += "; assert not {'jax', 'flax', 'rich', 'numpy', 'pandas'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("library", ["absl", "asyncio"])
+def test_what_orbax_logs_of_a_damaged_file_is_left_to_our_sentence(library, caplog):
+    def door(arguments):
+        logging.getLogger(library).error("Task exception was never retrieved")
+        raise UserError("The checkpoint is damaged.")
+
+    assert run_command(door, []) == UserError.exit_code
+    assert not caplog.records
