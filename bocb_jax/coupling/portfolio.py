@@ -70,7 +70,7 @@ def portfolio(
         "k", "optimizers", "mean", "worst", "worst_backbone", "left_out", "left_out_worst",
         "exhaustive",
     ]  # fmt: skip
-    return pandas.DataFrame(rows, columns=columns).set_index("k")
+    return pandas.DataFrame(rows, columns=columns).astype({"k": int}).set_index("k")
 
 
 def _best_set(values: np.ndarray, k: int) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bocb_jax.coupling.analysis import analyze
 from bocb_jax.coupling.score_table import SCORES, ScoreTable
+from bocb_jax.coupling.scores import from_frame
 from bocb_jax.report import markdown, summary
 from bocb_jax.report.heat_map_data import build_heat_map
 from bocb_jax.report.more_runs import Sweep, more_runs
@@ -93,6 +94,18 @@ def check(table):
         assert not BAD.search(line), line
     text = json.dumps(analysis.to_dict(), allow_nan=False)
     assert not re.search(r'"[^"]*\b(None|nan|inf)\b[^"]*"', text)
+
+
+def test_no_optimizer_on_most_backbones():
+    """Then there is no portfolio."""
+    cells = [
+        ("vit_s", "sgd"), ("resnet50", "adamw"), ("vit_s", "adamw"), ("vgg13_bn", "lamb"),
+        ("convnext_t", "lamb"), ("resnet50", "lion"), ("mine", "lion"),
+    ]  # fmt: skip
+    frame = pandas.DataFrame(cells, columns=["backbone", "optimizer"])
+    table = from_frame(frame.assign(accuracy=50.0, seed=0))
+    assert analyze(table, resamples=5).portfolio.empty
+    check(table)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
