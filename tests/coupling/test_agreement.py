@@ -84,7 +84,7 @@ def test_tables_without_anything_in_common_are_refused(paper):
         compare(own, paper)
 
 
-@pytest.mark.parametrize("n", [4, 7, 8, 40])
+@pytest.mark.parametrize("n", [4, 6, 40])
 def test_correlations_equal_scipys(n):
     rng = np.random.default_rng(n)
     x = pandas.Series(rng.normal(size=n)).round(1)  # with ties
@@ -93,7 +93,7 @@ def test_correlations_equal_scipys(n):
     assert found.rho == pytest.approx(stats.spearmanr(x, y).statistic)
     exact = stats.permutation_test(
         (x,), lambda x: stats.spearmanr(x, y).statistic, permutation_type="pairings",
-        n_resamples=50_000 if n < 9 else 999, rng=0,
+        n_resamples=999, rng=0,
     )  # fmt: skip
     # Two-sided there is twice the smaller side, here both sides as they are: the same but for ties.
     assert found.p_value == pytest.approx(exact.pvalue, abs=0.1 if n == 4 else 0.03)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers import tiny_features
 from helpers.filled import PAPER
 
 import bocb_jax
@@ -183,9 +184,8 @@ def test_starts_with_the_weights_of_a_run_of_the_same_seed(name):
 
 def test_streams_go_on_after_a_model_as_if_it_drew_each_tensor_by_itself():
     streams, apart = nnx.Rngs(0, dropout=1), nnx.Rngs(0, dropout=1)
-    settings = {"num_classes": CLASSES, "image_size": 32}
-    model = bocb_jax.create_model("mixer_mini", rngs=streams, **settings)
-    other = MODELS.get("mixer_mini").build(rngs=apart, **settings)
+    model = bocb_jax.create_model("helpers.tiny_features:Net", num_classes=CLASSES, rngs=streams)
+    other = tiny_features.Net(num_classes=CLASSES, rngs=apart)
     for stream in ("params", "dropout"):
         assert streams[stream]() == apart[stream]()
     for a, b in zip(*(jax.tree.leaves(split(m)[1]) for m in (model, other)), strict=True):
