@@ -115,6 +115,8 @@ def run_command(door: Door, arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a sign that a terminal lacks ends no command
     for name in ("absl", "asyncio"):  # where Orbax logs at length what we say in a sentence
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _show_unraisable
     try:
         code = door(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()  # a closed pipe shows here at the latest
@@ -135,6 +137,16 @@ def run_command(door: Door, arguments: list[str] | None = None) -> int:
             raise
         print(f"{error.filename} cannot be used: {error.strerror}.", file=sys.stderr)
         return UserError.exit_code
+
+
+def _show_unraisable(found: "sys.UnraisableHookArgs") -> None:
+    """Print an error that no code could catch, unless it comes of a read that failed before.
+
+    Where one array of a checkpoint is damaged, TensorStore reads on in its threads, and finds that
+    nobody waits any more.
+    """
+    if str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)
 
 
 def usage() -> str:

@@ -130,3 +130,16 @@ def test_what_orbax_logs_of_a_damaged_file_is_left_to_our_sentence(library, capl
 
     assert run_command(door, []) == UserError.exit_code
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"), [("Event loop is closed", False), ("Something else", True)]
+)
+def test_what_a_failed_read_leaves_behind_is_not_shown(message, shown, monkeypatch, capsys):
+    class Left:
+        def __del__(self):
+            raise RuntimeError(message)
+
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    assert run_command(lambda arguments: Left() and 0, []) == 0
+    assert (message in capsys.readouterr().err) == shown
