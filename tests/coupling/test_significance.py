@@ -4,6 +4,7 @@ import itertools
 
 import hypothesis
 import numpy as np
+import pandas
 import pytest
 import scikit_posthocs
 import scipy.stats
@@ -75,10 +76,16 @@ def test_pairwise_tests_agree_with_scipy(seed, rounded, missing):
             difference, zero_method="pratt", method="asymptotic" if tied else "exact"
         )
         assert row["p_value"] == pytest.approx(expected.pvalue)
-    known = found["p_value"].notna()
-    corrected = multipletests(found["p_value"][known], method="holm")[1]
-    assert found["p_holm"][known].to_numpy() == pytest.approx(corrected)
-    assert found["p_holm"][~known].isna().all()
+    corrected = significance.holm(found["p_value"])
+    pandas.testing.assert_series_equal(found["p_holm"], corrected, check_names=False)
+
+
+def test_holms_correction_is_statsmodels():
+    p_values = pandas.Series([0.03, np.nan, 0.001, 0.03, 0.9, 0.02, np.nan, 0.011])
+    known = p_values.notna()
+    corrected = multipletests(p_values[known], method="holm")[1]
+    assert significance.holm(p_values)[known].to_numpy() == pytest.approx(corrected)
+    assert significance.holm(p_values)[~known].isna().all()
 
 
 def test_complete_drops_sparse_optimizers_first():
