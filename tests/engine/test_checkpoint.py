@@ -19,7 +19,7 @@ from bocb_jax.errors import UserError
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def no_coroutines_for_later_tests():
     yield
     gc.collect()

@@ -59,6 +59,6 @@ def sentences(found: Agreement) -> list[str]:
 
 def _told(found: Correlation) -> str:
     return (
-        f"by {found.rho:.2f} (Spearman, {found.n} backbones; 95 percent interval {found.low:.2f} "
-        f"to {found.high:.2f}, {p_text(found.p_value)})"
+        f"by {found.rho:z.2f} (Spearman, {found.n} backbones; 95 percent interval {found.low:z.2f} "
+        f"to {found.high:z.2f}, {p_text(found.p_value)})"
     )
