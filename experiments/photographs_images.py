@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-TRAIN, VALIDATION = 50, 20  # images of a class
 IMAGE = (3, 32, 32)  # channels, rows, columns, as stored
 ROW = 2 + int(np.prod(IMAGE))  # bytes: superclass, class, pixels
 NAMES = ("train.bin", "test.bin", "coarse_label_names.txt", "fine_label_names.txt")
-PARTS = {"train": range(TRAIN), "val": range(TRAIN, TRAIN + VALIDATION)}
+# Of each class: file -> split -> its images.
+PARTS = {"train.bin": {"train": range(50), "val": range(50, 70)}, "test.bin": {"test": range(100)}}
 
 
 def main() -> None:
@@ -31,12 +31,22 @@ def main() -> None:
     if missing := [name for name in NAMES if not (arguments.source / name).is_file()]:
         parser.error(f"{arguments.source} lacks {', '.join(missing)}.")
     coarse, fine = (read_names(arguments.source / name) for name in NAMES[2:])
-    for file, parts in (("train.bin", PARTS), ("test.bin", {"test": None})):
-        rows = np.fromfile(arguments.source / file, np.uint8).reshape(-1, ROW)
+    for file, parts in PARTS.items():
+        content = np.fromfile(arguments.source / file, np.uint8)
+        if len(content) % ROW:
+            parser.error(f"{file} is cut off: {len(content)} bytes are no whole number of images.")
+        rows = content.reshape(-1, ROW)
+        needed = max(numbers.stop for numbers in parts.values())
+        counts = np.bincount(rows[:, 1], minlength=len(fine))
+        if len(counts) > len(fine) or rows[:, 0].max(initial=0) >= len(coarse):
+            parser.error(f"{file} has labels beyond the {len(fine)} and {len(coarse)} names.")
+        if counts.min() < needed:
+            least = fine[counts.argmin()]
+            parser.error(f"{file} has {counts.min()} images of {least}; {needed} are needed.")
         for label, name in enumerate(fine):
             of_class = rows[rows[:, 1] == label]
             for part, numbers in parts.items():
-                for i in range(len(of_class)) if numbers is None else numbers:
+                for i in numbers:
                     folder = arguments.out / part / coarse[of_class[i, 0]]
                     folder.mkdir(parents=True, exist_ok=True)
                     pixels = of_class[i, 2:].reshape(IMAGE).transpose(1, 2, 0)

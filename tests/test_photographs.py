@@ -15,13 +15,13 @@ COARSE = ("carnivores", "fruit")
 
 @pytest.fixture
 def official(tmp_path):
-    """Three classes of 72 training and 3 test images, shuffled: each of one color of its own."""
+    """Three classes of 72 training and 101 test images, shuffled: each of one color of its own."""
     folder = tmp_path / "cifar-100-binary"
     folder.mkdir()
     (folder / "fine_label_names.txt").write_text("\n".join(CLASSES) + "\n")
     (folder / "coarse_label_names.txt").write_text("\n".join(COARSE) + "\n\n")
     rng = np.random.default_rng(0)
-    for name, count in (("train", 72), ("test", 3)):
+    for name, count in (("train", 72), ("test", 101)):
         labels = rng.permutation(np.repeat(np.arange(len(CLASSES)), count))
         seen = dict.fromkeys(range(len(CLASSES)), 0)
         rows = []
@@ -47,7 +47,7 @@ def test_the_first_images_of_each_class_by_superclass(official, tmp_path):
     done = run(official, out)
     assert done.returncode == 0, done.stderr
     counts = {part: len(list((out / part).rglob("*.png"))) for part in ("train", "val", "test")}
-    assert counts == {"train": 3 * 50, "val": 3 * 20, "test": 3 * 3}
+    assert counts == {"train": 3 * 50, "val": 3 * 20, "test": 3 * 100}
     assert sorted(p.name for p in (out / "train").iterdir()) == ["carnivores", "fruit"]
     for part, first, last in (("train", 0, 49), ("val", 50, 69)):
         for i in (first, last):
@@ -64,3 +64,20 @@ def test_nothing_is_written_over(official, tmp_path):
     done = run(tmp_path, tmp_path / "new")
     assert "lacks train.bin, test.bin" in done.stderr
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("train.bin", lambda content: content[:-1], "train.bin is cut off"),
+        ("test.bin", lambda content: content[: 3074 * 120], "are needed"),
+        ("test.bin", lambda content: b"", "test.bin has 0 images of apple; 100 are needed"),
+        ("train.bin", lambda content: b"\x63" + content[1:], "beyond the 3 and 2 names"),
+        ("train.bin", lambda content: content[:1] + b"\x63" + content[2:], "beyond the 3"),
+    ],
+)
+def test_other_files_are_a_sentence(official, tmp_path, file, change, message):
+    (official / file).write_bytes(change((official / file).read_bytes()))
+    done = run(official, tmp_path / "out")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert message in done.stderr

@@ -17,6 +17,7 @@ from bocb_jax.errors import UserError
 from bocb_jax.paper.categories import to_opt
 from bocb_jax.paper.taxonomy import find, to_model
 
+_PREFERENCE = {f"points{end}": f"preference{end}" for end in ("", "_low", "_high")}
 _LABELINGS = 50_000  # up to so many orders, all are tried; 8! are 40,320
 
 
@@ -37,8 +38,9 @@ class Agreement:
 
     # Index: backbones of the first table, in its order. Columns, each with its twin "other_...":
     # backbone (as its table names it), preference (median of the SGD-like minus median of the
-    # adaptive), camp, general (the optimizer that general advice names), price (of that advice).
-    # Prices are NaN for fewer backbones than `costs.LEAST_BACKBONES`.
+    # adaptive), camp, general (the optimizer that general advice names), price (of that advice);
+    # preference_low and _high (95 percent), price_low and _high (90), NaN where the noise is not
+    # known. Prices are NaN for fewer backbones than `costs.LEAST_BACKBONES`.
     backbones: pandas.DataFrame
     optimizers: tuple[str, ...]  # in common, in the order of the first table
     preference: Correlation | None  # of `preference`; None for fewer than four known pairs
@@ -61,25 +63,23 @@ def compare(table: ScoreTable, other: ScoreTable) -> Agreement:
     Raises:
       UserError: fewer than two backbones or two optimizers are in both.
     """
-    pairs = _pairs(table.backbones, other.backbones)
-    theirs = {to_opt(name): name for name in other.optimizers}
-    shared = [name for name in table.optimizers if to_opt(name) in theirs]
-    if len(pairs) < 2 or len(shared) < 2:
+    pairs, optimizers = _common(table, other)
+    if not _is_enough(pairs, optimizers):
         raise UserError(
-            f"The tables share {len(pairs)} backbones and {len(shared)} optimizers; to compare "
+            f"The tables share {len(pairs)} backbones and {len(optimizers)} optimizers; to compare "
             "them takes two of each."
         )
-    ours = _told(table.select(shared, pairs))
-    told = _told(other.select([theirs[to_opt(name)] for name in shared], pairs.values()))
-    twin = told.reindex(list(pairs.values())).set_axis(list(pairs)).add_prefix("other_")
-    frame = ours.reindex(list(pairs)).join(twin)
+    ours = _told(table.select(optimizers, pairs))
+    theirs = _told(other.select(optimizers.values(), pairs.values()))
+    theirs = theirs.reindex(list(pairs.values())).set_axis(list(pairs)).add_prefix("other_")
+    frame = ours.reindex(list(pairs)).join(theirs)
     frame.insert(0, "other_backbone", list(pairs.values()))
     both = frame[["camp", "other_camp"]].isin(("SGD-like", "adaptive")).all(axis=1)
     decided, same = int(both.sum()), int((frame["camp"] == frame["other_camp"])[both].sum())
     low, high = choice.wilson(np.array(same), np.array(max(decided, 1)), 0.95)
     return Agreement(
         backbones=frame.rename_axis("backbone"),
-        optimizers=tuple(shared),
+        optimizers=tuple(optimizers),
         preference=correlate(frame["preference"], frame["other_preference"]),
         price=correlate(frame["price"], frame["other_price"]),
         decided=decided,
@@ -96,16 +96,12 @@ def beside_paper(table: ScoreTable) -> Agreement | None:
       None where the scores are no accuracies or are the paper's own, or where fewer than two
       backbones or two optimizers are in both.
     """
-    paper = from_published("cifar100")
     if not table.is_accuracy:
         return None
-    pairs = _pairs(table.backbones, paper.backbones)
-    if list(pairs) == list(pairs.values()):  # columns of the paper
+    paper = from_published("cifar100")
+    if table.source == paper.source or not _is_enough(*_common(table, paper)):
         return None
-    try:
-        return compare(table, paper)
-    except UserError:
-        return None
+    return compare(table, paper)
 
 
 def correlate(x: pandas.Series, y: pandas.Series, *, draws: int = 20_000) -> Correlation | None:
@@ -149,6 +145,17 @@ def _permuted(first: np.ndarray, second: np.ndarray, rho: float, draws: int) -> 
     return float((1 + (np.abs(second[orders] @ first) >= abs(rho) - 1e-9).sum()) / (1 + draws))
 
 
+def _common(table: ScoreTable, other: ScoreTable) -> tuple[dict[str, str], dict[str, str]]:
+    """Return backbones and optimizers that both tables have: name in the first -> in the other."""
+    theirs = {to_opt(name): name for name in other.optimizers}
+    shared = {name: theirs[to_opt(name)] for name in table.optimizers if to_opt(name) in theirs}
+    return _pairs(table.backbones, other.backbones), shared
+
+
+def _is_enough(pairs: dict[str, str], optimizers: dict[str, str]) -> bool:
+    return min(len(pairs), len(optimizers)) >= 2
+
+
 def _pairs(backbones: list[str], others: list[str]) -> dict[str, str]:
     """Return the partner of each backbone that has one; no partner is taken twice."""
     known = {to_model(name): name for name in reversed(others)} | {name: name for name in others}
@@ -163,12 +170,10 @@ def _pairs(backbones: list[str], others: list[str]) -> dict[str, str]:
 
 
 def _told(table: ScoreTable) -> pandas.DataFrame:
-    """Return what a table says of each backbone: preference, camp, general, price."""
+    """Return what a table says of each backbone, as `Agreement.backbones` has it."""
     noise = estimate_noise(table)
     found = camps.preference(table, contrasts.category_of(table.optimizers), noise)
-    frame = found[["points", "camp"]].rename(columns={"points": "preference"})
     costs = choice.price(table, features_of(table.backbones)["family"], noise)
     general = costs["general"].map(to_opt, na_action="ignore")
-    return frame.assign(
-        general=general.reindex(frame.index), price=costs["price"].reindex(frame.index)
-    )
+    told = found.join(costs.assign(general=general)).rename(columns=_PREFERENCE)
+    return told[[*_PREFERENCE.values(), "camp", "general", "price", "price_low", "price_high"]]

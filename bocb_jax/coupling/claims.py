@@ -250,7 +250,7 @@ def _carries_over(analysis: Analysis) -> Finding:
         for side in (1, -1)
     )
     figure = (
-        f"Rank correlation {own:.2f} over {len(optimizers)} optimizers on {len(backbones)} "
+        f"Rank correlation {own:z.2f} over {len(optimizers)} optimizers on {len(backbones)} "
         f"{'backbone' if len(backbones) == 1 else 'backbones'} ({p_text(p_value)})."
     )
     return Finding(figure, len(optimizers), _verdict(p_value, reverse), detail)

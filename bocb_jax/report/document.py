@@ -112,7 +112,7 @@ def format_value(
     if not math.isfinite(value):
         return "∞" if value > 0 else "-∞"
     if kind == "int":
-        return f"{value:g}"
+        return f"{value:.10g}"
     if kind == "p":
         return "< 0.0001" if value < 1e-4 else f"{value:.3f}" if value >= 0.001 else f"{value:.4f}"
     if kind == "rate":

@@ -9,6 +9,7 @@ import numpy as np
 import pandas
 
 from bocb_jax.coupling.result import Analysis
+from bocb_jax.coupling.rounding import significant
 from bocb_jax.coupling.score_table import ScoreTable
 from bocb_jax.report.document import format_value
 from bocb_jax.report.style import MARK_SIGNS, ONE_SEED_SIGN, colour_steps, ink_on, label
@@ -138,16 +139,16 @@ def _measures(table: ScoreTable, grids: _Grids) -> tuple[Measure, ...]:
     shade = _colours(grids.regret, behind, "s", missing, grids.failed)
     ends = [-end for end in sizes[::-1]] + sizes
     tilt = _colours(grids.coupling, ends, "d", missing)
-    steps = [_short(table.distances(end)) for end in (0, *behind)]
+    steps = [significant(table.distances(end)) for end in (0, *behind)]
     shade_legend = [
         *((f"s{i}", f"{low} to {high}") for i, (low, high) in enumerate(itertools.pairwise(steps))),
         ("s8", f"over {steps[-1]} {unit} behind"),
         ("failed", "every run failed"),
     ]
     tilt_legend = [
-        ("d0", f"under {_short(table.distances(-sizes[-1]))} {unit}"),
+        ("d0", f"under {significant(table.distances(-sizes[-1]))} {unit}"),
         ("d5", "none"),
-        ("d10", f"over {_short(table.distances(sizes[-1]))}"),
+        ("d10", f"over {significant(table.distances(sizes[-1]))}"),
     ]
 
     plain = [[""] * len(line) for line in shade]
@@ -254,7 +255,7 @@ def _facts(
     facts = [("score", format_value(grids.scores[o, b]) + unit), ("n", f"{len(known)}")]
     if len(known) > 1:
         facts.append(("std over seeds", format_value(float(known.std()))))
-        facts.append(("lowest to highest", f"{known.min():.2f} to {known.max():.2f}"))
+        facts.append(("lowest to highest", f"{known.min():z.2f} to {known.max():z.2f}"))
         seeds = [f"{seed}" for seed in runs["seed"].head(8)]
         facts.append(("seeds", ", ".join(seeds) + (", ..." if len(runs) > 8 else "")))
     for column, name in (("learning_rate", "learning rate"), ("weight_decay", "weight decay")):
@@ -316,7 +317,3 @@ def _largest(values: np.ndarray) -> float:
 
 def _rounded(value: float, digits: int) -> float | None:
     return float(f"{value:.{digits}g}") if np.isfinite(value) else None
-
-
-def _short(value: float) -> str:
-    return f"{value:.3g}"

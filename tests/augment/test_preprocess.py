@@ -30,7 +30,7 @@ DEIT = Augmentation(
 )
 DEIT_3 = Augmentation(pad=4, flip=True, three_augment=True, color_jitter=0.3)
 POLICIES = {"digits": DIGITS, "pytorch": PYTORCH, "deit": DEIT, "deit 3": DEIT_3}
-LARGE = ("deit", "deit 3")  # programs
+LARGE = ("deit", "deit 3")  # which take long to compile
 
 
 @functools.cache

@@ -80,8 +80,11 @@ def test_pairwise_tests_agree_with_scipy(seed, rounded, missing):
     pandas.testing.assert_series_equal(found["p_holm"], corrected, check_names=False)
 
 
-def test_holms_correction_is_statsmodels():
-    p_values = pandas.Series([0.03, np.nan, 0.001, 0.03, 0.9, 0.02, np.nan, 0.011])
+@pytest.mark.parametrize("count", [1, 8, 40])
+def test_holms_correction_is_statsmodels(count):
+    rng = np.random.default_rng(count)
+    p_values = pandas.Series(rng.beta(0.3, 1, count).round(3))  # with ties, and ones
+    p_values = p_values.where(p_values.index % 5 != 3)
     known = p_values.notna()
     corrected = multipletests(p_values[known], method="holm")[1]
     assert significance.holm(p_values)[known].to_numpy() == pytest.approx(corrected)

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from bocb_jax.coupling.rounding import significant
 from bocb_jax.errors import UserError
 from bocb_jax.patterns.spectra import ALPHA_THRESHOLDS, COMPONENTS
 from bocb_jax.report.style import FAILED, FAINT, INK, colour_steps, figure, house_style, label, save
@@ -80,7 +81,8 @@ def draw(
         axes.set_xlim(x[0] - 0.01 * len(x), x[-1] + 0.01 * len(x))
         axes.set_xlabel(
             "layer, from the input to the output\n"
-            f"a row spans {low:.3g} to {top:.3g}, triangles: above that; {legend}",
+            f"a row spans {significant(low)} to {significant(top)}, "
+            f"triangles: above that; {legend}",
             fontsize=8,
         )
         axes.set_title(_TITLES.get(metric, metric), fontsize=9)

@@ -16,13 +16,13 @@ def build(analysis: Analysis) -> Section:
     columns = (
         ("backbone", "backbone", "text"),
         ("other_backbone", "name in the paper", "text"),
-        ("preference", "lead of SGD-like optimizers", "number", "over adaptive, medians in points"),
+        ("preference", "lead of SGD-like optimizers", "interval", "over adaptive: medians"),
         ("other_preference", "lead in the paper", "number"),
         ("camp", "who leads", "text"),
         ("other_camp", "who leads in the paper", "text"),
         ("general", "general advice", "text", "the optimizer that is best on other families"),
         ("other_general", "advice in the paper", "text"),
-        ("price", "its price", "number", "points behind the best"),
+        ("price", "its price", "interval", "points behind the best"),
         ("other_price", "price in the paper", "number"),
     )
     caption = (
